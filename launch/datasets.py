@@ -1,0 +1,91 @@
+"""Data for the demo, the examples and the benchmarks: bundled, or read from a user's folder in its standard format."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stepahead.pipeline import UsageError, seed_for
+
+__all__ = ["Dataset", "digits", "minibatches", "mnist", "read_idx"]
+
+IDX_UNSIGNED_BYTE = 0x08
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Samples with labels, for training and for testing."""
+
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+
+
+def digits() -> Dataset:
+    """Return scikit-learn's handwritten digits: 1,797 real images of 8x8, a fifth of them for testing."""
+    try:
+        from sklearn.datasets import load_digits  # pyright: ignore  # scikit-learn has no annotations
+    except ImportError:
+        raise UsageError("the digits come with scikit-learn; pip install 'stepahead[data]'") from None
+    bunch = load_digits()  # pyright: ignore
+    images = torch.tensor(bunch.data, dtype=torch.float32) / 16  # pyright: ignore
+    labels = torch.tensor(bunch.target, dtype=torch.int64)  # pyright: ignore
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    test, train = order[: len(order) // 5], order[len(order) // 5 :]
+    return Dataset((images[train], labels[train]), (images[test], labels[test]))
+
+
+def mnist(folder: Path) -> Dataset:
+    """Return MNIST, or a set in its format, from a folder with the four idx files, gzipped or not; values in [0, 1]."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    for prefix in ("train", "t10k"):
+        images = read_idx(_find(folder, f"{prefix}-images-idx3-ubyte"))
+        labels = read_idx(_find(folder, f"{prefix}-labels-idx1-ubyte"))
+        if len(images) != len(labels):
+            raise UsageError(f"{folder}: {prefix} has {len(images)} images and {len(labels)} labels")
+        parts.append((images.unsqueeze(1).float() / 255, labels.long()))
+    return Dataset(parts[0], parts[1])
+
+
+def read_idx(path: Path) -> Tensor:
+    """Return the tensor in an idx file of unsigned bytes."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise UsageError(f"{path} is not a whole gzip file: {error}") from None
+    if len(content) < 4 or content[:3] != bytes([0, 0, IDX_UNSIGNED_BYTE]):
+        raise UsageError(f"{path} is not an idx file of unsigned bytes: it starts with {content[:4].hex() or 'nothing'}")
+    dimensions = content[3]
+    header = 4 + 4 * dimensions
+    if len(content) < header:
+        raise UsageError(f"{path} ends inside its header, after {len(content)} bytes")
+    shape = struct.unpack(f">{dimensions}I", content[4:header])
+    if len(content) != header + math.prod(shape):
+        raise UsageError(f"{path} says shape {list(shape)}, {math.prod(shape)} bytes, and has {len(content) - header}")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).reshape(shape)
+
+
+def minibatches(
+    data: tuple[Tensor, Tensor], size: int, *, seed: int = 0, epochs: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield shuffled batches, epoch after epoch, without end if none is given; the last of an epoch may be shorter."""
+    samples, labels = data
+    epoch = 0
+    while epochs is None or epoch < epochs:
+        generator = torch.Generator().manual_seed(seed_for(seed, "epoch", epoch))
+        for rows in torch.randperm(len(samples), generator=generator).split(size):
+            yield samples[rows], labels[rows]
+        epoch += 1
+
+
+def _find(folder: Path, name: str) -> Path:
+    for candidate in (folder / name, folder / f"{name}.gz"):
+        if candidate.exists():
+            return candidate
+    raise UsageError(f"there is no {name} or {name}.gz in {folder}")

@@ -1,0 +1,99 @@
+"""Progress of a run: a bar on a terminal, a plain line from time to time everywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from stepahead.pipeline import StepReport
+
+__all__ = ["Track"]
+
+
+class Track:
+    """Passes a run's reports on and shows how far it is.
+
+    Example:
+        track = Track(reference.train(batches, steps=600), total=600)
+        for report in track:
+            if report.step % 100 == 99:
+                track.note(accuracy=reference.evaluate(test)["accuracy"])
+    """
+
+    def __init__(
+        self,
+        reports: Iterable[StepReport],
+        total: int,
+        *,
+        title: str = "",
+        console: Console | None = None,
+        every_seconds: float = 5.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.reports = reports
+        self.total = total
+        self.title = title
+        self.console = console or Console()
+        self.every_seconds = every_seconds
+        self.now = now
+        self._notes: dict[str, float] = {}
+        self._samples = 0
+        self._loss: float | None = None
+
+    def note(self, **figures: float) -> None:
+        """Show these figures beside the loss from now on."""
+        self._notes |= figures
+
+    def __iter__(self) -> Iterator[StepReport]:
+        # what FORCE_COLOR says is about colour: a pipe must never get cursor movements
+        live = self.console.file.isatty() and not self.console.is_dumb_terminal
+        yield from self._with_bar() if live else self._with_lines()
+
+    def _with_bar(self) -> Iterator[StepReport]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[figures]}"),
+        )
+        with Progress(*columns, console=self.console, expand=True, auto_refresh=False) as bar:
+            task = bar.add_task(self.title, total=self.total, figures="")
+            start = drawn = self.now()
+            done = 0
+            for done, report in enumerate(self.reports, start=1):
+                self._take(report)
+                yield report
+                if self.now() - drawn > 0.1:
+                    drawn = self.now()
+                    self._draw(bar, task, done, drawn - start)
+            self._draw(bar, task, done, self.now() - start)
+
+    def _draw(self, bar: Progress, task: TaskID, done: int, seconds: float) -> None:
+        bar.update(task, completed=done, figures=self._figures(done, seconds), refresh=True)
+
+    def _with_lines(self) -> Iterator[StepReport]:
+        start = printed = self.now()
+        for done, report in enumerate(self.reports, start=1):
+            self._take(report)
+            yield report
+            if self.now() - printed >= self.every_seconds or done == self.total:
+                printed = self.now()
+                words = [self.title, f"{done}/{self.total}", self._figures(done, printed - start)]
+                self.console.print(" ".join(word for word in words if word), highlight=False, soft_wrap=True)
+
+    def _take(self, report: StepReport) -> None:
+        self._samples += report.samples
+        # the mean over the last ten or so: one batch says little
+        self._loss = report.loss if self._loss is None else self._loss + (report.loss - self._loss) / 10
+
+    def _figures(self, done: int, seconds: float) -> str:
+        words = [] if self._loss is None else [f"loss {self._loss:.4f}"]
+        words += [f"{name} {figure:.4f}" for name, figure in self._notes.items()]
+        if seconds > 0:
+            left = seconds / max(done, 1) * (self.total - done)
+            words += [f"{self._samples / seconds:,.0f}/s", f"eta {timedelta(seconds=round(left))}"]
+        return " ".join(words)

@@ -1,0 +1,92 @@
+"""Where to cut a chain of layers: by count, by name, by measured cost.
+
+A cut is the tuple of the groups' sizes: (2, 3) puts two layers into the first group and three into the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+from .errors import CutError, did_you_mean
+
+__all__ = ["Cut", "cut_at", "cut_by_cost", "cut_by_count"]
+
+Cut = tuple[int, ...]
+
+
+def cut_by_count(layers: int, stages: int) -> Cut:
+    """Cut into groups of as equal a number of layers as can be; the first ones take what is left over."""
+    _check_stages(layers, stages)
+    size, left_over = divmod(layers, stages)
+    return tuple(size + (stage < left_over) for stage in range(stages))
+
+
+def cut_at(names: Sequence[str], starts: Sequence[str | int]) -> Cut:
+    """Cut before each of the named (or numbered) layers."""
+    positions = [_position(names, start) for start in starts]
+    edges = [0, *positions, len(names)]
+    if any(later <= earlier for earlier, later in pairwise(edges)):
+        raise CutError(
+            f"cut points {list(starts)} leave an empty group: each must come after the one before it, "
+            f"and the first after layer {names[0]!r}"
+        )
+    return tuple(later - earlier for earlier, later in pairwise(edges))
+
+
+def cut_by_cost(costs: Sequence[float], stages: int, predictors: Sequence[float] | None = None) -> Cut:
+    """Cut so that the slowest group is as fast as it can be.
+
+    Args:
+        costs: What each layer costs in a step: forward, backward and optimizer.
+        stages: The number of groups.
+        predictors: What a predictor at each layer's output would cost; every group but the last pays one.
+    """
+    layers = len(costs)
+    _check_stages(layers, stages)
+    predictors = predictors or [0.0] * layers
+    before = [0.0, *accumulate(costs)]
+
+    def group_cost(start: int, end: int) -> float:
+        return before[end] - before[start] + (predictors[end - 1] if end < layers else 0.0)
+
+    # best[end]: the slowest group, then the sum of squares, of the best cut of the first `end` layers so far
+    best = [(0.0, 0.0)] + [(float("inf"), 0.0)] * layers
+    starts: list[list[int]] = []
+    for stage in range(1, stages + 1):
+        row, chosen = [(float("inf"), 0.0)] * (layers + 1), [0] * (layers + 1)
+        for end in range(stage, layers - (stages - stage) + 1):
+            for start in range(stage - 1, end):
+                cost, (slowest, squares) = group_cost(start, end), best[start]
+                candidate = (max(slowest, cost), squares + cost * cost)
+                if candidate < row[end]:
+                    row[end], chosen[end] = candidate, start
+        best = row
+        starts.append(chosen)
+    return _walk_back(starts, layers)
+
+
+def _walk_back(starts: list[list[int]], layers: int) -> Cut:
+    sizes: list[int] = []
+    end = layers
+    for chosen in reversed(starts):
+        sizes.append(end - chosen[end])
+        end = chosen[end]
+    return tuple(reversed(sizes))
+
+
+def _position(names: Sequence[str], start: str | int) -> int:
+    if isinstance(start, int):
+        if not 0 < start < len(names):
+            raise CutError(f"cut point {start} is outside 1..{len(names) - 1}, the places between {len(names)} layers")
+        return start
+    if start not in names:
+        raise CutError(f"there is no layer {start!r} to cut before; {did_you_mean(start, names)}")
+    return list(names).index(start)
+
+
+def _check_stages(layers: int, stages: int) -> None:
+    if stages < 1:
+        raise CutError(f"cannot cut into {stages} stages; use at least 1")
+    if stages > layers:
+        raise CutError(f"cannot cut {layers} layers into {stages} stages; use at most {layers}")

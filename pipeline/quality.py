@@ -1,0 +1,63 @@
+"""How good a predictor is: its predictions beside the gradients that came later, as running averages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Quality", "QualityReading"]
+
+ROWS = 64
+"""How many rows of a batch are looked at: plenty for an average, and little beside the predictor's own work."""
+
+
+@dataclass(frozen=True, slots=True)
+class QualityReading:
+    """What the averages say now."""
+
+    cosine: float
+    """Of the angle between predictions and gradients: 1 is the same direction."""
+    relative_error: float
+    """Length of the error over the length of the gradient: 1 is as good as predicting zero."""
+    sign_error: float
+    """Share of the gradients' components, zeros left out, whose sign the prediction does not have."""
+    updates: int
+    """How many batches have been looked at."""
+
+
+class Quality:
+    """Running averages of a predictor's quality; one update costs a few reductions over at most `ROWS` rows.
+
+    The sums are averaged, not the ratios, and stay on the device: nothing waits until somebody reads.
+    """
+
+    def __init__(self, *, memory: int = 50) -> None:
+        self.memory = memory
+        self.updates = 0
+        self._sums: Tensor | None = None
+
+    @torch.no_grad()
+    def update(self, prediction: Tensor, gradient: Tensor) -> None:
+        """Take in one batch of predictions and the gradients that they should have been."""
+        stride = max(1, len(gradient) // ROWS)
+        p, g = prediction[::stride].flatten().float(), gradient[::stride].flatten().float()
+        sums = torch.stack([p @ g, p @ p, g @ g, ((p * g > 0).sum()).float(), g.count_nonzero().float()])
+        self.updates += 1
+        if self._sums is None:
+            self._sums = sums
+        else:
+            self._sums.lerp_(sums, max(1 / self.updates, 1 / self.memory))
+
+    def read(self) -> QualityReading | None:
+        """Return the averages, or None before the first batch."""
+        if self._sums is None:
+            return None
+        dot, pp, gg, same_sign, counted = (float(value) for value in self._sums)
+        return QualityReading(
+            cosine=dot / (pp * gg) ** 0.5 if pp * gg > 0 else 0.0,
+            relative_error=(max(pp - 2 * dot + gg, 0.0) / gg) ** 0.5 if gg > 0 else 0.0,
+            sign_error=1 - same_sign / counted if counted else 0.0,
+            updates=self.updates,
+        )

@@ -1,0 +1,170 @@
+"""Signals: what a stage steps on.
+
+One interface covers the paper's table of methods. A signal gives the gradient at its group's output, and says
+honestly what it must wait for. What comes back later can teach it.
+
+    signal       gradient at h                           waits for                taught by
+    Loss         of the loss itself (the last stage)     nothing                  -
+    Locked       the gradient from the stage below       that gradient            -
+    Synthetic    a predictor's guess                     nothing                  lagged gradients
+    Blend        lambda true + (1 - lambda) synthetic    the gradient from below  that gradient
+    Probe        of a local classifier's loss            nothing                  the label, at once
+    Silent       none: the group keeps its weights       nothing                  -
+
+Activations and gradients are single tensors here, detached from any graph; a signal returns detached tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from .errors import LabelError, UsageError
+from .quality import QualityReading
+
+__all__ = [
+    "Locked",
+    "Loss",
+    "LossFunction",
+    "Needs",
+    "OptimizerRecipe",
+    "ScheduleRecipe",
+    "Signal",
+    "SignalRecipe",
+    "Silent",
+    "apply_loss",
+    "arrived",
+    "locked",
+    "silent",
+]
+
+LossFunction = Callable[[Tensor, Any], Tensor]
+OptimizerRecipe = Callable[[Iterable[nn.Parameter]], Optimizer]
+ScheduleRecipe = Callable[[Optimizer], LRScheduler]
+
+
+IGNORED = -100
+"""The label of a place that torch's losses leave out."""
+
+
+class Needs(Enum):
+    """What a signal must wait for before it can give its gradient."""
+
+    NOTHING = "nothing"
+    OUTPUT_ERROR = "the error at the model's output"
+    GRADIENT = "the gradient from the stage below"
+
+
+class Signal(nn.Module):
+    """The interface: give a gradient, and learn from what comes later."""
+
+    needs: ClassVar[Needs] = Needs.NOTHING
+    passes_truth: ClassVar[bool] = False
+    """Whether its gradient is the true one, given that what it waited for was."""
+    classes: int | None = None
+    """Labels must be below this, where the signal reads them as classes."""
+    loss: Tensor | None = None
+    """The objective of the last call, where the signal has one."""
+
+    def gradient(self, h: Tensor, y: Tensor | None, waited: Tensor | None = None) -> Tensor | None:
+        """Return the gradient at `h`, or None to leave the group as it is; `waited` is what `needs` names."""
+        raise TypeError(f"{type(self).__name__} must define gradient()")
+
+    @property
+    def quality(self) -> QualityReading | None:
+        """How good its guesses are, where it guesses and has been told."""
+        return None
+
+    def wants(self, step: int) -> bool:
+        """Return whether `learn` will be called with a gradient for this step's batch."""
+        return False
+
+    def learn(self, h: Tensor, y: Tensor | None, delta: Tensor, step: int) -> None:
+        """Learn from `delta`, the gradient at `h` that came later."""
+
+    def term(self, h: Tensor, y: Tensor | None) -> Tensor | None:
+        """Return a loss of the group's own, to be differentiated through `h` (here attached to its graph)."""
+        return None
+
+    def check_label(self, y: Tensor | None) -> None:
+        """Refuse a label outside the classes."""
+        if self.classes is None or y is None or y.is_floating_point() or y.numel() == 0:
+            return
+        low, high = (int(value) for value in y.aminmax())
+        if low < 0:
+            low = int(y.masked_fill(y == IGNORED, 0).min())
+        if low < 0 or high >= self.classes:
+            wrong = low if low < 0 else high
+            raise LabelError(f"label {wrong} is outside the {self.classes} classes 0..{self.classes - 1}")
+
+
+SignalRecipe = Callable[[Tensor, Tensor | None], Signal]
+"""Makes a stage's signal from an example of its output and of the label."""
+
+
+class Loss(Signal):
+    """The last stage's signal: the true gradient of the loss."""
+
+    passes_truth = True
+
+    def __init__(self, function: LossFunction) -> None:
+        super().__init__()
+        if isinstance(function, nn.Module) and next(function.parameters(), None) is not None:
+            raise UsageError("the loss has parameters that nothing would train; make them part of the last layer")
+        self.function = function
+
+    def gradient(self, h: Tensor, y: Tensor | None, waited: Tensor | None = None) -> Tensor:
+        h = h.detach().requires_grad_()
+        loss = apply_loss(self.function, h, y)
+        self.loss = loss.detach()
+        return torch.autograd.grad(loss, h)[0]
+
+
+class Locked(Signal):
+    """Plain backprop: wait for the gradient from the stage below."""
+
+    needs = Needs.GRADIENT
+    passes_truth = True
+
+    def gradient(self, h: Tensor, y: Tensor | None, waited: Tensor | None = None) -> Tensor:
+        return arrived(waited)
+
+
+class Silent(Signal):
+    """No signal: the group keeps the weights that it was born with."""
+
+    def gradient(self, h: Tensor, y: Tensor | None, waited: Tensor | None = None) -> None:
+        return None
+
+
+def apply_loss(function: LossFunction, h: Tensor, y: Tensor | None) -> Tensor:
+    """Return the loss, after checking that it is one number and that the labels suit it."""
+    try:
+        loss = function(h, y)
+    except IndexError as error:
+        raise LabelError(f"the loss refuses a label for an output of shape {list(h.shape)}: {error}") from error
+    if loss.dim() != 0:
+        raise UsageError(f"the loss returned shape {list(loss.shape)}; it must be one number: take the mean")
+    return loss
+
+
+def locked(h: Tensor, y: Tensor | None) -> Signal:
+    """The recipe of `Locked`."""
+    return Locked()
+
+
+def silent(h: Tensor, y: Tensor | None) -> Signal:
+    """The recipe of `Silent`."""
+    return Silent()
+
+
+def arrived(waited: Tensor | None) -> Tensor:
+    """Return what a signal waited for; to be asked before it came is a mistake of the caller."""
+    assert waited is not None, "this signal was asked for its gradient before what it needs had come"
+    return waited

@@ -1,0 +1,372 @@
+"""A stage: a group of layers, its signal, its optimizer. The whole algorithm of one step is here.
+
+    on Activation(t) from above:
+      [1] h = group(input)                        with draws keyed by (seed, stage, t)
+      [2] yield Activation(t, h)                  before the backward pass: the stage below must not wait for it
+      [3] d = signal.gradient(h, label)           at once; a locked signal gives it only at [6]
+      [4] backward from h with d
+      [5] yield Gradient(t, d input)              what our signal says about our input: the stage above learns from it
+          optimizer step
+    on Gradient(t) from below:
+      [6] a locked signal: [4] and [5] with this gradient
+      [7] signal.learn(h(t), label(t), gradient)  lagged gradients refine the predictor
+
+A stage knows no process and no clock. Its methods yield what is to be sent as soon as it can be sent; whoever
+drives it sends that, and must run each of them to its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from .errors import CutError, LabelError, MessageError, NonFiniteError
+from .finite import count_non_finite, is_finite
+from .groups import Group
+from .messages import Activation, Gradient, GradientKind, Message, TensorSpec, edge_name
+from .quality import QualityReading
+from .randomness import keyed
+from .signals import Needs, Signal
+
+__all__ = ["NonFinitePolicy", "Span", "Stage", "StageStatistics"]
+
+NonFinitePolicy = Literal["stop", "skip"]
+Span = Callable[[str], AbstractContextManager[None]]
+"""Wraps the parts of a step, so that whoever drives the stage can time them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageStatistics:
+    """What a stage has done so far."""
+
+    steps: int
+    """Batches that have come in."""
+    loss: float | None
+    """The signal's objective on the last batch: the loss itself at the last stage."""
+    gradient_norm: float | None
+    """Length of the group's gradient on the last batch, before clipping."""
+    skipped: int
+    """Batches passed over because something in them was not finite."""
+    unanswered: int
+    """Batches whose gradient has not come back yet."""
+    quality: QualityReading | None
+    """How good the signal's guesses are."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What a batch leaves behind until its gradient comes."""
+
+    h_in: Tensor | None
+    """None once the stage has stepped: only the signal still needs the batch."""
+    h_out: Tensor
+    label: Tensor | None
+
+
+class Stage:
+    """One group of a model's layers with all that it needs to train itself.
+
+    Args:
+        group: The layers.
+        signal: What the group steps on.
+        optimizer: The group's optimizer, or None to leave its weights as they are.
+        schedule: A learning rate schedule for it.
+        clip: The most that the norm of the group's gradient may be.
+        index: Which stage this is, counted from the one that gets the data.
+        stages: How many there are.
+        seed: The run's seed: draws are keyed by it, the index and the step.
+        on_non_finite: What NaN or infinity does: "stop" raises, "skip" passes the batch over.
+        span: Wraps the parts of a step.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        signal: Signal,
+        optimizer: Optimizer | None,
+        *,
+        schedule: LRScheduler | None = None,
+        clip: float | None = None,
+        index: int = 0,
+        stages: int = 1,
+        seed: int = 0,
+        device: torch.device | None = None,
+        on_non_finite: NonFinitePolicy = "stop",
+        span: Span = lambda name: nullcontext(),
+    ) -> None:
+        self.group = group
+        self.signal = signal
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.clip = clip
+        self.index = index
+        self.stages = stages
+        self.seed = seed
+        self.device = device or torch.device("cpu")
+        self.on_non_finite: NonFinitePolicy = on_non_finite
+        self.span = span
+        self.step = 0
+        self.skipped = 0
+        self.above = edge_name(index - 1, index)
+        self.below = edge_name(index, index + 1)
+        self._kept: dict[int, _Batch | None] = {}
+        self._specs: dict[str, TensorSpec] = {}
+        self._norm: Tensor | None = None
+        if optimizer is None:
+            group.requires_grad_(False)
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.stages - 1
+
+    @property
+    def waits(self) -> bool:
+        """Whether the group steps only when the gradient from below has come."""
+        return self.signal.needs is Needs.GRADIENT
+
+    def step_ahead(self, activation: Activation) -> Iterator[Message]:
+        """Run a batch forward, and unless the signal must wait, backward and through the optimizer."""
+        self._check_turn(activation)
+        h_in, label = self._receive(activation)
+        step, self.step = self.step, self.step + 1
+        buffers = self._copy_buffers()
+        if sound := self._admit(h_in, "the activation from above", step):
+            h_out = self._forward(h_in, step)
+            sound = self._admit(h_out, "its activation", step)
+        else:  # its shape is all that the stages below need, to pass the batch over like us
+            h_out = torch.full_like(self._forward_only(h_in, step), torch.nan)
+        if not self.is_last:
+            yield Activation(edge=self.below, step=step, tensors=(h_out.detach(),), label=label)
+        batch = _Batch(h_in, h_out, label)
+        if not sound:
+            self._restore_buffers(buffers)
+            self._keep(step, None)
+            yield from self._pass_over(step, h_in)
+        elif self.waits:
+            self._keep(step, batch)
+        else:
+            self._keep(step, _Batch(None, h_out.detach(), label) if self.signal.wants(step) else None)
+            yield from self._descend(step, batch, None)
+
+    def learn(self, gradient: Gradient) -> Iterator[Message]:
+        """Use the gradient of an earlier batch: to refine the signal, and to step if that waited for it."""
+        step = gradient.step
+        batch = self._take(gradient)
+        if batch is None:
+            return
+        delta = gradient.tensors[0].to(self.device)
+        if not self._admit(delta, "the gradient from below", step):
+            if self.waits:
+                yield from self._pass_over(step, batch.h_in)
+            return
+        if self.waits:
+            yield from self._descend(step, batch, delta, gradient.kind)
+        if self.signal.wants(step):
+            with self.span("learn"):
+                self.signal.learn(batch.h_out.detach(), batch.label, delta, step)
+
+    def evaluate(self, activation: Activation) -> Activation:
+        """Run a batch of an evaluation: in eval mode, without a graph, leaving the stage as it was."""
+        h_in = activation.tensors[0].to(self.device)
+        h_out = self._forward_only(h_in, activation.step)
+        return Activation(
+            edge=self.below, step=activation.step, tensors=(h_out,), label=activation.label, training=False
+        )
+
+    def statistics(self) -> StageStatistics:
+        """Return what the stage has done so far; reading it waits for the device."""
+        return StageStatistics(
+            steps=self.step,
+            loss=None if self.signal.loss is None else float(self.signal.loss),
+            gradient_norm=None if self._norm is None else float(self._norm),
+            skipped=self.skipped,
+            unanswered=len(self._kept),
+            quality=self.signal.quality,
+        )
+
+    def _descend(
+        self, step: int, batch: _Batch, waited: Tensor | None, kind: GradientKind = GradientKind.TRUTH
+    ) -> Iterator[Message]:
+        """Steps [3] to [5]."""
+        assert batch.h_in is not None
+        d = self._ask_signal(step, batch, waited)
+        if d is None:
+            if not self.is_first:
+                yield self._gradient(step, torch.zeros_like(batch.h_in), GradientKind.TARGET)
+            return
+        if not self._admit(d, "the gradient of its signal", step):
+            yield from self._pass_over(step, batch.h_in)
+            return
+        with self.span("backward"):
+            self._backward(batch, d)
+        if not self.is_first:
+            above = torch.zeros_like(batch.h_in) if batch.h_in.grad is None else batch.h_in.grad
+            if not self._admit(above, "the gradient at its input", step):
+                yield from self._pass_over(step, batch.h_in)
+                return
+            # sent before the optimizer's step: a locked stage above waits for it
+            yield self._gradient(step, above, kind if self.signal.passes_truth else GradientKind.TARGET)
+        with self.span("optimizer"):
+            self._update(step)
+
+    def _forward(self, h_in: Tensor, step: int) -> Tensor:
+        version = h_in._version
+        with self.span("forward"), keyed(self.seed, self.index, step, device=self.device):
+            try:
+                h_out: Tensor = self.group(h_in)
+            except RuntimeError as error:
+                if "leaf Variable that requires grad" in str(error):
+                    raise self._changed_in_place() from error
+                raise
+        if h_in._version != version:
+            raise self._changed_in_place()
+        return h_out
+
+    def _forward_only(self, h_in: Tensor, step: int) -> Tensor:
+        modes = [(module, module.training) for module in self.group.modules()]
+        self.group.eval()
+        try:
+            with torch.no_grad(), keyed(self.seed, self.index, step, "evaluate", device=self.device):
+                h_out: Tensor = self.group(h_in)
+                return h_out
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def _ask_signal(self, step: int, batch: _Batch, waited: Tensor | None) -> Tensor | None:
+        with self.span("backward" if self.signal.passes_truth else "predict"):
+            try:
+                return self.signal.gradient(batch.h_out.detach(), batch.label, waited)
+            except LabelError as error:
+                raise LabelError(f"stage {self.index}, step {step}: {error}") from error
+
+    def _backward(self, batch: _Batch, d: Tensor) -> None:
+        term = self.signal.term(batch.h_out, batch.label)
+        if term is not None:
+            torch.autograd.backward([batch.h_out, term], [d, torch.ones_like(term)])
+        elif batch.h_out.requires_grad:  # not so for a frozen first stage
+            torch.autograd.backward(batch.h_out, d)
+
+    def _update(self, step: int) -> None:
+        if self.optimizer is None:
+            return
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._norm = nn.utils.get_total_norm(gradients)
+        if self._admit(self._norm, "the gradient of its weights", step):
+            if self.clip is not None:
+                nn.utils.clip_grads_with_norm_(self._trained(), self.clip, self._norm)
+            self.optimizer.step()
+        self._end_step()
+
+    def _pass_over(self, step: int, h_in: Tensor | None) -> Iterator[Message]:
+        """Leave the group as it was before a batch that was not finite, and let the stage above know."""
+        assert h_in is not None
+        if not self.is_first:
+            yield self._gradient(step, torch.full_like(h_in, torch.nan), GradientKind.TARGET)
+        self._end_step()
+
+    def _end_step(self) -> None:
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()
+        if self.schedule is not None:
+            self.schedule.step()
+
+    def _check_turn(self, activation: Activation) -> None:
+        if activation.edge != self.above:
+            raise MessageError(f"stage {self.index} listens on edge {self.above}; a message came for {activation.edge}")
+        if activation.step != self.step:
+            raise MessageError(f"stage {self.index} waits for step {self.step}, got step {activation.step}")
+        if self.waits and self._kept:
+            raise MessageError(
+                f"stage {self.index} is locked: it must get the gradient of step {next(iter(self._kept))} "
+                f"before the activation of step {self.step}"
+            )
+
+    def _receive(self, activation: Activation) -> tuple[Tensor, Tensor | None]:
+        """Return the batch and its label on the stage's device, the batch ready to collect its gradient."""
+        tensor, label, where = (
+            activation.tensors[0],
+            activation.label,
+            f"stage {self.index}, step {activation.step}",
+        )
+        self._check_spec("the activation from above", tensor, where)
+        if label is not None:
+            self._check_spec("the label", label, where)
+            if label.dim() and len(label) != len(tensor):
+                raise MessageError(f"{where}: the batch has {len(tensor)} samples, its label {len(label)}")
+            try:
+                self.signal.check_label(label)
+            except LabelError as error:
+                raise LabelError(f"{where}: {error}") from None
+            label = label.to(self.device)
+        h_in = tensor.to(self.device).detach()
+        if not self.is_first:
+            if not h_in.is_floating_point():
+                raise CutError(f"{where}: a {h_in.dtype} comes over the cut, and no gradient goes back; cut elsewhere")
+            h_in.requires_grad_()
+        return h_in, label
+
+    def _check_spec(self, what: str, tensor: Tensor, where: str) -> None:
+        spec = self._specs.setdefault(what, TensorSpec.of(tensor))
+        if not spec.admits(tensor):
+            raise MessageError(f"{where}: {what} is {TensorSpec.of(tensor)}, the first one was {spec}")
+
+    def _keep(self, step: int, batch: _Batch | None) -> None:
+        """Remember a batch until its gradient comes; None for one whose gradient is of no use."""
+        if not self.is_last:
+            self._kept[step] = batch
+
+    def _take(self, gradient: Gradient) -> _Batch | None:
+        where = f"stage {self.index}, step {gradient.step}"
+        if gradient.edge != self.below:
+            raise MessageError(f"{where}: a gradient came for edge {gradient.edge}, not {self.below}")
+        if gradient.step not in self._kept:
+            raise MessageError(f"{where}: a gradient came, but no batch of that step waits for one")
+        batch = self._kept[gradient.step]
+        if batch is not None and TensorSpec.of(gradient.tensors[0]) != TensorSpec.of(batch.h_out):
+            came, due = TensorSpec.of(gradient.tensors[0]), TensorSpec.of(batch.h_out)
+            raise MessageError(f"{where}: the gradient from below is {came}, the activation was {due}")
+        del self._kept[gradient.step]
+        return batch
+
+    def _admit(self, tensor: Tensor, what: str, step: int) -> bool:
+        """Return whether a tensor is finite; if not, raise or count it as the policy says."""
+        if is_finite(tensor):
+            return True
+        if self.on_non_finite == "stop":
+            raise NonFiniteError(
+                f"stage {self.index} ({self.group.title}), step {step}: {what} has {count_non_finite(tensor)} of "
+                f"{tensor.numel()} values that are NaN or infinite; lower the learning rate, clip, or skip such batches"
+            )
+        self.skipped += 1
+        return False
+
+    def _gradient(self, step: int, tensor: Tensor, kind: GradientKind) -> Gradient:
+        return Gradient(edge=self.above, step=step, tensors=(tensor,), kind=kind)
+
+    def _changed_in_place(self) -> CutError:
+        return CutError(
+            f"stage {self.index} ({self.group.title}) changes its input in place, which others still need; "
+            f"make its first layer work out of place, for example nn.ReLU(inplace=False)"
+        )
+
+    def _copy_buffers(self) -> list[Tensor]:
+        return [buffer.clone() for buffer in self.group.buffers()] if self.on_non_finite == "skip" else []
+
+    def _restore_buffers(self, copies: list[Tensor]) -> None:
+        for buffer, copy in zip(self.group.buffers(), copies, strict=True):
+            buffer.copy_(copy)
+
+    def _trained(self) -> Iterator[nn.Parameter]:
+        return (parameter for parameter in self.group.parameters() if parameter.requires_grad)
