@@ -1,6 +1,6 @@
 """Train a deep network on handwritten digits in four stages, locked and then decoupled, and compare.
 
-    python -m examples.digits
+python -m examples.digits
 """
 
 from __future__ import annotations

@@ -60,7 +60,9 @@ def read_idx(path: Path) -> Tensor:
     except (gzip.BadGzipFile, EOFError) as error:
         raise UsageError(f"{path} is not a whole gzip file: {error}") from None
     if len(content) < 4 or content[:3] != bytes([0, 0, IDX_UNSIGNED_BYTE]):
-        raise UsageError(f"{path} is not an idx file of unsigned bytes: it starts with {content[:4].hex() or 'nothing'}")
+        raise UsageError(
+            f"{path} is not an idx file of unsigned bytes: it starts with {content[:4].hex() or 'nothing'}"
+        )
     dimensions = content[3]
     header = 4 + 4 * dimensions
     if len(content) < header:
@@ -68,7 +70,10 @@ def read_idx(path: Path) -> Tensor:
     shape = struct.unpack(f">{dimensions}I", content[4:header])
     if len(content) != header + math.prod(shape):
         raise UsageError(f"{path} says shape {list(shape)}, {math.prod(shape)} bytes, and has {len(content) - header}")
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).reshape(shape)
+    values = bytearray(content[header:])
+    return (
+        torch.frombuffer(values, dtype=torch.uint8).reshape(shape) if values else torch.empty(shape, dtype=torch.uint8)
+    )
 
 
 def minibatches(

@@ -13,6 +13,8 @@ from stepahead.pipeline import StepReport
 
 __all__ = ["Track"]
 
+SHORTEST_BAR = 8
+
 
 class Track:
     """Passes a run's reports on and shows how far it is.
@@ -57,8 +59,7 @@ class Track:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.completed}/{task.total} {task.fields[figures]}"),
         )
         with Progress(*columns, console=self.console, expand=True, auto_refresh=False) as bar:
             task = bar.add_task(self.title, total=self.total, figures="")
@@ -73,7 +74,8 @@ class Track:
             self._draw(bar, task, done, self.now() - start)
 
     def _draw(self, bar: Progress, task: TaskID, done: int, seconds: float) -> None:
-        bar.update(task, completed=done, figures=self._figures(done, seconds), refresh=True)
+        room = self.console.width - len(f"{self.title} {done}/{self.total} ") - SHORTEST_BAR
+        bar.update(task, completed=done, figures=self._figures(done, seconds, room), refresh=True)
 
     def _with_lines(self) -> Iterator[StepReport]:
         start = printed = self.now()
@@ -90,10 +92,13 @@ class Track:
         # the mean over the last ten or so: one batch says little
         self._loss = report.loss if self._loss is None else self._loss + (report.loss - self._loss) / 10
 
-    def _figures(self, done: int, seconds: float) -> str:
+    def _figures(self, done: int, seconds: float, room: int | None = None) -> str:
+        """Return the figures, the less important ones only as far as there is room."""
         words = [] if self._loss is None else [f"loss {self._loss:.4f}"]
         words += [f"{name} {figure:.4f}" for name, figure in self._notes.items()]
         if seconds > 0:
             left = seconds / max(done, 1) * (self.total - done)
-            words += [f"{self._samples / seconds:,.0f}/s", f"eta {timedelta(seconds=round(left))}"]
+            words += [f"eta {timedelta(seconds=round(left))}", f"{self._samples / seconds:,.0f} samples/s"]
+        while room is not None and len(words) > 1 and len(" ".join(words)) > room:
+            words.pop()
         return " ".join(words)

@@ -77,7 +77,7 @@ def cut_model(model: Model, stages: int | None = None, *, at: Sequence[str | int
     layers = layers_of(model)
     if (stages is None) == (not at):
         raise CutError("say either into how many stages to cut the model, or before which layers")
-    cut = cut_by_count(len(layers), stages) if stages else cut_at([layer.name for layer in layers], at)
+    cut = cut_by_count(len(layers), stages) if stages is not None else cut_at([layer.name for layer in layers], at)
     return build_groups(layers, cut, seed=seed)
 
 
@@ -97,7 +97,7 @@ def build_groups(layers: Sequence[Layer], cut: Cut, *, seed: int = 0) -> list[Gr
 def _children(model: Model) -> Iterable[tuple[str, LayerSource]]:
     if isinstance(model, (nn.Sequential, nn.ModuleList)):
         return list(model.named_children())
-    if isinstance(model, nn.Module):
+    if isinstance(model, nn.Module) or not isinstance(model, Sequence):
         raise CutError(
             f"a {type(model).__name__} is not a chain of layers; pass an nn.Sequential, a list of layers, "
             f"or a list of functions that each make a layer"

@@ -119,7 +119,8 @@ def _check_head(edge: str, step: int) -> None:
 
 def _check_tensors(edge: str, tensors: Sequence[object]) -> None:
     if not isinstance(tensors, tuple) or not tensors:
-        raise MessageError(f"a message on edge {edge} needs a tuple of tensors, not {type(tensors).__name__}")
+        got = "an empty tuple" if isinstance(tensors, tuple) else f"a {type(tensors).__name__}"
+        raise MessageError(f"a message on edge {edge} needs a tuple of tensors, not {got}")
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
             raise MessageError(f"a message on edge {edge} carries a {type(tensor).__name__}, not a tensor")

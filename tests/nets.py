@@ -127,7 +127,9 @@ def assert_equal(left: Sequence[Tensor], right: Sequence[Tensor]) -> None:
         assert torch.equal(a, b), f"largest difference {(a - b).abs().max()}"
 
 
-def activation(step: int = 0, data: Tensor | None = None, label: Tensor | None = None, edge: str = "data>0") -> Activation:
+def activation(
+    step: int = 0, data: Tensor | None = None, label: Tensor | None = None, edge: str = "data>0"
+) -> Activation:
     data = torch.randn(8, 12) if data is None else data
     label = torch.randint(CLASSES, (len(data),)) if label is None else label
     return Activation(edge=edge, step=step, tensors=(data,), label=label)

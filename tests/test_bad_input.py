@@ -173,13 +173,19 @@ def bad_messages() -> list[Any]:
             "stage 0, step 1: the activation from above is float64[8, 12], the first one was float32[8, 12]",
             id="dtype",
         ),
-        pytest.param(activation(1, good[:, :11], label), "is float32[8, 11], the first one was float32[8, 12]", id="shape"),
+        pytest.param(
+            activation(1, good[:, :11], label), "is float32[8, 11], the first one was float32[8, 12]", id="shape"
+        ),
         pytest.param(activation(1, torch.randn(9, 12)), "is float32[9, 12], the first one was", id="larger batch"),
         pytest.param(activation(1, good, label[:5]), "the batch has 8 samples, its label 5", id="label rows"),
-        pytest.param(activation(1, good, label.float()), "the label is float32[8], the first one was int64[8]", id="label dtype"),
+        pytest.param(
+            activation(1, good, label.float()), "the label is float32[8], the first one was int64[8]", id="label dtype"
+        ),
         pytest.param(activation(2, good, label), "stage 0 waits for step 1, got step 2", id="gap"),
         pytest.param(activation(0, good, label), "stage 0 waits for step 1, got step 0", id="duplicate"),
-        pytest.param(activation(1, good, label, edge="0>1"), "listens on edge data>0; a message came for 0>1", id="edge"),
+        pytest.param(
+            activation(1, good, label, edge="0>1"), "listens on edge data>0; a message came for 0>1", id="edge"
+        ),
     ]
 
 
@@ -299,11 +305,20 @@ def test_an_undeclared_in_place_layer_after_a_cut(first: nn.Module, cut: int) ->
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: synthetic("liner", optimizer=adam)(torch.randn(4, 3), None), "no predictor 'liner'; did you mean 'linear'"),
-        (lambda: synthetic("mlp", optimizer=adam, hiden=3)(torch.randn(4, 3), None), "no option 'hiden'; did you mean 'hidden'"),
+        (
+            lambda: synthetic("liner", optimizer=adam)(torch.randn(4, 3), None),
+            "no predictor 'liner'; did you mean 'linear'",
+        ),
+        (
+            lambda: synthetic("mlp", optimizer=adam, hiden=3)(torch.randn(4, 3), None),
+            "no option 'hiden'; did you mean 'hidden'",
+        ),
         (lambda: synthetic("mlp", optimizer=adam, norm="bach")(torch.randn(4, 3), None), "did you mean 'batch'"),
         (lambda: synthetic("conv", optimizer=adam)(torch.randn(4, 3), None), r"needs images .*, not \[4, 3\]"),
-        (lambda: synthetic("conv", optimizer=adam, kernel=4)(torch.randn(4, 3, 5, 5), None), "kernel is 4; it must be odd"),
+        (
+            lambda: synthetic("conv", optimizer=adam, kernel=4)(torch.randn(4, 3, 5, 5), None),
+            "kernel is 4; it must be odd",
+        ),
         (lambda: synthetic("token", optimizer=adam)(torch.randn(4, 3), None), r"needs sequences .*, not \[4, 3\]"),
         (lambda: synthetic("linear", optimizer=adam)(torch.randn(4, 3, 5, 5), None), "for images use 'conv'"),
         (lambda: blend(1.5, optimizer=adam)(torch.randn(4, 3), None), "is 1.5; it must lie between 0 and 1"),

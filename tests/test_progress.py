@@ -1,0 +1,71 @@
+"""What a person sees while a run goes on."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+from rich.console import Console
+
+from stepahead.launch import Track
+from stepahead.pipeline import StepReport
+
+
+class Clock:
+    """Moves by hand."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def reports(clock: Clock, steps: int, seconds: float = 1.0) -> Iterator[StepReport]:
+    for step in range(steps):
+        clock.seconds += seconds
+        yield StepReport(step, samples=32, loss=2.0)
+
+
+def shown(file: io.StringIO, steps: int = 4, *, width: int = 80, every: float = 2.0, color: bool = False) -> str:
+    clock = Clock()
+    console = Console(file=file, width=width, force_terminal=color or None, color_system="standard" if color else None)
+    track = Track(reports(clock, steps), total=steps, title="digits", console=console, every_seconds=every, now=clock)
+    for report in track:
+        if report.step == 1:
+            track.note(accuracy=0.5)
+    return file.getvalue()
+
+
+def test_plain_lines_where_there_is_no_terminal() -> None:
+    assert shown(io.StringIO()).splitlines() == [
+        "digits 2/4 loss 2.0000 accuracy 0.5000 eta 0:00:02 32 samples/s",
+        "digits 4/4 loss 2.0000 accuracy 0.5000 eta 0:00:00 32 samples/s",
+    ]
+
+
+def test_a_last_line_however_short_the_run() -> None:
+    assert shown(io.StringIO(), steps=1, every=60).splitlines() == ["digits 1/1 loss 2.0000 eta 0:00:00 32 samples/s"]
+
+
+def test_a_forced_colour_moves_no_cursor_in_a_file() -> None:
+    assert "\x1b" not in shown(io.StringIO(), color=True)
+
+
+def test_a_bar_on_a_terminal() -> None:
+    for width in (50, 80, 200):
+        text = shown(Terminal(), width=width, color=True)
+        assert "4/4" in text
+        assert "accuracy 0.5000" in text
+        assert "\x1b[?25h" in text  # the cursor is back
+
+
+def test_reports_pass_through() -> None:
+    clock = Clock()
+    track = Track(reports(clock, 3), total=3, console=Console(file=io.StringIO()), now=clock)
+    assert [report.step for report in track] == [0, 1, 2]
