@@ -32,7 +32,7 @@ def parse_device(name: str | torch.device) -> torch.device:
 def default_generators(device: torch.device) -> tuple[torch.Generator, ...]:
     """Return the generators that dropout and its kin draw from while they compute on the device."""
     if device.type == "cuda":
-        torch.cuda.init()  # type: ignore[no-untyped-call]  # torch has no annotation there
+        torch.cuda.init()
         return (torch.default_generator, torch.cuda.default_generators[device.index or 0])
     return (torch.default_generator,)
 

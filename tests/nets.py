@@ -103,16 +103,16 @@ def plain_backprop(
     groups: Sequence[Group], batches: Sequence[Batch], loss: Callable[..., Tensor], *, seed: int = 0
 ) -> list[Group]:
     """Train a copy of the model, uncut: one graph, one optimizer. Only the random draws are keyed as in stages."""
-    groups = deepcopy(list(groups))
-    optimizer = adam([parameter for group in groups for parameter in group.parameters()])
+    copies = deepcopy(list(groups))
+    optimizer = adam([parameter for group in copies for parameter in group.parameters()])
     for step, (h, y) in enumerate(batches):
-        for index, group in enumerate(groups):
+        for index, group in enumerate(copies):
             with keyed(seed, index, step):
                 h = group(h)
         torch.autograd.backward(loss(h, y))
         optimizer.step()
         optimizer.zero_grad()
-    return groups
+    return copies
 
 
 def state(groups: Sequence[nn.Module]) -> list[Tensor]:

@@ -345,4 +345,4 @@ def test_every_message_of_a_stage_can_be_sent() -> None:
     assert [message.edge for message in downs] == ["0>1"]
     assert ups == []
     downs, ups = sent(list(stages[1].step_ahead(downs[0])))
-    assert [message.edge for message in (*downs, *ups)] == ["1>2", "0>1"]
+    assert [message.edge for message in downs] + [message.edge for message in ups] == ["1>2", "0>1"]

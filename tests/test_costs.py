@@ -23,8 +23,9 @@ def test_a_dear_layer_costs_more() -> None:
 def test_measuring_leaves_the_model_as_it_was() -> None:
     model = cnn()
     before, mode = state([model]), model.training
+    data, _ = images(1)[0]
     stream = torch.get_rng_state()
-    costs = measure_costs(layers_of(model), images(1)[0][0], repeats=2)
+    costs = measure_costs(layers_of(model), data, repeats=2)
     assert len(costs) == len(model)
     assert all(cost.forward > 0 for cost in costs)
     assert all(cost.predictor == 0 for cost in costs)

@@ -72,7 +72,7 @@ def test_messages_that_cannot_be(fields: dict[str, Any], text: str) -> None:
     with pytest.raises(MessageError, match=text):
         Activation(**good | fields)
     with pytest.raises(MessageError, match=text):
-        Gradient(**good | {"kind": GradientKind.TARGET} | fields)
+        Gradient(kind=GradientKind.TARGET, **good | fields)
 
 
 def test_a_label_is_a_tensor() -> None:

@@ -61,6 +61,7 @@ def test_starts_at_zero_and_learns(
     assert not predictor(h, y if classes else None).any()
     before = [parameter.clone() for parameter in predictor.parameters()]
     optimizer = Adam(predictor.parameters(), lr=1e-2)
+    loss = torch.tensor(torch.inf)
     for _ in range(400):
         loss = (predictor(h, y if classes else None) - target).square().mean()
         torch.autograd.backward(loss)
@@ -97,17 +98,17 @@ def test_linear_with_a_label_is_linear_on_the_label_beside() -> None:
     """Paper A concatenates a one-hot label; a table of rows is the same map."""
     predictor = shake(Linear(8, classes=CLASSES))
     h, y = torch.randn(6, 8), torch.randint(CLASSES, (6,))
-    assert predictor.label is not None
-    weight = torch.cat([predictor.out.weight, predictor.label.weight[:CLASSES].t()], dim=1)
+    weights = predictor.state_dict()
+    weight = torch.cat([weights["out.weight"], weights["label.weight"][:CLASSES].t()], dim=1)
     beside = torch.cat([h, F.one_hot(y, CLASSES).float()], dim=1)
-    assert torch.allclose(predictor(h, y), F.linear(beside, weight, predictor.out.bias), atol=1e-6)
+    assert torch.allclose(predictor(h, y), F.linear(beside, weight, weights["out.bias"]), atol=1e-6)
 
 
 def test_conv_sees_the_label_as_planes() -> None:
-    predictor = Conv(3, 4, depth=0, kernel=1, classes=CLASSES)
-    shake(predictor)
+    predictor = shake(Conv(3, 4, depth=0, kernel=1, classes=CLASSES))
+    weights = predictor.state_dict()
     h, y = torch.zeros(2, 3, 4, 4), torch.tensor([1, 3])
-    column = predictor.out.weight[:, 3:, 0, 0].t()[y] + predictor.out.bias
+    column = weights["out.weight"][:, 3:, 0, 0].t()[y] + weights["out.bias"]
     assert torch.allclose(predictor(h, y), column[:, :, None, None].expand(2, 3, 4, 4))
 
 

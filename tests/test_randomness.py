@@ -29,7 +29,7 @@ def test_the_stream_outside_does_not_notice() -> None:
     torch.manual_seed(4)
     first = torch.rand(2).tolist()
     with pytest.raises(RuntimeError, match="must match"), keyed(0, 1):
-        torch.rand(3) + torch.rand(4)
+        torch.rand(3).add(torch.rand(4))
     assert first + torch.rand(2).tolist() == expected
 
 

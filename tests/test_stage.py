@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -65,7 +65,7 @@ def test_the_activation_is_sent_before_the_backward_pass() -> None:
     events: list[str] = []
 
     @contextmanager
-    def span(name: str) -> Iterator[None]:
+    def span(name: str) -> Generator[None]:
         events.append(name)
         yield
 
