@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["count_non_finite", "is_finite"]
+__all__ = ["count_non_finite", "is_finite", "total_norm"]
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -19,6 +20,16 @@ def is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
     return math.isfinite(tensor.detach().sum().item()) or count_non_finite(tensor) == 0
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the norm of all values together; it is finite only if they all are.
+
+    torch.nn.utils.get_total_norm is the same for tensors of many devices and kinds, and takes twice as long.
+    """
+    if not tensors:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
 
 
 def count_non_finite(tensor: Tensor) -> int:

@@ -51,6 +51,16 @@ class Group(nn.Module):
         """The first and the last layer's name, for messages to people."""
         return self.names[0] if len(self.names) == 1 else f"{self.names[0]}..{self.names[-1]}"
 
+    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters by the names that they have in the uncut model."""
+        for name, layer in zip(self.names, self.layers, strict=True):
+            yield from layer.named_parameters(prefix=name)
+
+    def named_states(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the buffers by the names that they have in the uncut model."""
+        for name, layer in zip(self.names, self.layers, strict=True):
+            yield from layer.named_buffers(prefix=name)
+
     def forward(self, h: Tensor) -> Tensor:
         if self._copies_input:  # what crossed the cut is kept by others: an in-place layer gets its own copy
             h = h.clone()
@@ -125,7 +135,7 @@ def _works_in_place(layer: nn.Module) -> bool:
 def _refuse_tied_weights(groups: Sequence[Group]) -> None:
     owner: dict[int, tuple[int, str]] = {}
     for index, group in enumerate(groups):
-        for name, weight in _named_weights(group):
+        for name, weight in [*group.named_weights(), *group.named_states()]:
             if weight.numel() == 0 or weight.is_meta:
                 continue
             first_index, first_name = owner.setdefault(weight.untyped_storage().data_ptr(), (index, name))
@@ -134,11 +144,3 @@ def _refuse_tied_weights(groups: Sequence[Group]) -> None:
                     f"{first_name!r} in stage {first_index} and {name!r} in stage {index} are one tied weight; "
                     f"keep both layers in one stage, or untie them with a copy of the weight"
                 )
-
-
-def _named_weights(group: Group) -> Iterator[tuple[str, Tensor]]:
-    for name, layer in zip(group.names, group.layers, strict=True):
-        for suffix, weight in layer.named_parameters():
-            yield f"{name}.{suffix}", weight
-        for suffix, buffer in layer.named_buffers():
-            yield f"{name}.{suffix}", buffer

@@ -95,7 +95,7 @@ class TensorSpec:
 
     def admits(self, tensor: Tensor) -> bool:
         """Return whether the tensor fits: the same but for a batch that may be smaller."""
-        shape = tuple(tensor.shape)
+        shape = tensor.shape
         if tensor.dtype != self.dtype or len(shape) != len(self.shape):
             return False
         return shape == self.shape or (shape[1:] == self.shape[1:] and shape[0] <= self.shape[0])

@@ -17,7 +17,7 @@ drives it sends that, and must run each of them to its end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .errors import CutError, LabelError, MessageError, NonFiniteError
-from .finite import count_non_finite, is_finite
+from .finite import count_non_finite, is_finite, total_norm
 from .groups import Group
 from .messages import Activation, Gradient, GradientKind, Message, TensorSpec, edge_name
 from .quality import QualityReading
@@ -121,6 +121,7 @@ class Stage:
         self._norm: Tensor | None = None
         if optimizer is None:
             group.requires_grad_(False)
+        self._trained = [weight for weight in group.parameters() if weight.requires_grad]
 
     @property
     def is_first(self) -> bool:
@@ -141,11 +142,10 @@ class Stage:
         h_in, label = self._receive(activation)
         step, self.step = self.step, self.step + 1
         buffers = self._copy_buffers()
-        if sound := self._admit(h_in, "the activation from above", step):
-            h_out = self._forward(h_in, step)
-            sound = self._admit(h_out, "its activation", step)
-        else:  # its shape is all that the stages below need, to pass the batch over like us
-            h_out = torch.full_like(self._forward_only(h_in, step), torch.nan)
+        h_out = self._forward(h_in, step)
+        sound = is_finite(h_out)
+        if not sound:
+            self._not_finite(step, [("the activation from above", h_in), ("its activation", h_out)])
         if not self.is_last:
             yield Activation(edge=self.below, step=step, tensors=(h_out.detach(),), label=label)
         batch = _Batch(h_in, h_out, label)
@@ -166,7 +166,8 @@ class Stage:
         if batch is None:
             return
         delta = gradient.tensors[0].to(self.device)
-        if not self._admit(delta, "the gradient from below", step):
+        if not is_finite(delta):
+            self._not_finite(step, [("the gradient from below", delta)])
             if self.waits:
                 yield from self._pass_over(step, batch.h_in)
             return
@@ -205,20 +206,14 @@ class Stage:
             if not self.is_first:
                 yield self._gradient(step, torch.zeros_like(batch.h_in), GradientKind.TARGET)
             return
-        if not self._admit(d, "the gradient of its signal", step):
-            yield from self._pass_over(step, batch.h_in)
-            return
         with self.span("backward"):
             self._backward(batch, d)
         if not self.is_first:
             above = torch.zeros_like(batch.h_in) if batch.h_in.grad is None else batch.h_in.grad
-            if not self._admit(above, "the gradient at its input", step):
-                yield from self._pass_over(step, batch.h_in)
-                return
-            # sent before the optimizer's step: a locked stage above waits for it
+            # sent before the optimizer's step: a locked stage above waits for it, and will see if it is not finite
             yield self._gradient(step, above, kind if self.signal.passes_truth else GradientKind.TARGET)
         with self.span("optimizer"):
-            self._update(step)
+            self._update(step, d)
 
     def _forward(self, h_in: Tensor, step: int) -> Tensor:
         version = h_in._version
@@ -249,7 +244,7 @@ class Stage:
             try:
                 return self.signal.gradient(batch.h_out.detach(), batch.label, waited)
             except LabelError as error:
-                raise LabelError(f"stage {self.index}, step {step}: {error}") from error
+                raise LabelError(f"{self._where(step)}: {error}") from error
 
     def _backward(self, batch: _Batch, d: Tensor) -> None:
         term = self.signal.term(batch.h_out, batch.label)
@@ -258,14 +253,18 @@ class Stage:
         elif batch.h_out.requires_grad:  # not so for a frozen first stage
             torch.autograd.backward(batch.h_out, d)
 
-    def _update(self, step: int) -> None:
+    def _update(self, step: int, d: Tensor) -> None:
         if self.optimizer is None:
             return
-        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._norm = nn.utils.get_total_norm(gradients)
-        if self._admit(self._norm, "the gradient of its weights", step):
+        self._norm = norm = total_norm([weight.grad for weight in self._trained if weight.grad is not None])
+        if not is_finite(norm):
+            weights = (
+                (f"the gradient of {name!r}", w.grad) for name, w in self.group.named_weights() if w.grad is not None
+            )
+            self._not_finite(step, [("the gradient of its signal", d), *weights])
+        else:
             if self.clip is not None:
-                nn.utils.clip_grads_with_norm_(self._trained(), self.clip, self._norm)
+                nn.utils.clip_grads_with_norm_(self._trained, self.clip, norm)
             self.optimizer.step()
         self._end_step()
 
@@ -295,32 +294,31 @@ class Stage:
 
     def _receive(self, activation: Activation) -> tuple[Tensor, Tensor | None]:
         """Return the batch and its label on the stage's device, the batch ready to collect its gradient."""
-        tensor, label, where = (
-            activation.tensors[0],
-            activation.label,
-            f"stage {self.index}, step {activation.step}",
-        )
-        self._check_spec("the activation from above", tensor, where)
+        tensor, label, step = activation.tensors[0], activation.label, activation.step
+        self._check_spec("the activation from above", tensor, step)
         if label is not None:
-            self._check_spec("the label", label, where)
+            self._check_spec("the label", label, step)
             if label.dim() and len(label) != len(tensor):
-                raise MessageError(f"{where}: the batch has {len(tensor)} samples, its label {len(label)}")
+                raise MessageError(f"{self._where(step)}: the batch has {len(tensor)} samples, its label {len(label)}")
             try:
                 self.signal.check_label(label)
             except LabelError as error:
-                raise LabelError(f"{where}: {error}") from None
+                raise LabelError(f"{self._where(step)}: {error}") from None
             label = label.to(self.device)
         h_in = tensor.to(self.device).detach()
         if not self.is_first:
             if not h_in.is_floating_point():
+                where = self._where(activation.step)
                 raise CutError(f"{where}: a {h_in.dtype} comes over the cut, and no gradient goes back; cut elsewhere")
             h_in.requires_grad_()
         return h_in, label
 
-    def _check_spec(self, what: str, tensor: Tensor, where: str) -> None:
-        spec = self._specs.setdefault(what, TensorSpec.of(tensor))
-        if not spec.admits(tensor):
-            raise MessageError(f"{where}: {what} is {TensorSpec.of(tensor)}, the first one was {spec}")
+    def _check_spec(self, what: str, tensor: Tensor, step: int) -> None:
+        spec = self._specs.get(what)
+        if spec is None:
+            self._specs[what] = TensorSpec.of(tensor)
+        elif not spec.admits(tensor):
+            raise MessageError(f"{self._where(step)}: {what} is {TensorSpec.of(tensor)}, the first one was {spec}")
 
     def _keep(self, step: int, batch: _Batch | None) -> None:
         """Remember a batch until its gradient comes; None for one whose gradient is of no use."""
@@ -328,7 +326,7 @@ class Stage:
             self._kept[step] = batch
 
     def _take(self, gradient: Gradient) -> _Batch | None:
-        where = f"stage {self.index}, step {gradient.step}"
+        where = self._where(gradient.step)
         if gradient.edge != self.below:
             raise MessageError(f"{where}: a gradient came for edge {gradient.edge}, not {self.below}")
         if gradient.step not in self._kept:
@@ -340,20 +338,22 @@ class Stage:
         del self._kept[gradient.step]
         return batch
 
-    def _admit(self, tensor: Tensor, what: str, step: int) -> bool:
-        """Return whether a tensor is finite; if not, raise or count it as the policy says."""
-        if is_finite(tensor):
-            return True
-        if self.on_non_finite == "stop":
-            raise NonFiniteError(
-                f"stage {self.index} ({self.group.title}), step {step}: {what} has {count_non_finite(tensor)} of "
-                f"{tensor.numel()} values that are NaN or infinite; lower the learning rate, clip, or skip such batches"
-            )
+    def _not_finite(self, step: int, suspects: Iterable[tuple[str, Tensor]]) -> None:
+        """Count a batch in which something is not finite, or raise and name the first suspect that is not."""
         self.skipped += 1
-        return False
+        if self.on_non_finite == "skip":
+            return
+        what, tensor = next(suspect for suspect in suspects if not is_finite(suspect[1]))
+        raise NonFiniteError(
+            f"{self._where(step)} ({self.group.title}): {what} has {count_non_finite(tensor)} of {tensor.numel()} "
+            f"values NaN or infinite; lower the learning rate, clip, or skip such batches"
+        )
 
     def _gradient(self, step: int, tensor: Tensor, kind: GradientKind) -> Gradient:
         return Gradient(edge=self.above, step=step, tensors=(tensor,), kind=kind)
+
+    def _where(self, step: int) -> str:
+        return f"stage {self.index}, step {step}"
 
     def _changed_in_place(self) -> CutError:
         return CutError(
@@ -367,6 +367,3 @@ class Stage:
     def _restore_buffers(self, copies: list[Tensor]) -> None:
         for buffer, copy in zip(self.group.buffers(), copies, strict=True):
             buffer.copy_(copy)
-
-    def _trained(self) -> Iterator[nn.Parameter]:
-        return (parameter for parameter in self.group.parameters() if parameter.requires_grad)
