@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,7 +15,7 @@ from .errors import UsageError
 from .groups import Group
 from .randomness import keyed
 from .signals import Loss, LossFunction, OptimizerRecipe, ScheduleRecipe, SignalRecipe
-from .stage import NonFinitePolicy, Span, Stage
+from .stage import NO_SPAN, NonFinitePolicy, Span, Stage
 
 __all__ = ["Recipe", "assemble", "outputs"]
 
@@ -54,7 +53,7 @@ class Recipe:
         label: Tensor | None,
         *,
         device: torch.device | None = None,
-        span: Span = lambda name: nullcontext(),
+        span: Span = lambda name: NO_SPAN,
     ) -> Stage:
         """Make one stage, given an example of its group's output and of the label."""
         device = device or torch.device("cpu")

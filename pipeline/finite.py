@@ -1,4 +1,4 @@
-"""Whether a tensor is free of NaN and infinity, at little more than the price of reading it once."""
+"""Whether tensors are free of NaN and infinity, at little more than the price of reading them once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["count_non_finite", "is_finite", "total_norm"]
+__all__ = ["are_finite", "count_non_finite", "is_finite"]
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -19,17 +19,16 @@ def is_finite(tensor: Tensor) -> bool:
     """
     if not tensor.is_floating_point():
         return True
-    return math.isfinite(tensor.detach().sum().item()) or count_non_finite(tensor) == 0
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    return math.isfinite(tensor.sum().item()) or count_non_finite(tensor) == 0
 
 
-def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the norm of all values together; it is finite only if they all are.
-
-    torch.nn.utils.get_total_norm is the same for tensors of many devices and kinds, and takes twice as long.
-    """
-    if not tensors:
-        return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
+def are_finite(tensors: Sequence[Tensor]) -> bool:
+    """Return whether every value of all tensors is finite; on a GPU with one wait for all of them."""
+    if tensors and tensors[0].is_cuda:
+        tensors = [torch.stack([tensor.sum(dtype=torch.float64) for tensor in tensors])]
+    return all(is_finite(tensor) for tensor in tensors)
 
 
 def count_non_finite(tensor: Tensor) -> int:

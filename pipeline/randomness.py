@@ -39,12 +39,13 @@ class keyed:  # named as a function, for it is used like one: `with keyed(seed, 
         self._generators = default_generators(device)
 
     def __enter__(self) -> None:
-        self._states = [generator.get_state() for generator in self._generators]
+        self._states: list[torch.Tensor] = []
         for generator in self._generators:
+            self._states.append(generator.get_state())
             generator.manual_seed(self._seed)
 
     def __exit__(self, *error: object) -> None:
-        for generator, state in zip(self._generators, self._states, strict=True):
+        for generator, state in zip(self._generators, self._states, strict=False):
             generator.set_state(state)
 
 

@@ -28,16 +28,19 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .errors import CutError, LabelError, MessageError, NonFiniteError
-from .finite import count_non_finite, is_finite, total_norm
+from .finite import are_finite, count_non_finite, is_finite
 from .groups import Group
 from .messages import Activation, Gradient, GradientKind, Message, TensorSpec, edge_name
 from .quality import QualityReading
 from .randomness import keyed
 from .signals import Needs, Signal
 
-__all__ = ["NonFinitePolicy", "Span", "Stage", "StageStatistics"]
+__all__ = ["NO_SPAN", "NonFinitePolicy", "Span", "Stage", "StageStatistics"]
 
 NonFinitePolicy = Literal["stop", "skip"]
+NORM_EVERY = 16
+"""The norm of the gradient is measured on every so many steps, or on all where it is clipped."""
+NO_SPAN = nullcontext()
 Span = Callable[[str], AbstractContextManager[None]]
 """Wraps the parts of a step, so that whoever drives the stage can time them."""
 
@@ -51,7 +54,7 @@ class StageStatistics:
     loss: float | None
     """The signal's objective on the last batch: the loss itself at the last stage."""
     gradient_norm: float | None
-    """Length of the group's gradient on the last batch, before clipping."""
+    """Length of the group's gradient when it was last measured, before clipping."""
     skipped: int
     """Batches passed over because something in them was not finite."""
     unanswered: int
@@ -64,10 +67,11 @@ class StageStatistics:
 class _Batch:
     """What a batch leaves behind until its gradient comes."""
 
-    h_in: Tensor | None
-    """None once the stage has stepped: only the signal still needs the batch."""
-    h_out: Tensor
+    h: Tensor
+    """The group's output, detached."""
     label: Tensor | None
+    graph: tuple[Tensor, Tensor] | None
+    """The group's input and output, attached: while the group has not stepped on them."""
 
 
 class Stage:
@@ -99,7 +103,7 @@ class Stage:
         seed: int = 0,
         device: torch.device | None = None,
         on_non_finite: NonFinitePolicy = "stop",
-        span: Span = lambda name: nullcontext(),
+        span: Span = lambda name: NO_SPAN,
     ) -> None:
         self.group = group
         self.signal = signal
@@ -143,21 +147,22 @@ class Stage:
         step, self.step = self.step, self.step + 1
         buffers = self._copy_buffers()
         h_out = self._forward(h_in, step)
-        sound = is_finite(h_out)
+        h = h_out.detach()
+        sound = is_finite(h)
         if not sound:
-            self._not_finite(step, [("the activation from above", h_in), ("its activation", h_out)])
+            self._not_finite(step, [("the activation from above", h_in), ("its activation", h)])
         if not self.is_last:
-            yield Activation(edge=self.below, step=step, tensors=(h_out.detach(),), label=label)
-        batch = _Batch(h_in, h_out, label)
+            yield Activation(edge=self.below, step=step, tensors=(h,), label=label)
         if not sound:
             self._restore_buffers(buffers)
             self._keep(step, None)
             yield from self._pass_over(step, h_in)
         elif self.waits:
-            self._keep(step, batch)
+            self._keep(step, _Batch(h, label, (h_in, h_out)))
         else:
-            self._keep(step, _Batch(None, h_out.detach(), label) if self.signal.wants(step) else None)
-            yield from self._descend(step, batch, None)
+            self._keep(step, _Batch(h, label, None) if self.signal.wants(step) else None)
+            d = self._ask_signal(step, h, label, None)
+            yield from self._descend(step, d, h_in, h_out, label, GradientKind.TRUTH)
 
     def learn(self, gradient: Gradient) -> Iterator[Message]:
         """Use the gradient of an earlier batch: to refine the signal, and to step if that waited for it."""
@@ -168,14 +173,16 @@ class Stage:
         delta = gradient.tensors[0].to(self.device)
         if not is_finite(delta):
             self._not_finite(step, [("the gradient from below", delta)])
-            if self.waits:
-                yield from self._pass_over(step, batch.h_in)
+            if batch.graph:
+                yield from self._pass_over(step, batch.graph[0])
             return
-        if self.waits:
-            yield from self._descend(step, batch, delta, gradient.kind)
+        if batch.graph:
+            d = self._ask_signal(step, batch.h, batch.label, delta)
+            yield from self._descend(step, d, *batch.graph, batch.label, gradient.kind)
+            batch.graph = None
         if self.signal.wants(step):
             with self.span("learn"):
-                self.signal.learn(batch.h_out.detach(), batch.label, delta, step)
+                self.signal.learn(batch.h, batch.label, delta, step)
 
     def evaluate(self, activation: Activation) -> Activation:
         """Run a batch of an evaluation: in eval mode, without a graph, leaving the stage as it was."""
@@ -197,23 +204,19 @@ class Stage:
         )
 
     def _descend(
-        self, step: int, batch: _Batch, waited: Tensor | None, kind: GradientKind = GradientKind.TRUTH
+        self, step: int, d: Tensor | None, h_in: Tensor, h_out: Tensor, label: Tensor | None, kind: GradientKind
     ) -> Iterator[Message]:
-        """Steps [3] to [5]."""
-        assert batch.h_in is not None
-        d = self._ask_signal(step, batch, waited)
-        if d is None:
-            if not self.is_first:
-                yield self._gradient(step, torch.zeros_like(batch.h_in), GradientKind.TARGET)
-            return
-        with self.span("backward"):
-            self._backward(batch, d)
+        """Steps [4] and [5]: backward from the output with `d`, made of a gradient of that kind."""
+        if d is not None:
+            with self.span("backward"):
+                self._backward(h_out, label, d)
         if not self.is_first:
-            above = torch.zeros_like(batch.h_in) if batch.h_in.grad is None else batch.h_in.grad
+            above = torch.zeros_like(h_in) if h_in.grad is None else h_in.grad
             # sent before the optimizer's step: a locked stage above waits for it, and will see if it is not finite
             yield self._gradient(step, above, kind if self.signal.passes_truth else GradientKind.TARGET)
-        with self.span("optimizer"):
-            self._update(step, d)
+        if d is not None:
+            with self.span("optimizer"):
+                self._update(step, d)
 
     def _forward(self, h_in: Tensor, step: int) -> Tensor:
         version = h_in._version
@@ -239,38 +242,38 @@ class Stage:
             for module, mode in modes:
                 module.training = mode
 
-    def _ask_signal(self, step: int, batch: _Batch, waited: Tensor | None) -> Tensor | None:
+    def _ask_signal(self, step: int, h: Tensor, label: Tensor | None, waited: Tensor | None) -> Tensor | None:
         with self.span("backward" if self.signal.passes_truth else "predict"):
             try:
-                return self.signal.gradient(batch.h_out.detach(), batch.label, waited)
+                return self.signal.gradient(h, label, waited)
             except LabelError as error:
                 raise LabelError(f"{self._where(step)}: {error}") from error
 
-    def _backward(self, batch: _Batch, d: Tensor) -> None:
-        term = self.signal.term(batch.h_out, batch.label)
+    def _backward(self, h_out: Tensor, label: Tensor | None, d: Tensor) -> None:
+        term = self.signal.term(h_out, label)
         if term is not None:
-            torch.autograd.backward([batch.h_out, term], [d, torch.ones_like(term)])
-        elif batch.h_out.requires_grad:  # not so for a frozen first stage
-            torch.autograd.backward(batch.h_out, d)
+            torch.autograd.backward([h_out, term], [d, torch.ones_like(term)])
+        elif h_out.requires_grad:  # not so for a frozen first stage
+            torch.autograd.backward(h_out, d)
 
     def _update(self, step: int, d: Tensor) -> None:
         if self.optimizer is None:
             return
-        self._norm = norm = total_norm([weight.grad for weight in self._trained if weight.grad is not None])
-        if not is_finite(norm):
-            weights = (
-                (f"the gradient of {name!r}", w.grad) for name, w in self.group.named_weights() if w.grad is not None
-            )
-            self._not_finite(step, [("the gradient of its signal", d), *weights])
+        gradients = [gradient for weight in self._trained if (gradient := weight.grad) is not None]
+        if self.clip is not None or step % NORM_EVERY == 0:
+            self._norm = nn.utils.get_total_norm(gradients)
+        if not are_finite(gradients):
+            named = [(f"the gradient of {name!r}", weight.grad) for name, weight in self.group.named_weights()]
+            suspects = [(what, tensor) for what, tensor in named if tensor is not None]
+            self._not_finite(step, [("the gradient of its signal", d), *suspects])
         else:
-            if self.clip is not None:
-                nn.utils.clip_grads_with_norm_(self._trained, self.clip, norm)
+            if self.clip is not None and self._norm is not None:
+                nn.utils.clip_grads_with_norm_(self._trained, self.clip, self._norm)
             self.optimizer.step()
         self._end_step()
 
-    def _pass_over(self, step: int, h_in: Tensor | None) -> Iterator[Message]:
+    def _pass_over(self, step: int, h_in: Tensor) -> Iterator[Message]:
         """Leave the group as it was before a batch that was not finite, and let the stage above know."""
-        assert h_in is not None
         if not self.is_first:
             yield self._gradient(step, torch.full_like(h_in, torch.nan), GradientKind.TARGET)
         self._end_step()
@@ -332,8 +335,8 @@ class Stage:
         if gradient.step not in self._kept:
             raise MessageError(f"{where}: a gradient came, but no batch of that step waits for one")
         batch = self._kept[gradient.step]
-        if batch is not None and TensorSpec.of(gradient.tensors[0]) != TensorSpec.of(batch.h_out):
-            came, due = TensorSpec.of(gradient.tensors[0]), TensorSpec.of(batch.h_out)
+        if batch is not None and TensorSpec.of(gradient.tensors[0]) != TensorSpec.of(batch.h):
+            came, due = TensorSpec.of(gradient.tensors[0]), TensorSpec.of(batch.h)
             raise MessageError(f"{where}: the gradient from below is {came}, the activation was {due}")
         del self._kept[gradient.step]
         return batch

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .errors import UsageError
 from .predictors import Predictor, make_predictor
@@ -72,7 +73,7 @@ class Synthetic(Signal):
         h_sample, y_sample = h[sample], None if y is None else y[sample]
         guess = self._guess(h_sample, y_sample)
         target = (delta[sample] * self._scale(h, y)).to(guess.dtype)
-        error = (guess - target).square().sum() / _samples(h_sample, y_sample)
+        error = F.mse_loss(guess, target, reduction="sum") / _samples(h_sample, y_sample)
         torch.autograd.backward(error)
         self.optimizer.step()
         self.optimizer.zero_grad()

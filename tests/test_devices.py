@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stepahead.pipeline import parse_device
 from stepahead.pipeline.devices import clock, default_generators
-from stepahead.pipeline.finite import count_non_finite, is_finite
+from stepahead.pipeline.finite import are_finite, count_non_finite, is_finite
 
 
 def test_cpu() -> None:
@@ -37,6 +37,7 @@ def test_finite_means_every_value(values: list[float], dtype: torch.dtype) -> No
     expected = bool(torch.isfinite(tensor).all())
     assert is_finite(tensor) == expected
     assert (count_non_finite(tensor) == 0) == expected
+    assert are_finite([torch.ones(3), tensor, torch.ones(2)]) == expected
 
 
 def test_a_sum_that_overflows_is_no_proof() -> None:

@@ -24,7 +24,7 @@ def test_one_update_is_the_textbook() -> None:
     assert reading.relative_error == pytest.approx(((prediction - gradient).norm() / gradient.norm()).item(), rel=1e-4)
     wrong = (prediction.sign() != gradient.sign())[counted].float().mean().item()
     assert reading.sign_error == pytest.approx(wrong, abs=1e-6)
-    assert reading.updates == 1
+    assert reading.batches == 1
 
 
 def test_perfect_opposite_and_zero_predictions() -> None:
@@ -49,14 +49,25 @@ def test_a_zero_gradient_is_no_division_by_zero() -> None:
 
 def test_the_average_forgets() -> None:
     gradient = torch.randn(64, 4)
-    quality = Quality(memory=10)
-    for _ in range(20):
+    quality = Quality(memory=5)
+    for _ in range(40):
         quality.update(-gradient, gradient)
     for _ in range(100):
         quality.update(gradient, gradient)
     reading = quality.read()
     assert reading is not None
     assert reading.cosine > 0.99
+
+
+def test_every_fourth_batch_is_looked_at() -> None:
+    gradient = torch.randn(8, 4)
+    quality = Quality()
+    for index in range(9):
+        quality.update(gradient if index % 4 == 0 else -gradient, gradient)
+    reading = quality.read()
+    assert reading is not None
+    assert reading.cosine == pytest.approx(1)
+    assert reading.batches == 9
 
 
 def test_a_few_rows_stand_for_many() -> None:

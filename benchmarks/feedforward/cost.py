@@ -140,7 +140,7 @@ class Row:
     predictor: str
     bare_ms: float
     stage_ratio: float
-    """Of `step_ahead` and `learn`, over the bare layers: median of the pairs."""
+    """Time of `step_ahead`, and of `learn` where there is a predictor, over the bare layers: median of the pairs."""
     spread: tuple[float, float]
     """The ratio's quartiles."""
     tax: float | None
@@ -176,8 +176,7 @@ class Bench:
         self.group, self.bare = (self._group(family) for _ in range(2))
         signal = synthetic(classes=CLASSES, optimizer=adam, **recipe) if recipe else lambda h, y: Given(self.delta)
         made = Recipe(loss=nn.CrossEntropyLoss(), signal=signal, optimizer=adam)
-        self.timer = Timer()
-        self.stage: Stage = made.stage(self.group, 1, 3, self.data, self.label, span=self.timer)
+        self.stage: Stage = made.stage(self.group, 1, 3, self.data, self.label)
         self.optimizer = adam(self.bare.parameters())
 
     @staticmethod
@@ -191,49 +190,66 @@ class Bench:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def step_ahead(self) -> None:
+        message = Activation(edge="0>1", step=self.stage.step, tensors=(self.data,), label=self.label)
+        for _ in self.stage.step_ahead(message):
+            pass
+
+    def learn(self) -> None:
+        step = self.stage.step - 1
+        for _ in self.stage.learn(Gradient(edge="1>2", step=step, tensors=(self.delta,), kind=GradientKind.TARGET)):
+            pass
+
     def stage_step(self) -> None:
-        step = self.stage.step
-        for _ in self.stage.step_ahead(Activation(edge="0>1", step=step, tensors=(self.data,), label=self.label)):
-            pass
-        answer = Gradient(edge="1>2", step=step, tensors=(self.delta,), kind=GradientKind.TARGET)
-        for _ in self.stage.learn(answer):
-            pass
+        self.step_ahead()
+        self.learn()
 
 
 def measure(family: Family, name: str, recipe: dict[str, Any] | None, pairs: int) -> Row:
     bench = Bench(family, recipe)
-    block = 4  # a predictor that learns every 4th batch is measured over whole rounds
+    warm_up = 10
     bare: list[float] = []
     staged: list[float] = []
-    parts: list[dict[str, float]] = []
-    for index in range(pairs + 10):
-        bare.append(seconds(bench.bare_step, block))
-        staged.append(seconds(bench.stage_step, block))
-        parts.append(bench.timer.take())
-        if index == 9:  # so many warm up
-            bare, staged, parts = [], [], []
-    ratios = [after / before for after, before in zip(staged, bare, strict=True)]
+    for _ in range(warm_up + pairs):
+        if recipe:  # four at a time: a predictor that learns every 4th batch is measured over whole rounds
+            bare.append(seconds(bench.bare_step, 4))
+            staged.append(seconds(bench.stage_step, 4))
+        else:
+            bare.append(seconds(bench.bare_step))
+            staged.append(seconds(bench.step_ahead))
+            bench.learn()
+    ratios = [after / before for after, before in zip(staged[warm_up:], bare[warm_up:], strict=True)]
     quartiles = quantiles(ratios, n=4)
-    taxes = [sum(part.get(key, 0) for key in TAX) / sum(part[key] for key in USEFUL) for part in parts]
     return Row(
         group=family.name,
         predictor=name,
-        bare_ms=1000 * median(bare) / block,
+        bare_ms=1000 * median(bare[warm_up:]) / (4 if recipe else 1),
         stage_ratio=median(ratios),
         spread=(quartiles[0], quartiles[2]),
-        tax=median(taxes) if recipe else None,
-        flops=flops(bench, recipe) if recipe else None,
+        tax=time_tax(bench, pairs) if recipe else None,
+        flops=flop_tax(bench, recipe) if recipe else None,
     )
 
 
-def seconds(step: Callable[[], None], times: int) -> float:
+def time_tax(bench: Bench, rounds: int) -> float:
+    """Return the time of guessing and learning over that of the layers and their optimizer, in the same steps."""
+    timer = bench.stage.span = Timer()
+    taxes: list[float] = []
+    for _ in range(rounds):
+        seconds(bench.stage_step, 4)
+        spent = timer.take()
+        taxes.append(sum(spent.get(part, 0.0) for part in TAX) / sum(spent[part] for part in USEFUL))
+    return median(taxes)
+
+
+def seconds(step: Callable[[], None], times: int = 1) -> float:
     start = time.perf_counter()
     for _ in range(times):
         step()
     return time.perf_counter() - start
 
 
-def flops(bench: Bench, recipe: dict[str, Any]) -> float:
+def flop_tax(bench: Bench, recipe: dict[str, Any]) -> float:
     """Return the FLOPs of guessing and learning over those of the bare layers."""
     every = recipe.get("every", 1)
     while bench.stage.step % every:
