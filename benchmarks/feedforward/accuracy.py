@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -105,14 +106,22 @@ def save(path: Path, runs: list[Run]) -> None:
 
 
 def table(runs: list[Run]) -> Table:
-    result = Table("hidden layers", "signal", "test error %, mean", "each seed", "spread (s.d.)", "seconds")
+    headings = ("hidden layers", "signal", "test error, mean", "each seed", "s.d.", "mean cosine", "seconds")
+    result = Table(*headings, box=MARKDOWN)
     for depth, name in product(DEPTHS, SIGNALS):
-        errors = [run.test_error for run in runs if (run.depth, run.signal) == (depth, name)]
-        seconds = sum(run.seconds for run in runs if (run.depth, run.signal) == (depth, name))
-        if errors:
-            spread = f"{stdev(errors):.2f}" if len(errors) > 1 else "-"
-            each = " ".join(f"{error:.2f}" for error in errors)
-            result.add_row(str(depth), name, f"{mean(errors):.2f}", each, spread, f"{seconds:.0f}")
+        chosen = [run for run in runs if (run.depth, run.signal) == (depth, name)]
+        errors = [run.test_error for run in chosen]
+        cosines = [cosine for run in chosen for cosine in run.cosines]
+        if chosen:
+            result.add_row(
+                str(depth),
+                name,
+                f"{mean(errors):.2f} %",
+                " ".join(f"{error:.2f}" for error in errors),
+                f"{stdev(errors):.2f}" if len(errors) > 1 else "",
+                f"{mean(cosines):.2f}" if cosines else "",
+                f"{sum(run.seconds for run in chosen):.0f}",
+            )
     return result
 
 
@@ -134,7 +143,7 @@ def main() -> None:
     for depth, name, seed in pending(runs):
         runs.append(train(name, depth, seed, data))
         save(options.out, runs)
-    Console().print(table(runs))
+    Console(width=140).print(table(runs))
 
 
 if __name__ == "__main__":

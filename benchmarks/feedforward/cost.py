@@ -21,6 +21,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -263,11 +264,11 @@ def flop_tax(bench: Bench, recipe: dict[str, Any]) -> float:
 
 
 def table(rows: list[Row]) -> Table:
-    result = Table("group", "predictor", "bare ms", "stage / bare", "quartiles", "tax, time", "tax, FLOPs")
+    result = Table("group", "predictor", "bare ms", "stage / bare", "tax, time", "tax, FLOPs", box=MARKDOWN)
     for row in rows:
-        extra = ["-", "-"] if row.tax is None or row.flops is None else [f"{row.tax:.1%}", f"{row.flops:.1%}"]
-        spread = f"{row.spread[0]:.3f}-{row.spread[1]:.3f}"
-        result.add_row(row.group, row.predictor, f"{row.bare_ms:.2f}", f"{row.stage_ratio:.3f}", spread, *extra)
+        extra = ["", ""] if row.tax is None or row.flops is None else [f"{row.tax:.0%}", f"{row.flops:.0%}"]
+        ratio = f"{row.stage_ratio:.3f} [{row.spread[0]:.3f}, {row.spread[1]:.3f}]"
+        result.add_row(row.group, row.predictor, f"{row.bare_ms:.2f}", ratio, *extra)
     return result
 
 
@@ -284,7 +285,7 @@ def main() -> None:
             Console(stderr=True).print(f"{family.name}, {name}: {rows[-1].stage_ratio:.3f}")
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     options.out.write_text(json.dumps({"versions": versions, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-    Console().print(table(rows))
+    Console(width=140, markup=False).print(table(rows))
 
 
 if __name__ == "__main__":
