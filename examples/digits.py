@@ -18,8 +18,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from stepahead.launch import Dataset, Track, digits, minibatches
-from stepahead.pipeline import Recipe, Reference, accuracy, assemble, cut_model, locked, synthetic
-from stepahead.pipeline.signals import SignalRecipe
+from stepahead.pipeline import Recipe, Reference, SignalRecipe, accuracy, assemble, cut_model, locked, synthetic
 
 STEPS, BATCH, STAGES, WIDTH, CLASSES = 800, 128, 4, 256, 10
 
@@ -34,7 +33,7 @@ def hidden_layer(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU())
 
 
-def schedule(optimizer: Optimizer) -> CosineAnnealingLR:
+def lr_schedule(optimizer: Optimizer) -> CosineAnnealingLR:
     return CosineAnnealingLR(optimizer, STEPS)
 
 
@@ -50,7 +49,9 @@ class Result:
 
 def train(name: str, signal: SignalRecipe, data: Dataset, console: Console) -> Result:
     """Train the model with a signal, with a look at the test set every hundred steps."""
-    recipe = Recipe(loss=nn.CrossEntropyLoss(), signal=signal, optimizer=partial(Adam, lr=1e-3), schedule=schedule)
+    recipe = Recipe(
+        loss=nn.CrossEntropyLoss(), signal=signal, optimizer=partial(Adam, lr=1e-3), lr_schedule=lr_schedule
+    )
     example = data.train[0][:BATCH], data.train[1][:BATCH]
     result = Result(Reference(assemble(cut_model(model(), STAGES), example, recipe)))
     reports = result.reference.train(minibatches(data.train, BATCH), steps=STEPS)
@@ -69,7 +70,7 @@ def main() -> None:
     console = Console()
     data = digits()
     backprop = train("backprop", locked, data, console)
-    signal = synthetic("linear", classes=CLASSES, optimizer=partial(Adam, lr=1e-3), schedule=schedule)
+    signal = synthetic("linear", classes=CLASSES, optimizer=partial(Adam, lr=1e-3), lr_schedule=lr_schedule)
     decoupled = train("decoupled", signal, data, console)
     console.print(f"\nTest accuracy: backprop {backprop.accuracy:.1%}, decoupled {decoupled.accuracy:.1%}.")
     console.print("How near the synthetic gradients came to those that arrived later (cosine):")

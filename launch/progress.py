@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from datetime import timedelta
 
 from rich.console import Console
@@ -53,9 +54,10 @@ class Track:
     def __iter__(self) -> Iterator[StepReport]:
         # what FORCE_COLOR says is about colour: a pipe must never get cursor movements
         live = self.console.file.isatty() and not self.console.is_dumb_terminal
-        yield from self._with_bar() if live else self._with_lines()
+        with closing(self._with_bar() if live else self._with_lines()) as reports:
+            yield from reports
 
-    def _with_bar(self) -> Iterator[StepReport]:
+    def _with_bar(self) -> Generator[StepReport]:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -77,7 +79,7 @@ class Track:
         room = self.console.width - len(f"{self.title} {done}/{self.total} ") - SHORTEST_BAR
         bar.update(task, completed=done, figures=self._figures(done, seconds, room), refresh=True)
 
-    def _with_lines(self) -> Iterator[StepReport]:
+    def _with_lines(self) -> Generator[StepReport]:
         start = printed = self.now()
         for done, report in enumerate(self.reports, start=1):
             self._take(report)

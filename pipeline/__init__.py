@@ -1,7 +1,7 @@
 """The algorithm of decoupled training, in pure torch: no processes, no input or output.
 
 messages    what crosses a link                 signals     what a stage steps on, and its interface
-cuts        where to cut a chain of layers      synthetic   a predictor's guess, BP(lambda)
+cuts        where to cut a chain of layers      synthesis   a predictor's guess, BP(lambda)
 groups      layers, and groups of them          probes      a local classifier's gradient
 costs       what each layer takes               predictors  the networks that guess
 stage       one step of one stage               quality     how good the guesses are
@@ -11,7 +11,7 @@ devices     CPU or CUDA                         metrics     numbers that judge a
 finite      NaN and infinity                    errors      the tree of exceptions
 """
 
-from .assembly import Recipe, assemble, outputs
+from .assembly import Recipe, assemble, example_outputs
 from .costs import LayerCost, balance_model, measure_costs
 from .cuts import Cut, cut_at, cut_by_cost, cut_by_count
 from .devices import parse_device
@@ -27,19 +27,23 @@ from .errors import (
 from .groups import Group, Layer, build_groups, cut_model, layers_of
 from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Message, TensorSpec, edge_name
 from .metrics import accuracy
-from .predictors import MLP, Conv, Linear, LowRank, Predictor, Token, make_predictor
+from .predictors import MLP, Conv, Linear, LowRank, Predictor, PredictorRecipe, Token, make_predictor
 from .probes import Probe, probe
 from .quality import Quality, QualityReading
 from .randomness import keyed, seed_for
-from .reference import Reference, StepReport
+from .reference import Batch, Metric, Reference, StepReport
 from .schedules import exact_lag, free_lag, schedule
-from .signals import Locked, Loss, Needs, Signal, Silent, locked, silent
-from .stage import Stage, StageStatistics
-from .synthetic import Blend, Synthetic, blend, synthetic
+from .signals import Locked, Loss, LossFunction, Needs, Signal, SignalRecipe, Silent, locked, silent
+from .stage import TAX, USEFUL, NonFinitePolicy, Part, Span, Stage, StageStatistics
+from .synthesis import Blend, Synthetic, blend, synthetic
+from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
 
 __all__ = [
     "MLP",
+    "TAX",
+    "USEFUL",
     "Activation",
+    "Batch",
     "Blend",
     "Conv",
     "Cut",
@@ -47,27 +51,36 @@ __all__ = [
     "Gradient",
     "GradientKind",
     "Group",
+    "LRScheduleRecipe",
     "LabelError",
     "Layer",
     "LayerCost",
     "Linear",
     "Locked",
     "Loss",
+    "LossFunction",
     "LowRank",
     "Mark",
     "MarkKind",
     "Message",
     "MessageError",
+    "Metric",
     "Needs",
     "NonFiniteError",
+    "NonFinitePolicy",
+    "OptimizerRecipe",
+    "Part",
     "Predictor",
+    "PredictorRecipe",
     "Probe",
     "Quality",
     "QualityReading",
     "Recipe",
     "Reference",
     "Signal",
+    "SignalRecipe",
     "Silent",
+    "Span",
     "Stage",
     "StageStatistics",
     "StepReport",
@@ -76,6 +89,7 @@ __all__ = [
     "TensorSpec",
     "Token",
     "TrainingError",
+    "Updater",
     "UsageError",
     "accuracy",
     "assemble",
@@ -88,13 +102,13 @@ __all__ = [
     "cut_model",
     "edge_name",
     "exact_lag",
+    "example_outputs",
     "free_lag",
     "keyed",
     "layers_of",
     "locked",
     "make_predictor",
     "measure_costs",
-    "outputs",
     "parse_device",
     "probe",
     "schedule",

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TypeVar, cast
 
 import torch
-from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch import Tensor, nn
 
+from .devices import parse_device
 from .errors import UsageError
-from .groups import Group
+from .groups import Group, evaluating
 from .randomness import keyed
-from .signals import Loss, LossFunction, OptimizerRecipe, ScheduleRecipe, SignalRecipe
-from .stage import NO_SPAN, NonFinitePolicy, Span, Stage
+from .signals import Loss, LossFunction, Signal, SignalRecipe
+from .stage import NonFinitePolicy, Span, Stage, no_span
+from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
 
-__all__ = ["Recipe", "assemble", "outputs"]
+__all__ = ["Recipe", "assemble", "example_outputs"]
+
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a run's stages are made. Where a list is given, it has one entry for each stage.
+    """How a run's stages are made. A list has one entry for each stage; of signals, for each but the last.
 
     Example:
         Recipe(
             loss=nn.CrossEntropyLoss(),
             signal=synthetic("linear", classes=10, optimizer=partial(Adam, lr=3e-4)),
-            optimizer=partial(AdamW, lr=1e-3),      # None leaves a group's weights as they are
-            schedule=lambda optimizer: MultiStepLR(optimizer, [2400, 3400]),
+            optimizer=partial(AdamW, lr=1e-3),
+            lr_schedule=lambda optimizer: MultiStepLR(optimizer, [2400, 3400]),
         )
     """
 
@@ -37,12 +40,19 @@ class Recipe:
     signal: SignalRecipe | Sequence[SignalRecipe]
     """What every stage but the last steps on."""
     optimizer: OptimizerRecipe | Sequence[OptimizerRecipe | None] | None
-    schedule: ScheduleRecipe | Sequence[ScheduleRecipe | None] | None = None
+    """Makes a stage's optimizer from its parameters; None freezes the stage's weights."""
+    lr_schedule: LRScheduleRecipe | Sequence[LRScheduleRecipe | None] | None = None
     clip: float | None = None
     """The most that the norm of one stage's gradient may be; stages do not wait for a common norm."""
     seed: int = 0
     on_non_finite: NonFinitePolicy = "stop"
     """What NaN or infinity does: "stop" raises, "skip" passes the batch over."""
+
+    def __post_init__(self) -> None:
+        if self.on_non_finite not in ("stop", "skip"):
+            raise UsageError(f"on_non_finite is {self.on_non_finite!r}; it must be 'stop' or 'skip'")
+        if self.clip is not None and self.clip <= 0:
+            raise UsageError(f"clip is {self.clip}; a norm to clip to must be above 0")
 
     def stage(
         self,
@@ -52,36 +62,41 @@ class Recipe:
         output: Tensor,
         label: Tensor | None,
         *,
-        device: torch.device | None = None,
-        span: Span = lambda name: NO_SPAN,
+        device: str | torch.device = "cpu",
+        span: Span = no_span,
     ) -> Stage:
         """Make one stage, given an example of its group's output and of the label."""
-        device = device or torch.device("cpu")
-        group.to(device)
-        if index == stages - 1:
-            signal: Any = Loss(self.loss)
-        else:
-            with keyed(self.seed, index, "signal", device=device):
-                signal = _one(self.signal, index)(output.to(device), label)
-        optimizer = self._optimizer(group, index)
-        schedule = _one(self.schedule, index)
+        place = parse_device(device)
+        group.to(place)
         return Stage(
             group,
-            signal,
-            optimizer,
-            schedule=_checked_schedule(schedule(optimizer)) if schedule and optimizer else None,
+            self._signal(index, stages, output.to(place), None if label is None else label.to(place)),
+            self._updater(group, index, stages),
             clip=self.clip,
             index=index,
             stages=stages,
             seed=self.seed,
-            device=device,
+            device=place,
             on_non_finite=self.on_non_finite,
             span=span,
         )
 
-    def _optimizer(self, group: Group, index: int) -> torch.optim.Optimizer | None:
-        make = _one(self.optimizer, index)
-        if make is None:
+    def _signal(self, index: int, stages: int, output: Tensor, label: Tensor | None) -> Signal:
+        if index == stages - 1:
+            return Loss(deepcopy(self.loss).to(output.device) if isinstance(self.loss, nn.Module) else self.loss)
+        make = _entry("signal", self.signal, index, stages - 1)
+        if isinstance(make, Signal) or not callable(make):
+            raise UsageError(
+                f"the signal of stage {index} is a {type(make).__name__}; give a function that makes one, "
+                f"for example locked, or synthetic('linear', classes=10, optimizer=...)"
+            )
+        with keyed(self.seed, index, "signal", device=output.device):
+            return make(output, label)
+
+    def _updater(self, group: Group, index: int, stages: int) -> Updater | None:
+        lr_schedule = _entry("lr_schedule", self.lr_schedule, index, stages)
+        optimizer = _entry("optimizer", self.optimizer, index, stages)
+        if optimizer is None:
             return None
         parameters = [parameter for parameter in group.parameters() if parameter.requires_grad]
         if not parameters:
@@ -89,49 +104,48 @@ class Recipe:
                 f"stage {index} ({group.title}) has no parameters to train; cut elsewhere, "
                 f"or give this stage the optimizer None"
             )
-        optimizer: torch.optim.Optimizer = make(parameters)
-        closure = inspect.signature(optimizer.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise UsageError(f"{type(optimizer).__name__} runs the model many times a step, which no stage can do")
-        return optimizer
+        return Updater(parameters, optimizer, lr_schedule, owner=f"stage {index} ({group.title})")
 
 
-def assemble(groups: Sequence[Group], example: tuple[Tensor, Tensor | None], recipe: Recipe) -> list[Stage]:
-    """Make all stages of a model, given one batch and its label as an example."""
-    for name in ("signal", "optimizer", "schedule"):
-        _check_length(name, getattr(recipe, name), len(groups))
+def assemble(
+    groups: Sequence[Group],
+    example: tuple[Tensor, Tensor | None],
+    recipe: Recipe,
+    *,
+    devices: str | torch.device | Sequence[str | torch.device] = "cpu",
+) -> list[Stage]:
+    """Make all stages of a model, given one batch and its label as an example.
+
+    The groups are moved to `devices`: one for all stages, or one for each.
+    """
     data, label = example
-    shapes = outputs(groups, data)
+    if not isinstance(devices, (str, torch.device)) and len(devices) != len(groups):
+        raise UsageError(f"the list of devices has {len(devices)} entries, and {len(groups)} are needed")
+    outputs = example_outputs(groups, data)
+    places = [devices] * len(groups) if isinstance(devices, (str, torch.device)) else list(devices)
     return [
-        recipe.stage(group, index, len(groups), output, label)
-        for index, (group, output) in enumerate(zip(groups, shapes, strict=True))
+        recipe.stage(group, index, len(groups), outputs[index], label, device=places[index])
+        for index, group in enumerate(groups)
     ]
 
 
-@torch.no_grad()
-def outputs(groups: Sequence[Group], data: Tensor) -> list[Tensor]:
+def example_outputs(groups: Sequence[Group], data: Tensor) -> list[Tensor]:
     """Return what each group makes of an example, the groups' buffers and the random stream left as they were."""
     results: list[Tensor] = []
-    with keyed(0, "example"):
-        for group in groups:
-            mode = group.training
-            data = group.eval()(data)
-            group.train(mode)
-            results.append(data)
+    h = data.clone()
+    for group in groups:
+        weight = next(group.parameters(), None)
+        h = h if weight is None else h.to(weight.device)
+        with evaluating(group), keyed(0, "example", device=h.device):
+            h = group(h)
+        results.append(h)
     return results
 
 
-def _one(value: object, index: int) -> Any:
-    return cast(Sequence[object], value)[index] if isinstance(value, Sequence) else value
-
-
-def _check_length(name: str, value: object, stages: int) -> None:
-    least = stages - 1 if name == "signal" else stages
-    if isinstance(value, Sequence) and (listed := len(cast(Sequence[object], value))) < least:
-        raise UsageError(f"the recipe lists {listed} of {name}, but there are {stages} stages")
-
-
-def _checked_schedule(schedule: LRScheduler) -> LRScheduler:
-    if isinstance(schedule, ReduceLROnPlateau):
-        raise UsageError("ReduceLROnPlateau waits for a metric of the whole model; use a schedule by step")
-    return schedule
+def _entry(name: str, value: Entry | Sequence[Entry], index: int, length: int) -> Entry:
+    if not isinstance(value, (list, tuple)):
+        return cast(Entry, value)
+    entries = cast(Sequence[Entry], value)
+    if len(entries) != length:
+        raise UsageError(f"the list of {name} has {len(entries)} entries, and {length} are needed")
+    return entries[index]

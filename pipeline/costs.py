@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import Adam
 
 from .cuts import cut_by_cost
-from .devices import clock
+from .devices import clock, parse_device
 from .groups import Group, Layer, Model, build_groups, layers_of
-from .predictors import Predictor
 from .randomness import keyed
+from .signals import Needs, Signal, SignalRecipe
+from .updates import OptimizerRecipe, Updater
 
 __all__ = ["LayerCost", "balance_model", "measure_costs"]
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,45 +29,45 @@ class LayerCost:
     forward: float
     backward: float
     """With the gradient at its input, but for the first layer, which needs none."""
-    predictor: float
-    """A predictor's guess at this layer's output, and its learning; 0 where no predictor was asked for."""
+    optimizer: float
+    signal: float
+    """Asking and teaching a signal at this layer's output, in the mean over its batches; 0 where none was given."""
     output_bytes: int
     """The size of its output: what would cross a cut behind it."""
 
     @property
     def total(self) -> float:
-        """Forward and backward."""
-        return self.forward + self.backward
+        """Forward, backward and optimizer."""
+        return self.forward + self.backward + self.optimizer
 
 
 def measure_costs(
     layers: Sequence[Layer],
-    example: Tensor,
+    example: tuple[Tensor, Tensor | None],
     *,
-    predictor: Callable[[Tensor], Predictor] | None = None,
-    label: Tensor | None = None,
+    optimizer: OptimizerRecipe = Adam,
+    signal: SignalRecipe | None = None,
     repeats: int = 5,
     seed: int = 0,
-    device: torch.device = CPU,
+    device: str | torch.device = "cpu",
 ) -> list[LayerCost]:
-    """Run an example through each layer in turn, and time it.
-
-    The layers' weights and buffers are afterwards as before.
-    """
+    """Run a batch through copies of the layers in turn, and time them; with a signal, time that at each output too."""
     costs: list[LayerCost] = []
-    h = example.to(device)
-    label = None if label is None else label.to(device)
+    place = parse_device(device)
+    h, label = example[0].to(place), None if example[1] is None else example[1].to(place)
     for layer in layers:
-        with keyed(seed, "measure", layer.index, device=device):
-            module = deepcopy(layer.build(seed)).to(device)
-            forward, backward, output = _time_layer(module, h, layer.index > 0, repeats, clock(device))
-            guess = _time_predictor(predictor(output), output, label, repeats, clock(device)) if predictor else 0.0
+        with keyed(seed, "measure", layer.index, device=place):
+            group = Group([layer.name], [deepcopy(layer.build(seed)).to(place)])
+            seconds, output = _time_layer(group, h, layer.index > 0, optimizer, repeats, clock(place))
+            asked = _time_signal(signal(output, label), output, label, repeats, clock(place)) if signal else 0.0
+        forward, backward, step = seconds
         costs.append(
             LayerCost(
                 name=layer.name,
                 forward=forward,
                 backward=backward,
-                predictor=guess,
+                optimizer=step,
+                signal=asked,
                 output_bytes=output.numel() * output.element_size(),
             )
         )
@@ -78,48 +78,53 @@ def measure_costs(
 def balance_model(
     model: Model,
     stages: int,
-    example: Tensor,
+    example: tuple[Tensor, Tensor | None],
     *,
-    predictor: Callable[[Tensor], Predictor] | None = None,
-    label: Tensor | None = None,
+    optimizer: OptimizerRecipe = Adam,
+    signal: SignalRecipe | None = None,
     seed: int = 0,
+    device: str | torch.device = "cpu",
 ) -> list[Group]:
     """Cut a model into groups whose slowest takes as little time as can be."""
     layers = layers_of(model)
-    costs = measure_costs(layers, example, predictor=predictor, label=label, seed=seed)
-    cut = cut_by_cost([cost.total for cost in costs], stages, [cost.predictor for cost in costs])
+    costs = measure_costs(layers, example, optimizer=optimizer, signal=signal, seed=seed, device=device)
+    cut = cut_by_cost([cost.total for cost in costs], stages, [cost.signal for cost in costs])
     return build_groups(layers, cut, seed=seed)
 
 
 def _time_layer(
-    module: nn.Module, h: Tensor, needs_gradient: bool, repeats: int, now: Callable[[], float]
-) -> tuple[float, float, Tensor]:
-    forward: list[float] = []
-    backward: list[float] = []
-    group = Group(["layer"], [module])
+    group: Group, h: Tensor, needs_gradient: bool, optimizer: OptimizerRecipe, repeats: int, now: Callable[[], float]
+) -> tuple[tuple[float, float, float], Tensor]:
+    parameters = [parameter for parameter in group.parameters() if parameter.requires_grad]
+    updater = Updater(parameters, optimizer) if parameters else None
+    laps: list[tuple[float, float, float]] = []
     output = h
     for _ in range(repeats + 1):  # the first warms up
         h_in = h.detach().requires_grad_(needs_gradient and h.is_floating_point())
         start = now()
         output = group(h_in)
-        middle = now()
+        forward = now()
         if output.requires_grad:
-            output.backward(torch.ones_like(output))
-        backward.append(now() - middle)
-        forward.append(middle - start)
-        group.zero_grad()
-    return median(forward[1:]), median(backward[1:]), output.detach()
+            torch.autograd.backward(output, torch.zeros_like(output))
+        backward = now()
+        if updater:
+            updater.step()
+            updater.clear()
+        laps.append((forward - start, backward - forward, now() - backward))
+    forwards, backwards, steps = zip(*laps[1:], strict=True)
+    return (median(forwards), median(backwards), median(steps)), output.detach()
 
 
-def _time_predictor(
-    predictor: Predictor, h: Tensor, label: Tensor | None, repeats: int, now: Callable[[], float]
-) -> float:
+def _time_signal(signal: Signal, h: Tensor, label: Tensor | None, repeats: int, now: Callable[[], float]) -> float:
+    round_length = getattr(signal, "every", 1)
+    delta = torch.zeros_like(h)
     seconds: list[float] = []
-    for _ in range(repeats + 1):
+    for turn in range(repeats + 1):
         start = now()
-        with torch.no_grad():
-            predictor(h, label)
-        predictor(h, label).square().sum().backward()
-        seconds.append(now() - start)
-        predictor.zero_grad()
+        for step in range(turn * round_length, (turn + 1) * round_length):
+            if signal.needs is Needs.NOTHING:
+                signal.gradient(h, label)
+            if signal.wants(step):
+                signal.learn(h, label, delta, step)
+        seconds.append((now() - start) / round_length)
     return median(seconds[1:])

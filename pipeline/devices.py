@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from .errors import UsageError
 
-__all__ = ["clock", "default_generators", "parse_device"]
+__all__ = ["clock", "default_generators", "parse_device", "reading_waits"]
 
 
 def parse_device(name: str | torch.device) -> torch.device:
@@ -35,6 +36,11 @@ def default_generators(device: torch.device) -> tuple[torch.Generator, ...]:
         torch.cuda.init()
         return (torch.default_generator, torch.cuda.default_generators[device.index or 0])
     return (torch.default_generator,)
+
+
+def reading_waits(tensor: Tensor) -> bool:
+    """Return whether to read one of its values means to wait for all work queued on its device."""
+    return tensor.is_cuda
 
 
 def clock(device: torch.device) -> Callable[[], float]:

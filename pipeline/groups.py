@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 from .cuts import Cut, cut_at, cut_by_count
 from .errors import CutError
 from .randomness import keyed
 
-__all__ = ["Group", "Layer", "Model", "build_groups", "cut_model", "layers_of"]
+__all__ = ["Group", "Layer", "Model", "build_groups", "cut_model", "evaluating", "layers_of"]
 
 LayerSource = nn.Module | Callable[[], nn.Module]
 Model = nn.Module | Sequence[LayerSource]
@@ -56,11 +59,6 @@ class Group(nn.Module):
         for name, layer in zip(self.names, self.layers, strict=True):
             yield from layer.named_parameters(prefix=name)
 
-    def named_states(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the buffers by the names that they have in the uncut model."""
-        for name, layer in zip(self.names, self.layers, strict=True):
-            yield from layer.named_buffers(prefix=name)
-
     def forward(self, h: Tensor) -> Tensor:
         if self._copies_input:  # what crossed the cut is kept by others: an in-place layer gets its own copy
             h = h.clone()
@@ -74,6 +72,19 @@ class Group(nn.Module):
         return h
 
 
+@contextmanager
+def evaluating(group: nn.Module) -> Generator[None]:
+    """Hold a group in eval mode, without gradients; a layer that its user held in another mode gets that back."""
+    modes = [(module, module.training) for module in group.modules()]
+    group.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def layers_of(model: Model) -> tuple[Layer, ...]:
     """Return a model's layers in order, `nn.Sequential`s inside it taken apart, named as in its state dict."""
     layers = [Layer(name, index, source) for index, (name, source) in enumerate(_walk("", _children(model)))]
@@ -85,6 +96,8 @@ def layers_of(model: Model) -> tuple[Layer, ...]:
 def cut_model(model: Model, stages: int | None = None, *, at: Sequence[str | int] = (), seed: int = 0) -> list[Group]:
     """Cut a model into groups: into `stages` of equal length, or before each of the layers `at`."""
     layers = layers_of(model)
+    if isinstance(at, str) or not isinstance(at, Sequence):
+        raise CutError(f"the cut points are {at!r}; give a list of layers' names or numbers")
     if (stages is None) == (not at):
         raise CutError("say either into how many stages to cut the model, or before which layers")
     cut = cut_by_count(len(layers), stages) if stages is not None else cut_at([layer.name for layer in layers], at)
@@ -105,8 +118,8 @@ def build_groups(layers: Sequence[Layer], cut: Cut, *, seed: int = 0) -> list[Gr
 
 
 def _children(model: Model) -> Iterable[tuple[str, LayerSource]]:
-    if isinstance(model, (nn.Sequential, nn.ModuleList)):
-        return list(model.named_children())
+    if isinstance(model, nn.ModuleList) or _is_plain_chain(model):
+        return _members(model)
     if isinstance(model, nn.Module) or not isinstance(model, Sequence):
         raise CutError(
             f"a {type(model).__name__} is not a chain of layers; pass an nn.Sequential, a list of layers, "
@@ -117,13 +130,26 @@ def _children(model: Model) -> Iterable[tuple[str, LayerSource]]:
 
 def _walk(prefix: str, children: Iterable[tuple[str, LayerSource]]) -> Iterator[tuple[str, LayerSource]]:
     for name, source in children:
-        # a subclass of Sequential may have a forward of its own: it stays one layer
-        if isinstance(source, nn.Sequential) and type(source) is nn.Sequential:
-            yield from _walk(f"{prefix}{name}.", list(source.named_children()))
+        if _is_plain_chain(source):
+            yield from _walk(f"{prefix}{name}.", _members(source))
         elif callable(source):
             yield prefix + name, source
         else:
             raise CutError(f"layer {prefix + name!r} is a {type(source).__name__}, not a module or a function")
+
+
+def _is_plain_chain(module: object) -> TypeGuard[nn.Sequential]:
+    """Return whether a module only runs its children in turn: not one with a forward of its own, or with hooks."""
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        return False
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return not any(getattr(module, kind, None) for kind in hooks)  # torch has no public way to ask
+
+
+def _members(chain: nn.Module) -> list[tuple[str, LayerSource]]:
+    """Return a chain's direct members; named_children() would leave out one that comes a second time."""
+    modules = chain.named_modules(remove_duplicate=False)
+    return [(name, module) for name, module in modules if name and "." not in name]
 
 
 def _works_in_place(layer: nn.Module) -> bool:
@@ -135,10 +161,10 @@ def _works_in_place(layer: nn.Module) -> bool:
 def _refuse_tied_weights(groups: Sequence[Group]) -> None:
     owner: dict[int, tuple[int, str]] = {}
     for index, group in enumerate(groups):
-        for name, weight in [*group.named_weights(), *group.named_states()]:
+        for name, weight in group.named_weights():
             if weight.numel() == 0 or weight.is_meta:
                 continue
-            first_index, first_name = owner.setdefault(weight.untyped_storage().data_ptr(), (index, name))
+            first_index, first_name = owner.setdefault(weight.data_ptr(), (index, name))
             if first_index != index:
                 raise CutError(
                     f"{first_name!r} in stage {first_index} and {name!r} in stage {index} are one tied weight; "

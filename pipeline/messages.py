@@ -94,11 +94,9 @@ class TensorSpec:
         return cls(tensor.dtype, tuple(tensor.shape))
 
     def admits(self, tensor: Tensor) -> bool:
-        """Return whether the tensor fits: the same but for a batch that may be smaller."""
+        """Return whether the tensor fits: the same but for the size of the batch."""
         shape = tensor.shape
-        if tensor.dtype != self.dtype or len(shape) != len(self.shape):
-            return False
-        return shape == self.shape or (shape[1:] == self.shape[1:] and shape[0] <= self.shape[0])
+        return tensor.dtype == self.dtype and len(shape) == len(self.shape) and shape[1:] == self.shape[1:]
 
     def __str__(self) -> str:
         return f"{str(self.dtype).removeprefix('torch.')}{list(self.shape)}"
@@ -106,8 +104,7 @@ class TensorSpec:
 
 def edge_name(sender: int, receiver: int) -> str:
     """Return the name of the edge between two stages; stage -1 is where the data comes from."""
-    name = {-1: "data"}
-    return f"{name.get(sender, sender)}>{name.get(receiver, receiver)}"
+    return f"{'data' if sender < 0 else sender}>{receiver}"
 
 
 def _check_head(edge: str, step: int) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Self
 
@@ -33,9 +34,13 @@ __all__ = [
     "Linear",
     "LowRank",
     "Predictor",
+    "PredictorRecipe",
     "Token",
     "make_predictor",
 ]
+
+
+LEAST = {"classes": 1, "rank": 1, "hidden": 1, "depth": 0, "kernel": 1, "ahead": 0}
 
 
 class Predictor(nn.Module, ABC):
@@ -43,13 +48,12 @@ class Predictor(nn.Module, ABC):
 
     classes: int | None
 
-    @classmethod
-    @abstractmethod
-    def like(cls, h: Tensor, classes: int | None = None, **options: Any) -> Self:
-        """Build one for activations like `h`."""
-
     @abstractmethod
     def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor: ...
+
+
+PredictorRecipe = str | Callable[[Tensor], Predictor]
+"""A kind of predictor, or a function that makes one from an example of the activation."""
 
 
 class LabelTable(nn.Module):
@@ -220,7 +224,7 @@ class Token(Predictor):
         return result
 
 
-PREDICTORS: dict[str, type[Predictor]] = {
+PREDICTORS: dict[str, type[Linear | LowRank | MLP | Conv | Token]] = {
     "linear": Linear,
     "low-rank": LowRank,
     "mlp": MLP,
@@ -229,8 +233,13 @@ PREDICTORS: dict[str, type[Predictor]] = {
 }
 
 
-def make_predictor(kind: str, h: Tensor, *, classes: int | None = None, **options: Any) -> Predictor:
+def make_predictor(kind: PredictorRecipe, h: Tensor, *, classes: int | None = None, **options: Any) -> Predictor:
     """Build a predictor of a kind for activations like `h`; "auto" picks linear, token or conv by the shape."""
+    if not isinstance(kind, str):
+        return kind(h).to(h.device)
+    for name, value in {"classes": classes, **options}.items():
+        if isinstance(value, int) and value < LEAST.get(name, value):
+            raise UsageError(f"a {kind} predictor's {name} is {value}; it must be at least {LEAST[name]}")
     if kind == "auto":
         kind = {3: "token", 4: "conv"}.get(h.dim(), "linear")
     if kind not in PREDICTORS:
@@ -251,10 +260,17 @@ def _zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
 
 def _row_norm(norm: str, width: int) -> nn.Module:
     if norm == "batch":  # batch statistics only: a predictor runs twice a step, and never in an evaluation
-        return nn.BatchNorm1d(width, track_running_stats=False)
+        return _BatchNorm(width, track_running_stats=False)
     if norm == "layer":
         return nn.LayerNorm(width)
     raise UsageError(f"there is no norm {norm!r} for an mlp predictor; {did_you_mean(norm, ['batch', 'layer'])}")
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch statistics; a single row, which has none, is only scaled."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) if len(input) > 1 else input * self.weight + self.bias
 
 
 def _add_label(table: LabelTable | None, h: Tensor, y: Tensor | None) -> Tensor:

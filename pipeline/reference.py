@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from .errors import UsageError
-from .messages import Activation, Gradient, Message
+from .messages import Activation, Gradient
 from .schedules import exact_lag, free_lag, schedule
 from .signals import Loss
 from .stage import Stage
@@ -35,7 +34,7 @@ class StepReport:
     step: int
     samples: int
     loss: float
-    """The loss on this step's batch, before the step."""
+    """The loss on this step's batch, before the step; NaN for a batch that never came to the loss."""
 
 
 class Reference:
@@ -52,14 +51,17 @@ class Reference:
     def __init__(self, stages: Sequence[Stage], *, lag: int | Sequence[int] = 2, mode: LagMode = "exact") -> None:
         self.stages = list(stages)
         lags = [lag] * len(stages) if isinstance(lag, int) else list(lag)
-        if len(lags) < len(stages) - 1 or min(lags, default=1) < 1:
+        if len(lags) not in (len(stages) - 1, len(stages)) or min(lags, default=1) < 1:
             raise UsageError(
                 f"lags {lags} do not suit {len(stages)} stages; give one of at least 1 for all but the last"
             )
+        if mode not in ("exact", "free"):
+            raise UsageError(f"mode is {mode!r}; it must be 'exact' or 'free'")
         self._due = exact_lag(lags) if mode == "exact" else free_lag(lags, stages[0].seed)
         self._activations: list[deque[Activation]] = [deque() for _ in stages]
         self._gradients: list[deque[Gradient]] = [deque() for _ in stages]
         self._samples = 0
+        self._failed_at: int | None = None
 
     @property
     def step(self) -> int:
@@ -72,18 +74,17 @@ class Reference:
         Between two reports the stages stand still after that step: a good moment to evaluate. At the end the
         gradients that are still on their way are learnt from.
         """
+        self._drain()  # of an earlier run that its caller left where it was
         waits = [stage.waits for stage in self.stages]
         try:
             for actions in schedule(waits, self._due, self._feed(islice(batches, steps))):
                 before = self.step
-                for what, stage, _ in actions:
-                    self._act(what, stage)
+                for action in actions:
+                    self._act(*action)
                 if self.step > before:
                     yield self._report()
-        except GeneratorExit:  # the caller broke off its loop: leave nothing on its way
-            for stage, gradients in enumerate(self._gradients):
-                while gradients:
-                    self._act("learn", stage)
+        except GeneratorExit:  # the caller broke off its loop
+            self._drain()
             raise
 
     def evaluate(self, batches: Iterable[Batch], metrics: Mapping[str, Metric] | None = None) -> dict[str, float]:
@@ -92,7 +93,7 @@ class Reference:
         samples = 0
         for batch in batches:
             output, label = self._output(batch)
-            measured = {"loss": self._loss(output, label)}
+            measured = {"loss": self._loss.measure(output, label)}
             if label is not None:
                 measured |= {name: metric(output, label) for name, metric in (metrics or {}).items()}
             for name, value in measured.items():
@@ -107,36 +108,53 @@ class Reference:
         first = self.stages[0]
         for step, (data, label) in enumerate(batches, start=self.step):
             self._samples = len(data)
-            self._activations[0].append(Activation(edge=first.above, step=step, tensors=(data,), label=label))
+            self._activations[0].append(Activation(edge=first.edge_above, step=step, tensors=(data,), label=label))
             yield step
 
-    def _act(self, what: str, stage: int) -> None:
-        if what == "forward":
-            messages = self.stages[stage].step_ahead(self._activations[stage].popleft())
-        else:
-            messages = self.stages[stage].learn(self._gradients[stage].popleft())
-        for message in messages:
-            self._deliver(message, stage)
+    def _act(self, what: str, stage: int, step: int) -> None:
+        try:
+            for message in self._messages(what, stage, step):
+                self._deliver(message, stage)
+        except Exception:
+            self._failed_at = step
+            raise
 
-    def _deliver(self, message: Message, sender: int) -> None:
+    def _messages(self, what: str, stage: int, step: int) -> Iterator[Activation | Gradient]:
+        if what == "forward":
+            return self.stages[stage].step_ahead(self._activations[stage].popleft())
+        gradient = self._gradients[stage].popleft()
+        assert gradient.step == step, f"stage {stage} is to learn from step {step}, and step {gradient.step} is next"
+        return self.stages[stage].learn(gradient)
+
+    def _drain(self) -> None:
+        """Learn from the gradients that are still on their way."""
+        if self._failed_at is not None:
+            raise UsageError(f"this run failed at step {self._failed_at}; assemble its stages again")
+        for stage, gradients in enumerate(self._gradients):
+            while gradients:
+                self._act("learn", stage, gradients[0].step)
+
+    def _deliver(self, message: Activation | Gradient, sender: int) -> None:
         if isinstance(message, Activation):
             self._activations[sender + 1].append(message)
-        elif isinstance(message, Gradient):
+        else:
             self._gradients[sender - 1].append(message)
 
     def _output(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         data, label = batch
-        message = Activation(edge=self.stages[0].above, step=self.step, tensors=(data,), label=label, training=False)
+        message = Activation(
+            edge=self.stages[0].edge_above, step=self.step, tensors=(data,), label=label, training=False
+        )
         for stage in self.stages:
             message = stage.evaluate(message)
-        return message.tensors[0], None if label is None else label.to(message.tensors[0].device)
+        return message.tensors[0], message.label
 
-    @torch.no_grad()
-    def _loss(self, output: Tensor, label: Tensor | None) -> Tensor:
+    @property
+    def _loss(self) -> Loss:
         signal = self.stages[-1].signal
-        assert isinstance(signal, Loss)
-        return signal.function(output, label)
+        assert isinstance(signal, Loss), "the last of all stages steps on the loss"
+        return signal
 
     def _report(self) -> StepReport:
-        loss = self.stages[-1].signal.loss
+        loss = self._loss.loss
         return StepReport(self.step - 1, self._samples, float("nan") if loss is None else float(loss))

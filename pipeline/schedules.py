@@ -41,11 +41,12 @@ def schedule(waits: Sequence[bool], due: Due, steps: Iterable[int]) -> Iterator[
     for step in steps:
         actions: list[Action] = []
         for stage in range(len(waits)):
-            pending = unlearnt.get(stage, deque())
-            while pending and due(stage, pending[0]) <= step:
-                actions.append(("learn", stage, pending.popleft()))
+            if stage in unlearnt:
+                pending = unlearnt[stage]
+                while pending and due(stage, pending[0]) <= step:
+                    actions.append(("learn", stage, pending.popleft()))
+                pending.append(step)
             actions.append(("forward", stage, step))
-            pending.append(step)
         actions.extend(("learn", stage, step) for stage in reversed(range(len(waits) - 1)) if waits[stage])
         yield actions
     yield [("learn", stage, step) for stage in learners for step in unlearnt[stage]]

@@ -16,16 +16,15 @@ Activations and gradients are single tensors here, detached from any graph; a si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import Enum
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from .errors import LabelError, UsageError
+from .messages import TensorSpec
 from .quality import QualityReading
 
 __all__ = [
@@ -33,8 +32,6 @@ __all__ = [
     "Loss",
     "LossFunction",
     "Needs",
-    "OptimizerRecipe",
-    "ScheduleRecipe",
     "Signal",
     "SignalRecipe",
     "Silent",
@@ -45,8 +42,6 @@ __all__ = [
 ]
 
 LossFunction = Callable[[Tensor, Any], Tensor]
-OptimizerRecipe = Callable[[Iterable[nn.Parameter]], Optimizer]
-ScheduleRecipe = Callable[[Optimizer], LRScheduler]
 
 
 IGNORED = -100
@@ -66,7 +61,9 @@ class Signal(nn.Module):
 
     needs: ClassVar[Needs] = Needs.NOTHING
     passes_truth: ClassVar[bool] = False
-    """Whether its gradient is the true one, given that what it waited for was."""
+    """True if a true gradient from below makes this signal's own gradient true."""
+    draws: bool = True
+    """Whether it may draw random numbers, which are then keyed as the group's are."""
     classes: int | None = None
     """Labels must be below this, where the signal reads them as classes."""
     loss: Tensor | None = None
@@ -88,15 +85,24 @@ class Signal(nn.Module):
     def learn(self, h: Tensor, y: Tensor | None, delta: Tensor, step: int) -> None:
         """Learn from `delta`, the gradient at `h` that came later."""
 
+    def end_step(self) -> None:
+        """Take note that a batch is over, whether it was stepped on or not: a learning rate schedule counts it."""
+
     def term(self, h: Tensor, y: Tensor | None) -> Tensor | None:
         """Return a loss of the group's own, to be differentiated through `h` (here attached to its graph)."""
         return None
 
-    def check_label(self, y: Tensor | None) -> None:
-        """Refuse a label outside the classes."""
-        if self.classes is None or y is None or y.is_floating_point() or y.numel() == 0:
+    def check_label(self, h: Tensor, y: Tensor | None) -> None:
+        """Refuse labels that the signal, if it reads them, cannot read."""
+        if self.classes is None or y is None or y.numel() == 0:
             return
-        low, high = (int(value) for value in y.aminmax())
+        if y.dim() == 0 or len(y) != len(h):
+            raise LabelError(f"the activation has {len(h)} samples, the label is {TensorSpec.of(y)}")
+        if y.is_floating_point():
+            if y.shape[-1] != self.classes:
+                raise LabelError(f"a label {TensorSpec.of(y)} is no vector over {self.classes} classes")
+            return
+        low, high = torch.stack(y.aminmax()).tolist()
         if low < 0:
             low = int(y.masked_fill(y == IGNORED, 0).min())
         if low < 0 or high >= self.classes:
@@ -125,12 +131,18 @@ class Loss(Signal):
         self.loss = loss.detach()
         return torch.autograd.grad(loss, h)[0]
 
+    @torch.no_grad()
+    def measure(self, h: Tensor, y: Tensor | None) -> Tensor:
+        """Return the loss, for an evaluation."""
+        return apply_loss(self.function, h, y)
+
 
 class Locked(Signal):
     """Plain backprop: wait for the gradient from the stage below."""
 
     needs = Needs.GRADIENT
     passes_truth = True
+    draws = False
 
     def gradient(self, h: Tensor, y: Tensor | None, waited: Tensor | None = None) -> Tensor:
         return arrived(waited)
@@ -138,6 +150,8 @@ class Locked(Signal):
 
 class Silent(Signal):
     """No signal: the group keeps the weights that it was born with."""
+
+    draws = False
 
     def gradient(self, h: Tensor, y: Tensor | None, waited: Tensor | None = None) -> None:
         return None
@@ -149,6 +163,10 @@ def apply_loss(function: LossFunction, h: Tensor, y: Tensor | None) -> Tensor:
         loss = function(h, y)
     except IndexError as error:
         raise LabelError(f"the loss refuses a label for an output of shape {list(h.shape)}: {error}") from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        label = "no label" if y is None else f"a label {TensorSpec.of(y)}"
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"the loss cannot take an output {TensorSpec.of(h)} and {label}: {reason}") from error
     if loss.dim() != 0:
         raise UsageError(f"the loss returned shape {list(loss.shape)}; it must be one number: take the mean")
     return loss

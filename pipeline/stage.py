@@ -24,25 +24,29 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from .errors import CutError, LabelError, MessageError, NonFiniteError
-from .finite import are_finite, count_non_finite, is_finite
-from .groups import Group
-from .messages import Activation, Gradient, GradientKind, Message, TensorSpec, edge_name
+from .errors import CutError, MessageError, NonFiniteError, StepaheadError
+from .finite import count_non_finite, is_finite
+from .groups import Group, evaluating
+from .messages import Activation, Gradient, GradientKind, TensorSpec, edge_name
 from .quality import QualityReading
 from .randomness import keyed
 from .signals import Needs, Signal
+from .updates import Updater
 
-__all__ = ["NO_SPAN", "NonFinitePolicy", "Span", "Stage", "StageStatistics"]
+__all__ = ["TAX", "USEFUL", "NonFinitePolicy", "Part", "Span", "Stage", "StageStatistics", "no_span"]
 
 NonFinitePolicy = Literal["stop", "skip"]
 NORM_EVERY = 16
 """The norm of the gradient is measured on every so many steps, or on all where it is clipped."""
-NO_SPAN = nullcontext()
-Span = Callable[[str], AbstractContextManager[None]]
-"""Wraps the parts of a step, so that whoever drives the stage can time them."""
+Part = Literal["forward", "predict", "backward", "optimizer", "learn"]
+Span = Callable[[Part], AbstractContextManager[None]]
+"""Wraps the parts of a step, so that whoever drives the stage can time them. On a GPU it sees work being queued."""
+USEFUL: tuple[Part, ...] = ("forward", "backward", "optimizer")
+"""The parts of a step that plain backprop has too."""
+TAX: tuple[Part, ...] = ("predict", "learn")
+"""The parts that are the price of not waiting."""
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,7 @@ class StageStatistics:
     gradient_norm: float | None
     """Length of the group's gradient when it was last measured, before clipping."""
     skipped: int
-    """Batches passed over because something in them was not finite."""
+    """Batches in which something was not finite, so that the group did not step, or the signal did not learn."""
     unanswered: int
     """Batches whose gradient has not come back yet."""
     quality: QualityReading | None
@@ -72,6 +76,16 @@ class _Batch:
     label: Tensor | None
     graph: tuple[Tensor, Tensor] | None
     """The group's input and output, attached: while the group has not stepped on them."""
+    buffers: list[Tensor]
+    """Copies of the group's buffers from before the batch, to go back to."""
+
+
+def no_span(part: Part) -> AbstractContextManager[None]:
+    """Time nothing."""
+    return _NOTHING
+
+
+_NOTHING = nullcontext()
 
 
 class Stage:
@@ -80,12 +94,12 @@ class Stage:
     Args:
         group: The layers.
         signal: What the group steps on.
-        optimizer: The group's optimizer, or None to leave its weights as they are.
-        schedule: A learning rate schedule for it.
+        updater: The group's optimizer and its learning rate schedule, or None to freeze the group.
         clip: The most that the norm of the group's gradient may be.
         index: Which stage this is, counted from the one that gets the data.
         stages: How many there are.
         seed: The run's seed: draws are keyed by it, the index and the step.
+        device: Where the group is.
         on_non_finite: What NaN or infinity does: "stop" raises, "skip" passes the batch over.
         span: Wraps the parts of a step.
     """
@@ -94,38 +108,35 @@ class Stage:
         self,
         group: Group,
         signal: Signal,
-        optimizer: Optimizer | None,
+        updater: Updater | None,
         *,
-        schedule: LRScheduler | None = None,
         clip: float | None = None,
         index: int = 0,
         stages: int = 1,
         seed: int = 0,
-        device: torch.device | None = None,
+        device: torch.device = CPU,
         on_non_finite: NonFinitePolicy = "stop",
-        span: Span = lambda name: NO_SPAN,
+        span: Span = no_span,
     ) -> None:
         self.group = group
         self.signal = signal
-        self.optimizer = optimizer
-        self.schedule = schedule
+        self.updater = updater
         self.clip = clip
         self.index = index
         self.stages = stages
         self.seed = seed
-        self.device = device or torch.device("cpu")
+        self.device = device
         self.on_non_finite: NonFinitePolicy = on_non_finite
         self.span = span
         self.step = 0
         self.skipped = 0
-        self.above = edge_name(index - 1, index)
-        self.below = edge_name(index, index + 1)
+        self.edge_above = edge_name(index - 1, index)
+        self.edge_below = edge_name(index, index + 1)
         self._kept: dict[int, _Batch | None] = {}
         self._specs: dict[str, TensorSpec] = {}
         self._norm: Tensor | None = None
-        if optimizer is None:
+        if updater is None:
             group.requires_grad_(False)
-        self._trained = [weight for weight in group.parameters() if weight.requires_grad]
 
     @property
     def is_first(self) -> bool:
@@ -140,7 +151,7 @@ class Stage:
         """Whether the group steps only when the gradient from below has come."""
         return self.signal.needs is Needs.GRADIENT
 
-    def step_ahead(self, activation: Activation) -> Iterator[Message]:
+    def step_ahead(self, activation: Activation) -> Iterator[Activation | Gradient]:
         """Run a batch forward, and unless the signal must wait, backward and through the optimizer."""
         self._check_turn(activation)
         h_in, label = self._receive(activation)
@@ -148,23 +159,24 @@ class Stage:
         buffers = self._copy_buffers()
         h_out = self._forward(h_in, step)
         h = h_out.detach()
-        sound = is_finite(h)
-        if not sound:
+        if not is_finite(h):
             self._not_finite(step, [("the activation from above", h_in), ("its activation", h)])
-        if not self.is_last:
-            yield Activation(edge=self.below, step=step, tensors=(h,), label=label)
-        if not sound:
-            self._restore_buffers(buffers)
+            h = torch.full_like(h, torch.nan)  # whatever the next layer does to infinity, the stage below is to see it
+            if not self.is_last:
+                yield Activation(edge=self.edge_below, step=step, tensors=(h,), label=label)
             self._keep(step, None)
-            yield from self._pass_over(step, h_in)
-        elif self.waits:
-            self._keep(step, _Batch(h, label, (h_in, h_out)))
+            yield from self._pass_over(step, h_in, buffers)
+            return
+        if not self.is_last:
+            yield Activation(edge=self.edge_below, step=step, tensors=(h,), label=label)
+        batch = _Batch(h, label, (h_in, h_out), buffers)
+        if self.waits:
+            self._keep(step, batch)
         else:
-            self._keep(step, _Batch(h, label, None) if self.signal.wants(step) else None)
-            d = self._ask_signal(step, h, label, None)
-            yield from self._descend(step, d, h_in, h_out, label, GradientKind.TRUTH)
+            self._keep(step, _Batch(h, label, None, []) if self.signal.wants(step) else None)
+            yield from self._backward_and_update(step, batch, None, GradientKind.TRUTH)
 
-    def learn(self, gradient: Gradient) -> Iterator[Message]:
+    def learn(self, gradient: Gradient) -> Iterator[Activation | Gradient]:
         """Use the gradient of an earlier batch: to refine the signal, and to step if that waited for it."""
         step = gradient.step
         batch = self._take(gradient)
@@ -174,23 +186,22 @@ class Stage:
         if not is_finite(delta):
             self._not_finite(step, [("the gradient from below", delta)])
             if batch.graph:
-                yield from self._pass_over(step, batch.graph[0])
+                yield from self._pass_over(step, batch.graph[0], batch.buffers)
             return
         if batch.graph:
-            d = self._ask_signal(step, batch.h, batch.label, delta)
-            yield from self._descend(step, d, *batch.graph, batch.label, gradient.kind)
-            batch.graph = None
+            yield from self._backward_and_update(step, batch, delta, gradient.kind)
         if self.signal.wants(step):
-            with self.span("learn"):
+            with self.span("learn"), self._drawing(step, "learn"):
                 self.signal.learn(batch.h, batch.label, delta, step)
 
     def evaluate(self, activation: Activation) -> Activation:
         """Run a batch of an evaluation: in eval mode, without a graph, leaving the stage as it was."""
+        step, label = activation.step, activation.label
         h_in = activation.tensors[0].to(self.device)
-        h_out = self._forward_only(h_in, activation.step)
-        return Activation(
-            edge=self.below, step=activation.step, tensors=(h_out,), label=activation.label, training=False
-        )
+        with evaluating(self.group), keyed(self.seed, self.index, step, "evaluate", device=self.device):
+            h_out = self._run_group(h_in)
+        label = None if label is None else label.to(self.device)
+        return Activation(edge=self.edge_below, step=step, tensors=(h_out,), label=label, training=False)
 
     def statistics(self) -> StageStatistics:
         """Return what the stage has done so far; reading it waits for the device."""
@@ -203,90 +214,98 @@ class Stage:
             quality=self.signal.quality,
         )
 
-    def _descend(
-        self, step: int, d: Tensor | None, h_in: Tensor, h_out: Tensor, label: Tensor | None, kind: GradientKind
-    ) -> Iterator[Message]:
-        """Steps [4] and [5]: backward from the output with `d`, made of a gradient of that kind."""
+    def _backward_and_update(
+        self, step: int, batch: _Batch, waited: Tensor | None, kind: GradientKind
+    ) -> Iterator[Activation | Gradient]:
+        """Steps [3] to [5], with what the signal waited for, and what that is worth."""
+        assert batch.graph is not None
+        (h_in, h_out), batch.graph = batch.graph, None
+        d = self._ask_signal(step, batch, waited)
         if d is not None:
+            if self.updater is None and not is_finite(d):
+                self._not_finite(step, [("the gradient of its signal", d)])
             with self.span("backward"):
-                self._backward(h_out, label, d)
+                self._backward(h_out, batch.label, d)
         if not self.is_first:
-            above = torch.zeros_like(h_in) if h_in.grad is None else h_in.grad
+            up = torch.zeros_like(h_in) if h_in.grad is None else h_in.grad
             # sent before the optimizer's step: a locked stage above waits for it, and will see if it is not finite
-            yield self._gradient(step, above, kind if self.signal.passes_truth else GradientKind.TARGET)
-        if d is not None:
+            yield self._gradient(step, up, kind if self.signal.passes_truth else GradientKind.TARGET)
+        if d is not None and self.updater is not None:
             with self.span("optimizer"):
-                self._update(step, d)
+                self._update(step, self.updater, d, batch.buffers)
+        self._end_step()
 
     def _forward(self, h_in: Tensor, step: int) -> Tensor:
-        version = h_in._version
         with self.span("forward"), keyed(self.seed, self.index, step, device=self.device):
-            try:
-                h_out: Tensor = self.group(h_in)
-            except RuntimeError as error:
-                if "leaf Variable that requires grad" in str(error):
-                    raise self._changed_in_place() from error
-                raise
+            return self._run_group(h_in)
+
+    def _run_group(self, h_in: Tensor) -> Tensor:
+        version = h_in._version
+        try:
+            h_out: Tensor = self.group(h_in)
+        except RuntimeError as error:
+            if "leaf Variable that requires grad" in str(error):
+                raise self._changed_in_place() from error
+            raise
         if h_in._version != version:
             raise self._changed_in_place()
         return h_out
 
-    def _forward_only(self, h_in: Tensor, step: int) -> Tensor:
-        modes = [(module, module.training) for module in self.group.modules()]
-        self.group.eval()
-        try:
-            with torch.no_grad(), keyed(self.seed, self.index, step, "evaluate", device=self.device):
-                h_out: Tensor = self.group(h_in)
-                return h_out
-        finally:
-            for module, mode in modes:
-                module.training = mode
-
-    def _ask_signal(self, step: int, h: Tensor, label: Tensor | None, waited: Tensor | None) -> Tensor | None:
-        with self.span("backward" if self.signal.passes_truth else "predict"):
+    def _ask_signal(self, step: int, batch: _Batch, waited: Tensor | None) -> Tensor | None:
+        with self.span("backward" if self.signal.passes_truth else "predict"), self._drawing(step, "signal"):
             try:
-                return self.signal.gradient(h, label, waited)
-            except LabelError as error:
-                raise LabelError(f"{self._where(step)}: {error}") from error
+                self.signal.check_label(batch.h, batch.label)
+                return self.signal.gradient(batch.h, batch.label, waited)
+            except StepaheadError as error:
+                raise type(error)(f"{self._where(step)}: {error}") from error
+
+    def _drawing(self, step: int, purpose: str) -> AbstractContextManager[None]:
+        if not self.signal.draws:
+            return _NOTHING
+        return keyed(self.seed, self.index, step, purpose, device=self.device)
 
     def _backward(self, h_out: Tensor, label: Tensor | None, d: Tensor) -> None:
         term = self.signal.term(h_out, label)
-        if term is not None:
-            torch.autograd.backward([h_out, term], [d, torch.ones_like(term)])
-        elif h_out.requires_grad:  # not so for a frozen first stage
-            torch.autograd.backward(h_out, d)
+        attached = [(h_out, d)] if term is None else [(h_out, d), (term, torch.ones_like(term))]
+        attached = [(tensor, gradient) for tensor, gradient in attached if tensor.requires_grad]
+        if attached:  # not so for a frozen first stage
+            tensors, gradients = zip(*attached, strict=True)
+            torch.autograd.backward(tensors, gradients)
 
-    def _update(self, step: int, d: Tensor) -> None:
-        if self.optimizer is None:
-            return
-        gradients = [gradient for weight in self._trained if (gradient := weight.grad) is not None]
+    def _update(self, step: int, updater: Updater, d: Tensor, buffers: list[Tensor]) -> None:
         if self.clip is not None or step % NORM_EVERY == 0:
-            self._norm = nn.utils.get_total_norm(gradients)
-        if not are_finite(gradients):
+            self._norm = nn.utils.get_total_norm(updater.gradients())
+        if not updater.step(self.clip, self._norm):
             named = [(f"the gradient of {name!r}", weight.grad) for name, weight in self.group.named_weights()]
             suspects = [(what, tensor) for what, tensor in named if tensor is not None]
             self._not_finite(step, [("the gradient of its signal", d), *suspects])
-        else:
-            if self.clip is not None and self._norm is not None:
-                nn.utils.clip_grads_with_norm_(self._trained, self.clip, self._norm)
-            self.optimizer.step()
-        self._end_step()
+            self._restore_buffers(buffers)
 
-    def _pass_over(self, step: int, h_in: Tensor) -> Iterator[Message]:
+    def _pass_over(self, step: int, h_in: Tensor, buffers: list[Tensor]) -> Iterator[Activation | Gradient]:
         """Leave the group as it was before a batch that was not finite, and let the stage above know."""
+        self._restore_buffers(buffers)
+        self.signal.loss = None
         if not self.is_first:
             yield self._gradient(step, torch.full_like(h_in, torch.nan), GradientKind.TARGET)
         self._end_step()
 
     def _end_step(self) -> None:
-        if self.optimizer is not None:
-            self.optimizer.zero_grad()
-        if self.schedule is not None:
-            self.schedule.step()
+        if self.updater is not None:
+            self.updater.clear()
+            self.updater.advance()
+        self.signal.end_step()
 
     def _check_turn(self, activation: Activation) -> None:
-        if activation.edge != self.above:
-            raise MessageError(f"stage {self.index} listens on edge {self.above}; a message came for {activation.edge}")
+        if activation.edge != self.edge_above:
+            raise MessageError(
+                f"stage {self.index} listens on edge {self.edge_above}; a message came for {activation.edge}"
+            )
+        if not activation.training:
+            raise MessageError(f"stage {self.index} got a batch of an evaluation to train on; use evaluate()")
+        if len(activation.tensors) != 1:
+            raise MessageError(f"stage {self.index} takes one tensor a batch, got {len(activation.tensors)}")
+        if activation.tensors[0].numel() == 0:
+            raise MessageError(f"stage {self.index}, step {activation.step}: the batch is empty")
         if activation.step != self.step:
             raise MessageError(f"stage {self.index} waits for step {self.step}, got step {activation.step}")
         if self.waits and self._kept:
@@ -301,12 +320,6 @@ class Stage:
         self._check_spec("the activation from above", tensor, step)
         if label is not None:
             self._check_spec("the label", label, step)
-            if label.dim() and len(label) != len(tensor):
-                raise MessageError(f"{self._where(step)}: the batch has {len(tensor)} samples, its label {len(label)}")
-            try:
-                self.signal.check_label(label)
-            except LabelError as error:
-                raise LabelError(f"{self._where(step)}: {error}") from None
             label = label.to(self.device)
         h_in = tensor.to(self.device).detach()
         if not self.is_first:
@@ -330,8 +343,8 @@ class Stage:
 
     def _take(self, gradient: Gradient) -> _Batch | None:
         where = self._where(gradient.step)
-        if gradient.edge != self.below:
-            raise MessageError(f"{where}: a gradient came for edge {gradient.edge}, not {self.below}")
+        if gradient.edge != self.edge_below:
+            raise MessageError(f"{where}: a gradient came for edge {gradient.edge}, not {self.edge_below}")
         if gradient.step not in self._kept:
             raise MessageError(f"{where}: a gradient came, but no batch of that step waits for one")
         batch = self._kept[gradient.step]
@@ -346,14 +359,15 @@ class Stage:
         self.skipped += 1
         if self.on_non_finite == "skip":
             return
-        what, tensor = next(suspect for suspect in suspects if not is_finite(suspect[1]))
+        wrong = (suspect for suspect in suspects if not is_finite(suspect[1]))
+        what, tensor = next(wrong, ("the sum of its gradients", torch.tensor(torch.inf)))
         raise NonFiniteError(
             f"{self._where(step)} ({self.group.title}): {what} has {count_non_finite(tensor)} of {tensor.numel()} "
             f"values NaN or infinite; lower the learning rate, clip, or skip such batches"
         )
 
     def _gradient(self, step: int, tensor: Tensor, kind: GradientKind) -> Gradient:
-        return Gradient(edge=self.above, step=step, tensors=(tensor,), kind=kind)
+        return Gradient(edge=self.edge_above, step=step, tensors=(tensor,), kind=kind)
 
     def _where(self, step: int) -> str:
         return f"stage {self.index}, step {step}"
@@ -361,12 +375,12 @@ class Stage:
     def _changed_in_place(self) -> CutError:
         return CutError(
             f"stage {self.index} ({self.group.title}) changes its input in place, which others still need; "
-            f"make its first layer work out of place, for example nn.ReLU(inplace=False)"
+            f"make the layer that does it work out of place, for example nn.ReLU(inplace=False)"
         )
 
     def _copy_buffers(self) -> list[Tensor]:
         return [buffer.clone() for buffer in self.group.buffers()] if self.on_non_finite == "skip" else []
 
     def _restore_buffers(self, copies: list[Tensor]) -> None:
-        for buffer, copy in zip(self.group.buffers(), copies, strict=True):
+        for buffer, copy in zip(self.group.buffers(), copies, strict=False):  # no copies unless batches are skipped
             buffer.copy_(copy)

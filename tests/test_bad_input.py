@@ -176,8 +176,9 @@ def bad_messages() -> list[Any]:
         pytest.param(
             activation(1, good[:, :11], label), "is float32[8, 11], the first one was float32[8, 12]", id="shape"
         ),
-        pytest.param(activation(1, torch.randn(9, 12)), "is float32[9, 12], the first one was", id="larger batch"),
-        pytest.param(activation(1, good, label[:5]), "the batch has 8 samples, its label 5", id="label rows"),
+        pytest.param(replace(activation(1, good, label), training=False), "use evaluate()", id="evaluation"),
+        pytest.param(activation(1, good[:0], label[:0]), "stage 0, step 1: the batch is empty", id="empty"),
+        pytest.param(replace(activation(1), tensors=(good, good)), "takes one tensor a batch, got 2", id="two"),
         pytest.param(
             activation(1, good, label.float()), "the label is float32[8], the first one was int64[8]", id="label dtype"
         ),
@@ -253,10 +254,10 @@ def test_a_predictor_that_needs_labels_and_gets_none() -> None:
     ("arguments", "text"),
     [
         ({"optimizer": adam, "model": cnn()}, r"stage 2 \(2\) has no parameters to train"),
-        ({"optimizer": [adam, adam]}, "the recipe lists 2 of optimizer, but there are 10 stages"),
-        ({"signal": [locked]}, "the recipe lists 1 of signal"),
+        ({"optimizer": [adam, adam]}, "the list of optimizer has 2 entries, and 10 are needed"),
+        ({"signal": [locked]}, "the list of signal has 1 entries, and 9 are needed"),
         ({"optimizer": LBFGS}, "LBFGS runs the model many times a step"),
-        ({"schedule": ReduceLROnPlateau}, "ReduceLROnPlateau waits for a metric"),
+        ({"lr_schedule": ReduceLROnPlateau}, "ReduceLROnPlateau waits for a metric"),
         ({"loss": nn.AdaptiveLogSoftmaxWithLoss(5, 5, [2])}, "the loss has parameters that nothing would train"),
     ],
 )
@@ -323,7 +324,7 @@ def test_an_undeclared_in_place_layer_after_a_cut(first: nn.Module, cut: int) ->
         (lambda: synthetic("linear", optimizer=adam)(torch.randn(4, 3, 5, 5), None), "for images use 'conv'"),
         (lambda: blend(1.5, optimizer=adam)(torch.randn(4, 3), None), "is 1.5; it must lie between 0 and 1"),
         (lambda: Synthetic(Linear(3), adam, every=0), "every is 0 and must be at least 1"),
-        (lambda: Synthetic(Linear(3), adam, rows=0.0), r"rows is 0.0 and must be in \(0, 1\]"),
+        (lambda: Synthetic(Linear(3), adam, rows=0.0), "rows is 0.0 and must be 1, 1/2, 1/3"),
         (lambda: probe(loss=nn.MSELoss(), optimizer=adam, classes=3)(torch.randn(4), None), "no probe is known"),
         (lambda: parse_device("gpu"), "'gpu' names no device"),
         (lambda: parse_device("cuda:99"), "device cuda:99 is not there: this machine has"),

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from nets import CLASSES, assert_equal, cnn, images, state
+from nets import CLASSES, adam, assert_equal, cnn, images, state
 from torch import Tensor, nn
 
-from stepahead.pipeline import balance_model, layers_of, make_predictor, measure_costs
+from stepahead.pipeline import balance_model, layers_of, measure_costs, synthetic
 
 
 def test_a_dear_layer_costs_more() -> None:
     layers = layers_of([nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2048), nn.Linear(2048, 64)])
     cheap, activation, dear, _ = measure_costs(
-        layers, torch.randn(128, 64), predictor=lambda h: make_predictor("linear", h)
+        layers, (torch.randn(128, 64), None), signal=synthetic("linear", optimizer=adam)
     )
     assert dear.total > 2 * activation.total
-    assert dear.predictor > cheap.predictor
+    assert dear.signal > cheap.signal > 0
     assert [cost.output_bytes for cost in (cheap, dear)] == [128 * 64 * 4, 128 * 2048 * 4]
     assert cheap.name == "0"
 
@@ -23,12 +25,12 @@ def test_a_dear_layer_costs_more() -> None:
 def test_measuring_leaves_the_model_as_it_was() -> None:
     model = cnn()
     before, mode = state([model]), model.training
-    data, _ = images(1)[0]
+    data = images(1)[0]
     stream = torch.get_rng_state()
     costs = measure_costs(layers_of(model), data, repeats=2)
     assert len(costs) == len(model)
     assert all(cost.forward > 0 for cost in costs)
-    assert all(cost.predictor == 0 for cost in costs)
+    assert all(cost.signal == 0 for cost in costs)
     assert_equal(state([model]), before)
     assert model.training == mode
     assert torch.equal(torch.get_rng_state(), stream)
@@ -50,14 +52,49 @@ class Busy(nn.Module):
 
 def test_a_model_is_balanced_by_what_its_layers_take() -> None:
     model = [nn.Linear(256, 256), Busy(), *[nn.Linear(256, 256) for _ in range(6)]]
-    groups = balance_model(model, 2, torch.randn(64, 256))
+    groups = balance_model(model, 2, (torch.randn(64, 256), None))
     assert [len(group.names) for group in groups] in ([2, 6], [1, 7])
 
 
 def test_an_integer_input_and_a_label() -> None:
     layers = layers_of([nn.Embedding(CLASSES, 8), nn.Linear(8, CLASSES)])
     data = torch.randint(CLASSES, (4, 6))
-    costs = measure_costs(
-        layers, data, predictor=lambda h: make_predictor("token", h, classes=CLASSES), label=data, repeats=1
+    signal = synthetic("token", classes=CLASSES, optimizer=adam)
+    costs = measure_costs(layers, (data, data), signal=signal, repeats=1)
+    assert all(cost.backward > 0 and cost.optimizer > 0 and cost.signal > 0 for cost in costs)
+
+
+class SlowBack(torch.autograd.Function):
+    """Passes on; thinks long on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor) -> Tensor:
+        return h.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        for _ in range(50):
+            gradients[0].mm(gradients[0])
+        return gradients[0]
+
+
+class Backward(nn.Module):
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = SlowBack.apply(h)  # type: ignore[no-untyped-call]
+        return out
+
+
+def test_the_backward_pass_counts() -> None:
+    layers = layers_of([nn.Linear(256, 256), Backward(), nn.Linear(256, 256)])
+    _, slow, linear = measure_costs(layers, (torch.randn(256, 256), None))
+    assert slow.backward > 5 * linear.backward
+    assert slow.backward > 5 * slow.forward
+
+
+def test_a_signal_that_learns_seldom_costs_less() -> None:
+    layers = layers_of([nn.Linear(256, 256)])
+    often, seldom = (
+        measure_costs(layers, (torch.randn(256, 256), None), signal=synthetic("linear", optimizer=adam, every=every))
+        for every in (1, 8)
     )
-    assert all(cost.backward > 0 and cost.predictor > 0 for cost in costs)
+    assert seldom[0].signal < 0.8 * often[0].signal

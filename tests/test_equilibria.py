@@ -88,7 +88,7 @@ def velocity(stages: list[Stage], data: Tensor, label: Tensor) -> float:
 def test_a_zero_loss_point_is_kept() -> None:
     """Predictors that start anywhere come to say zero there, and then the weights stand still."""
     groups, data, label = zero_loss_network()
-    signal = synthetic("linear", optimizer=partial(Adam, lr=0.02), schedule=lambda o: ExponentialLR(o, 0.9975))
+    signal = synthetic("linear", optimizer=partial(Adam, lr=0.02), lr_schedule=lambda o: ExponentialLR(o, 0.9975))
     stages = make_stages(groups, (data, label), signal=signal, loss=nn.MSELoss(), optimizer=partial(SGD, lr=0.0))
     for stage in stages[:-1]:
         for parameter in stage.signal.parameters():

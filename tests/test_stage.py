@@ -24,7 +24,7 @@ def first_stage(**recipe: Any) -> Stage:
 
 
 def gradient_for(stage: Stage, step: int, size: int = 8) -> Gradient:
-    return Gradient(edge=stage.below, step=step, tensors=(torch.randn(size, 16) / size,), kind=GradientKind.TARGET)
+    return Gradient(edge=stage.edge_below, step=step, tensors=(torch.randn(size, 16) / size,), kind=GradientKind.TARGET)
 
 
 def run(stages: list[Stage], steps: int = 10) -> None:
@@ -140,9 +140,9 @@ def test_the_group_may_have_a_loss_of_its_own() -> None:
 
 def test_separate_rates_clipping_and_schedules() -> None:
     stage = first_stage(
-        signal=synthetic("linear", optimizer=partial(SGD, lr=0.5), schedule=lambda o: StepLR(o, 1, 0.5), every=2),
+        signal=synthetic("linear", optimizer=partial(SGD, lr=0.5), lr_schedule=lambda o: StepLR(o, 1, 0.5), every=2),
         optimizer=partial(SGD, lr=1.0),
-        schedule=lambda optimizer: StepLR(optimizer, 2, 0.1),
+        lr_schedule=lambda optimizer: StepLR(optimizer, 2, 0.1),
         clip=1e-3,
     )
     signal: Any = stage.signal
@@ -153,9 +153,9 @@ def test_separate_rates_clipping_and_schedules() -> None:
         moved = torch.cat([(a - b).flatten() for a, b in zip(state([stage.group]), before, strict=True)]).norm()
         assert moved <= rate * 1e-3 * 1.001
         list(stage.learn(gradient_for(stage, step)))
-    assert stage.optimizer is not None
-    assert stage.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
-    assert signal.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * 0.5**4)
+    assert stage.updater is not None
+    assert stage.updater.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+    assert signal.updater.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * 0.5**4)
     assert stage.statistics().gradient_norm is not None
 
 

@@ -28,8 +28,17 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import MultiStepLR
 
 from stepahead.launch import Dataset, Track, minibatches, mnist
-from stepahead.pipeline import Recipe, Reference, accuracy, assemble, cut_model, layers_of, locked, synthetic
-from stepahead.pipeline.signals import SignalRecipe
+from stepahead.pipeline import (
+    Recipe,
+    Reference,
+    SignalRecipe,
+    accuracy,
+    assemble,
+    cut_model,
+    layers_of,
+    locked,
+    synthetic,
+)
 
 STEPS, BATCH, WIDTH, CLASSES, RATE = 4000, 256, 256, 10, 3e-4
 DEPTHS, SEEDS = (4, 8), (0, 1, 2)
@@ -49,13 +58,13 @@ class Run:
     seconds: float
 
 
-def schedule(optimizer: Optimizer) -> MultiStepLR:
+def lr_schedule(optimizer: Optimizer) -> MultiStepLR:
     return MultiStepLR(optimizer, [STEPS * 60 // 100, STEPS * 85 // 100], gamma=0.1)
 
 
 SIGNALS: dict[str, tuple[SignalRecipe, int]] = {
     "backprop": (locked, 1),
-    "cDNI linear": (synthetic("linear", classes=CLASSES, optimizer=partial(Adam, lr=RATE), schedule=schedule), 2),
+    "cDNI linear": (synthetic("linear", classes=CLASSES, optimizer=partial(Adam, lr=RATE), lr_schedule=lr_schedule), 2),
 }
 
 
@@ -72,7 +81,7 @@ def train(name: str, depth: int, seed: int, data: Dataset) -> Run:
     signal, lag = SIGNALS[name]
     layers = model(depth)
     recipe = Recipe(
-        loss=nn.CrossEntropyLoss(), signal=signal, optimizer=partial(Adam, lr=RATE), schedule=schedule, seed=seed
+        loss=nn.CrossEntropyLoss(), signal=signal, optimizer=partial(Adam, lr=RATE), lr_schedule=lr_schedule, seed=seed
     )
     example = data.train[0][:BATCH], data.train[1][:BATCH]
     reference = Reference(assemble(cut_model(layers, len(layers_of(layers)), seed=seed), example, recipe), lag=lag)

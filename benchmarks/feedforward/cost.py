@@ -29,6 +29,8 @@ from torch.optim import Adam
 from torch.utils.flop_counter import FlopCounterMode
 
 from stepahead.pipeline import (
+    TAX,
+    USEFUL,
     Activation,
     Gradient,
     GradientKind,
@@ -41,7 +43,6 @@ from stepahead.pipeline import (
 )
 
 CLASSES = 10
-USEFUL, TAX = ("forward", "backward", "optimizer"), ("predict", "learn")
 adam = partial(Adam, lr=1e-4)
 
 
@@ -260,7 +261,8 @@ def flop_tax(bench: Bench, recipe: dict[str, Any]) -> float:
     with FlopCounterMode(display=False) as whole:
         for _ in range(every):
             bench.stage_step()
-    return whole.get_total_flops() / every / bare.get_total_flops() - 1
+    ratio: float = whole.get_total_flops() / every / bare.get_total_flops()
+    return ratio - 1
 
 
 def table(rows: list[Row]) -> Table:
