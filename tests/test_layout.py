@@ -36,7 +36,7 @@ def test_every_package_is_flat(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_all_is_true_and_sorted(package: str) -> None:
+def test_all_is_true_and_complete(package: str) -> None:
     for module in [importlib.import_module(f"stepahead.{package}"), *modules(package)]:
         names: list[str] = list(getattr(module, "__all__", []))
         assert all(hasattr(module, name) for name in names), module.__name__

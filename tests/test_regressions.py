@@ -31,6 +31,8 @@ from stepahead.pipeline import (
 )
 
 NAN = float("nan")
+LAGS = [2, 1, *[2] * 5, 1]
+"""Two that an earlier run left on their way, then six; the last of a run is learnt from as it drains."""
 sgd = partial(SGD, lr=0.1)
 
 
@@ -116,13 +118,8 @@ def test_a_run_that_was_broken_off_made_the_next_one_lag(way: str) -> None:
         for report in reports:
             if report.step == 4:
                 break
-    assert lags_used(reference, lambda: reference.train(rows(6))) == ([1] * 0 + lags_of_six())
+    assert lags_used(reference, lambda: reference.train(rows(6))) == LAGS
     assert [stage.statistics().unanswered for stage in reference.stages] == [0, 0, 0]
-
-
-def lags_of_six() -> list[int]:
-    """Two that were still on their way, then six; the last of a run are learnt from as it drains."""
-    return [2, 1, 2, 2, 2, 2, 2, 1]
 
 
 def test_a_run_that_failed_says_so_when_it_is_taken_up() -> None:
