@@ -5,10 +5,11 @@ cuts        where to cut a chain of layers      synthesis   a predictor's guess,
 groups      layers, and groups of them          probes      a local classifier's gradient
 costs       what each layer takes               predictors  the networks that guess
 stage       one step of one stage               quality     how good the guesses are
-assembly    groups and a recipe -> stages       schedules   the order of actions, as data
-randomness  draws keyed by (seed, stage, step)  reference   all stages in one process
-devices     CPU or CUDA                         metrics     numbers that judge an output
-finite      NaN and infinity                    errors      the tree of exceptions
+assembly    groups and a recipe -> stages       updates     parameters and their optimizer
+randomness  draws keyed by (seed, stage, step)  schedules   the order of actions, as data
+devices     CPU or CUDA                         reference   all stages in one process
+finite      NaN and infinity                    metrics     numbers that judge an output
+errors      the tree of exceptions
 """
 
 from .assembly import Recipe, assemble, example_outputs
@@ -24,7 +25,7 @@ from .errors import (
     TrainingError,
     UsageError,
 )
-from .groups import Group, Layer, build_groups, cut_model, layers_of
+from .groups import Group, Layer, build_group, build_groups, cut_model, layers_of
 from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Message, TensorSpec, edge_name
 from .metrics import accuracy
 from .predictors import MLP, Conv, Linear, LowRank, Predictor, PredictorRecipe, Token, make_predictor
@@ -95,6 +96,7 @@ __all__ = [
     "assemble",
     "balance_model",
     "blend",
+    "build_group",
     "build_groups",
     "cut_at",
     "cut_by_cost",

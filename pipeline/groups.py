@@ -14,7 +14,7 @@ from .cuts import Cut, cut_at, cut_by_count
 from .errors import CutError
 from .randomness import keyed
 
-__all__ = ["Group", "Layer", "Model", "build_groups", "cut_model", "evaluating", "layers_of"]
+__all__ = ["Group", "Layer", "Model", "build_group", "build_groups", "cut_model", "evaluating", "layers_of"]
 
 LayerSource = nn.Module | Callable[[], nn.Module]
 Model = nn.Module | Sequence[LayerSource]
@@ -106,15 +106,18 @@ def cut_model(model: Model, stages: int | None = None, *, at: Sequence[str | int
 
 def build_groups(layers: Sequence[Layer], cut: Cut, *, seed: int = 0) -> list[Group]:
     """Build the groups of a cut, and check that no weight is shared between two of them."""
-    if sum(cut) != len(layers):
-        raise CutError(f"the cut {cut} places {sum(cut)} layers, the model has {len(layers)}")
-    groups: list[Group] = []
-    for size in cut:
-        start = sum(len(group.names) for group in groups)
-        members = layers[start : start + size]
-        groups.append(Group([layer.name for layer in members], [layer.build(seed) for layer in members]))
+    groups = [build_group(layers, cut, index, seed=seed) for index in range(len(cut))]
     _refuse_tied_weights(groups)
     return groups
+
+
+def build_group(layers: Sequence[Layer], cut: Cut, index: int, *, seed: int = 0) -> Group:
+    """Build one group of a cut, and none of the other groups' layers."""
+    if sum(cut) != len(layers):
+        raise CutError(f"the cut {cut} places {sum(cut)} layers, the model has {len(layers)}")
+    start = sum(cut[:index])
+    members = layers[start : start + cut[index]]
+    return Group([layer.name for layer in members], [layer.build(seed) for layer in members])
 
 
 def _children(model: Model) -> Iterable[tuple[str, LayerSource]]:

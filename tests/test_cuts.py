@@ -54,6 +54,11 @@ def test_by_cost_of_equal_layers_is_even(layers: int, data: st.DataObject) -> No
     assert max(cut) - min(cut) <= 1
 
 
+def test_of_equally_slow_cuts_the_more_even_one() -> None:
+    assert cut_by_cost([5, 1, 1, 1, 1], 3) == (1, 2, 2)
+    assert cut_by_cost([1, 1, 1, 1, 5], 3) == (2, 2, 1)
+
+
 def test_a_dear_predictor_moves_the_cut() -> None:
     assert cut_by_cost([4, 4, 4, 4], 2) == (2, 2)
     assert cut_by_cost([4, 4, 4, 4], 2, [9, 9, 0, 0]) == (3, 1)

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import pytest
 import torch
-from nets import make_stages
+from nets import make_stages, state
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ExponentialLR
@@ -97,6 +97,14 @@ def test_a_zero_loss_point_is_kept() -> None:
     for _ in Reference(stages, lag=1).train([(data, label)] * 2000):
         pass
     assert velocity(stages, data, label) < 0.01 * before
+    weights = state(groups)
+    for stage in stages:
+        assert stage.updater is not None
+        stage.updater.optimizer.param_groups[0]["lr"] = 0.1
+    for _ in Reference(stages, lag=1).train([(data, label)] * 50):
+        pass
+    moved = max(float((now - then).abs().max()) for now, then in zip(state(groups), weights, strict=True))
+    assert moved < 0.01 * (before * 0.1 * 50)  # of the way that the signals would have sent them at first
 
 
 def test_at_a_zero_loss_point_newborn_predictors_move_nothing() -> None:

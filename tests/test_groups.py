@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nets import assert_equal, mlp, state
 from torch import Tensor, nn
 
-from stepahead.pipeline import CutError, build_groups, cut_model, layers_of
+from stepahead.pipeline import CutError, build_group, build_groups, cut_model, layers_of
 
 
 def test_a_sequential_keeps_its_names_and_its_weights() -> None:
@@ -51,11 +51,11 @@ def test_groups_in_a_row_are_the_model(depth: int, data: st.DataObject) -> None:
 
 def test_a_factory_builds_the_same_layer_whoever_calls_it() -> None:
     factories = [partial(nn.Linear, 3, 3) for _ in range(4)]
-    layers = layers_of(factories)
     whole = cut_model(factories, 2, seed=5)
     torch.manual_seed(99)
-    alone = build_groups(layers[2:], (2,), seed=5)
-    assert_equal(state(alone), state(whole[1:]))
+    others: list[Any] = [nn.Linear, nn.Linear]  # they could not be built without arguments: nobody calls them
+    alone = build_group(layers_of([*others, *factories[2:]]), (2, 2), 1, seed=5)
+    assert_equal(state([alone]), state(whole[1:]))
     weights = [tensor for tensor in state(whole) if tensor.dim() == 2]
     assert not any(torch.equal(weights[0], other) for other in weights[1:])
     assert not torch.equal(state(cut_model(factories, 2, seed=6))[0], state(whole)[0])
