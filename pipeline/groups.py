@@ -34,7 +34,10 @@ class Layer:
         if isinstance(self.source, nn.Module):
             return self.source
         with keyed(seed, "layer", self.index):
-            module: object = self.source()
+            try:
+                module: object = self.source()
+            except TypeError as error:
+                raise CutError(f"the factory of layer {self.name!r} cannot be called: {error}") from error
         if not isinstance(module, nn.Module):
             raise CutError(f"the factory of layer {self.name!r} made a {type(module).__name__}, not a module")
         return module
@@ -165,6 +168,8 @@ def _refuse_tied_weights(groups: Sequence[Group]) -> None:
     owner: dict[int, tuple[int, str]] = {}
     for index, group in enumerate(groups):
         for name, weight in group.named_weights():
+            if isinstance(weight, nn.UninitializedParameter):
+                raise CutError(f"{name!r} has no shape yet; run a batch through the lazy model once before it is cut")
             if weight.numel() == 0 or weight.is_meta:
                 continue
             first_index, first_name = owner.setdefault(weight.data_ptr(), (index, name))

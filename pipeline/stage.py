@@ -246,6 +246,7 @@ class Stage:
         except RuntimeError as error:
             if "leaf Variable that requires grad" in str(error):
                 raise self._changed_in_place() from error
+            error.add_note(f"in stage {self.index} ({self.group.title}), on an input {TensorSpec.of(h_in)}")
             raise
         if h_in._version != version:
             raise self._changed_in_place()

@@ -277,6 +277,13 @@ def test_a_loss_that_is_not_one_number() -> None:
         list(Reference(stages).train(rows(1)))
 
 
+def test_a_layer_that_fails_is_placed() -> None:
+    data, label = rows(1)[0]
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        list(Reference(stages_of()).train([(data[:, :5], label)]))
+    assert caught.value.__notes__ == ["in stage 0 (0..2), on an input float32[8, 5]"]
+
+
 def test_a_cut_that_no_gradient_crosses() -> None:
     class Indices(nn.Module):
         def forward(self, h: Tensor) -> Tensor:

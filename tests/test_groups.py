@@ -78,6 +78,8 @@ class Net(nn.Module):
         (nn.Sequential(), "the model has no layers"),
         ([], "the model has no layers"),
         ([nn.Linear(2, 2), 3], "layer '1' is a int, not a module or a function"),
+        ([nn.Linear(2, 2), nn.Linear], "the factory of layer '1' cannot be called: .*missing 2 required"),
+        ([nn.LazyLinear(2)], "'0.weight' has no shape yet; run a batch through the lazy model once"),
         ([nn.Linear(2, 2), lambda: 3], "the factory of layer '1' made a int, not a module"),
         (5, "a int is not a chain of layers"),
     ],
