@@ -72,7 +72,6 @@ class Recipe:
             group,
             self._signal(index, stages, output.to(place), None if label is None else label.to(place)),
             self._updater(group, index, stages),
-            clip=self.clip,
             index=index,
             stages=stages,
             seed=self.seed,
@@ -104,7 +103,7 @@ class Recipe:
                 f"stage {index} ({group.title}) has no parameters to train; cut elsewhere, "
                 f"or give this stage the optimizer None"
             )
-        return Updater(parameters, optimizer, lr_schedule, owner=f"stage {index} ({group.title})")
+        return Updater(parameters, optimizer, lr_schedule, clip=self.clip, owner=f"stage {index} ({group.title})")
 
 
 def assemble(

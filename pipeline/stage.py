@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .errors import CutError, MessageError, NonFiniteError, StepaheadError
+from .errors import CutError, MessageError, NonFiniteError, StepaheadError, UsageError
 from .finite import count_non_finite, is_finite
 from .groups import Group, evaluating
 from .messages import Activation, Gradient, GradientKind, TensorSpec, edge_name
@@ -37,8 +37,6 @@ from .updates import Updater
 __all__ = ["TAX", "USEFUL", "NonFinitePolicy", "Part", "Span", "Stage", "StageStatistics", "no_span"]
 
 NonFinitePolicy = Literal["stop", "skip"]
-NORM_EVERY = 16
-"""The norm of the gradient is measured on every so many steps, or on all where it is clipped."""
 Part = Literal["forward", "predict", "backward", "optimizer", "learn"]
 Span = Callable[[Part], AbstractContextManager[None]]
 """Wraps the parts of a step, so that whoever drives the stage can time them. On a GPU it sees work being queued."""
@@ -95,7 +93,6 @@ class Stage:
         group: The layers.
         signal: What the group steps on.
         updater: The group's optimizer and its learning rate schedule, or None to freeze the group.
-        clip: The most that the norm of the group's gradient may be.
         index: Which stage this is, counted from the one that gets the data.
         stages: How many there are.
         seed: The run's seed: draws are keyed by it, the index and the step.
@@ -110,7 +107,6 @@ class Stage:
         signal: Signal,
         updater: Updater | None,
         *,
-        clip: float | None = None,
         index: int = 0,
         stages: int = 1,
         seed: int = 0,
@@ -121,7 +117,6 @@ class Stage:
         self.group = group
         self.signal = signal
         self.updater = updater
-        self.clip = clip
         self.index = index
         self.stages = stages
         self.seed = seed
@@ -134,7 +129,8 @@ class Stage:
         self.edge_below = edge_name(index, index + 1)
         self._kept: dict[int, _Batch | None] = {}
         self._specs: dict[str, TensorSpec] = {}
-        self._norm: Tensor | None = None
+        if signal.needs is Needs.OUTPUT_ERROR:
+            raise UsageError(f"{type(signal).__name__} needs {signal.needs.value}, which nothing sends to a stage")
         if updater is None:
             group.requires_grad_(False)
 
@@ -205,10 +201,11 @@ class Stage:
 
     def statistics(self) -> StageStatistics:
         """Return what the stage has done so far; reading it waits for the device."""
+        norm = self.updater.norm if self.updater else None
         return StageStatistics(
             steps=self.step,
             loss=None if self.signal.loss is None else float(self.signal.loss),
-            gradient_norm=None if self._norm is None else float(self._norm),
+            gradient_norm=None if norm is None else float(norm),
             skipped=self.skipped,
             unanswered=len(self._kept),
             quality=self.signal.quality,
@@ -274,9 +271,7 @@ class Stage:
             torch.autograd.backward(tensors, gradients)
 
     def _update(self, step: int, updater: Updater, d: Tensor, buffers: list[Tensor]) -> None:
-        if self.clip is not None or step % NORM_EVERY == 0:
-            self._norm = nn.utils.get_total_norm(updater.gradients())
-        if not updater.step(self.clip, self._norm):
+        if not updater.step():
             named = [(f"the gradient of {name!r}", weight.grad) for name, weight in self.group.named_weights()]
             suspects = [(what, tensor) for what, tensor in named if tensor is not None]
             self._not_finite(step, [("the gradient of its signal", d), *suspects])
@@ -325,7 +320,7 @@ class Stage:
         h_in = tensor.to(self.device).detach()
         if not self.is_first:
             if not h_in.is_floating_point():
-                where = self._where(activation.step)
+                where = self._where(step)
                 raise CutError(f"{where}: a {h_in.dtype} comes over the cut, and no gradient goes back; cut elsewhere")
             h_in.requires_grad_()
         return h_in, label

@@ -21,6 +21,8 @@ __all__ = ["LRScheduleRecipe", "OptimizerRecipe", "Updater"]
 
 OptimizerRecipe = Callable[[Iterable[nn.Parameter]], Optimizer]
 LRScheduleRecipe = Callable[[Optimizer], LRScheduler]
+NORM_EVERY = 16
+"""The norm of the gradient is measured on every so many steps, or on all where it is clipped."""
 
 
 class Updater:
@@ -30,6 +32,7 @@ class Updater:
         parameters: What may be trained.
         optimizer: Makes the optimizer; it may leave parameters out.
         lr_schedule: Makes a learning rate schedule for it, which counts batches.
+        clip: The most that the norm of the gradient may be.
         owner: Whose parameters they are, for messages.
     """
 
@@ -39,30 +42,32 @@ class Updater:
         optimizer: OptimizerRecipe,
         lr_schedule: LRScheduleRecipe | None = None,
         *,
+        clip: float | None = None,
         owner: str = "a predictor",
     ) -> None:
+        self.clip = clip
+        self.norm: Tensor | None = None
+        """Of the gradient when it was last measured, before clipping."""
         self.parameters = list(parameters)
         self.optimizer = _make(optimizer, self.parameters, owner)
         self.lr_schedule = lr_schedule(self.optimizer) if lr_schedule else None
         if isinstance(self.lr_schedule, ReduceLROnPlateau):
             raise UsageError("ReduceLROnPlateau waits for a metric of the whole model; use a schedule by step")
+        self._trained: list[nn.Parameter] = [w for group in self.optimizer.param_groups for w in group["params"]]
+        self._steps = 0
         self._advanced = False
 
-    def gradients(self) -> list[Tensor]:
-        """Return the gradients that the optimizer would use now."""
-        used = (weight.grad for group in self.optimizer.param_groups for weight in group["params"])
-        return [_values(gradient) for gradient in used if gradient is not None]
-
-    def step(self, clip: float | None = None, norm: Tensor | None = None) -> bool:
+    def step(self) -> bool:
         """Step if all gradients are finite, and return whether they were."""
-        gradients = self.gradients()
+        gradients = [_values(gradient) for weight in self._trained if (gradient := weight.grad) is not None]
         if not are_finite(gradients):
             return False
-        if clip is not None:
-            used = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-            norm = nn.utils.get_total_norm(gradients) if norm is None else norm
-            nn.utils.clip_grads_with_norm_(used, clip, norm)
+        if self.clip is not None or self._steps % NORM_EVERY == 0:
+            self.norm = nn.utils.get_total_norm(gradients)
+            if self.clip is not None:
+                nn.utils.clip_grads_with_norm_(self._trained, self.clip, self.norm)
         self.optimizer.step()
+        self._steps += 1
         return True
 
     def clear(self) -> None:

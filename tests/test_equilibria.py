@@ -103,7 +103,7 @@ def test_a_zero_loss_point_is_kept() -> None:
         stage.updater.optimizer.param_groups[0]["lr"] = 0.1
     for _ in Reference(stages, lag=1).train([(data, label)] * 50):
         pass
-    moved = max(float((now - then).abs().max()) for now, then in zip(state(groups), weights, strict=True))
+    moved = max(float((after - was).abs().max()) for after, was in zip(state(groups), weights, strict=True))
     assert moved < 0.01 * (before * 0.1 * 50)  # of the way that the signals would have sent them at first
 
 

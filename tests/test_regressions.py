@@ -19,8 +19,10 @@ from stepahead.launch import Track
 from stepahead.pipeline import (
     CutError,
     LabelError,
+    Needs,
     NonFiniteError,
     Reference,
+    Signal,
     Stage,
     UsageError,
     cut_model,
@@ -316,6 +318,14 @@ def test_bad_labels_in_an_evaluation() -> None:
 def test_settings_that_were_taken_silently_or_ended_in_torch(recipe: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         make_stages(cut_model(mlp(), 2), rows(1)[0], **recipe)
+
+
+def test_a_signal_that_waited_for_what_nothing_sends_was_run_without() -> None:
+    class Feedback(Signal):
+        needs = Needs.OUTPUT_ERROR
+
+    with pytest.raises(UsageError, match="Feedback needs the error at the model's output, which nothing sends"):
+        make_stages(cut_model(mlp(), 2), rows(1)[0], signal=lambda h, y: Feedback())
 
 
 def test_more_settings_that_were_taken_silently() -> None:
