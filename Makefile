@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := data,report,dev
 STAMP := $(VENV)/.installed
-PACKAGES := pipeline launch
+PACKAGES := pipeline workers launch
 CODE := $(PACKAGES) tests benchmarks examples
 
 .PHONY: demo test test-all check format install types build clean help

@@ -18,21 +18,29 @@ from .cuts import Cut, cut_at, cut_by_cost, cut_by_count
 from .devices import parse_device
 from .errors import (
     CutError,
+    FrameError,
     LabelError,
+    LinkClosedError,
+    LinkError,
+    LinkTimeoutError,
     MessageError,
     NonFiniteError,
+    PeerEndedError,
+    PeerGoneError,
     StepaheadError,
     TrainingError,
     UsageError,
+    WorkerLostError,
+    did_you_mean,
 )
 from .groups import Group, Layer, build_group, build_groups, cut_model, layers_of
 from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Message, TensorSpec, edge_name
-from .metrics import accuracy
+from .metrics import Averages, Metric, accuracy
 from .predictors import MLP, Conv, Linear, LowRank, Predictor, PredictorRecipe, Token, make_predictor
 from .probes import Probe, probe
 from .quality import Quality, QualityReading
 from .randomness import keyed, seed_for
-from .reference import Batch, Metric, Reference, StepReport
+from .reference import Batch, LagMode, Reference, StepReport
 from .schedules import exact_lag, free_lag, schedule
 from .signals import Locked, Loss, LossFunction, Needs, Signal, SignalRecipe, Silent, locked, silent
 from .stage import TAX, USEFUL, NonFinitePolicy, Part, Span, Stage, StageStatistics
@@ -44,19 +52,25 @@ __all__ = [
     "TAX",
     "USEFUL",
     "Activation",
+    "Averages",
     "Batch",
     "Blend",
     "Conv",
     "Cut",
     "CutError",
+    "FrameError",
     "Gradient",
     "GradientKind",
     "Group",
     "LRScheduleRecipe",
     "LabelError",
+    "LagMode",
     "Layer",
     "LayerCost",
     "Linear",
+    "LinkClosedError",
+    "LinkError",
+    "LinkTimeoutError",
     "Locked",
     "Loss",
     "LossFunction",
@@ -71,6 +85,8 @@ __all__ = [
     "NonFinitePolicy",
     "OptimizerRecipe",
     "Part",
+    "PeerEndedError",
+    "PeerGoneError",
     "Predictor",
     "PredictorRecipe",
     "Probe",
@@ -92,6 +108,7 @@ __all__ = [
     "TrainingError",
     "Updater",
     "UsageError",
+    "WorkerLostError",
     "accuracy",
     "assemble",
     "balance_model",
@@ -102,6 +119,7 @@ __all__ = [
     "cut_by_cost",
     "cut_by_count",
     "cut_model",
+    "did_you_mean",
     "edge_name",
     "exact_lag",
     "example_outputs",

@@ -7,6 +7,13 @@
           +-- MessageError     a message that does not fit: its edge, step, shape or dtype
           +-- LabelError       a label outside the classes
           +-- NonFiniteError   NaN or infinity in an activation or a gradient
+          +-- LinkError        a link between two workers cannot be used any more
+          |    +-- FrameError        what came over it is not a message, or not the next one
+          |    +-- LinkTimeoutError  nothing came, or nothing was taken, for too long (also a TimeoutError)
+          |    +-- LinkClosedError   this end was closed
+          |    +-- PeerEndedError    the other end was closed: nothing more will come
+          |    +-- PeerGoneError     the other end is gone without having been closed
+          +-- WorkerLostError  a worker process died
 
 Each message is one sentence: what is wrong, both values, and where there is one, the line to type.
 """
@@ -43,6 +50,34 @@ class LabelError(TrainingError):
 
 class NonFiniteError(TrainingError):
     """NaN or infinity in an activation or a gradient."""
+
+
+class LinkError(TrainingError):
+    """A link between two workers cannot be used any more."""
+
+
+class FrameError(LinkError):
+    """What came over a link is not a message, or not the one whose turn it is."""
+
+
+class LinkTimeoutError(LinkError, TimeoutError):
+    """Nothing came, or nothing was taken, for too long."""
+
+
+class LinkClosedError(LinkError):
+    """This end of the link was closed."""
+
+
+class PeerEndedError(LinkError):
+    """The other end was closed: nothing more will come."""
+
+
+class PeerGoneError(LinkError):
+    """The other end is gone without having been closed: its process died."""
+
+
+class WorkerLostError(TrainingError):
+    """A worker process died."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -62,6 +62,13 @@ class Group(nn.Module):
         for name, layer in zip(self.names, self.layers, strict=True):
             yield from layer.named_parameters(prefix=name)
 
+    def model_state(self) -> dict[str, Tensor]:
+        """Return weights and buffers by the names that they have in the state dict of the uncut model."""
+        state: dict[str, Tensor] = {}
+        for name, layer in zip(self.names, self.layers, strict=True):
+            state |= layer.state_dict(prefix=f"{name}.")
+        return state
+
     def forward(self, h: Tensor) -> Tensor:
         if self._copies_input:  # what crossed the cut is kept by others: an in-place layer gets its own copy
             h = h.clone()

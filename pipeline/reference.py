@@ -7,7 +7,7 @@ decoupled without any. The stages are the very ones that workers run; only the l
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from .errors import UsageError
 from .messages import Activation, Gradient
+from .metrics import Averages, Metric
 from .schedules import exact_lag, free_lag, schedule
 from .signals import Loss
 from .stage import Stage
 
-__all__ = ["Batch", "Metric", "Reference", "StepReport"]
+__all__ = ["Batch", "LagMode", "Reference", "StepReport"]
 
 Batch = tuple[Tensor, Tensor | None]
-Metric = Callable[[Tensor, Tensor], Tensor]
 LagMode = Literal["exact", "free"]
 
 
@@ -89,19 +89,10 @@ class Reference:
 
     def evaluate(self, batches: Iterable[Batch], metrics: Mapping[str, Metric] | None = None) -> dict[str, float]:
         """Return the mean loss and metrics over the batches, with all groups in eval mode."""
-        totals: dict[str, float] = {}
-        samples = 0
+        averages = Averages(self._loss.measure, metrics or {})
         for batch in batches:
-            output, label = self._output(batch)
-            measured = {"loss": self._loss.measure(output, label)}
-            if label is not None:
-                measured |= {name: metric(output, label) for name, metric in (metrics or {}).items()}
-            for name, value in measured.items():
-                totals[name] = totals.get(name, 0.0) + float(value) * len(output)
-            samples += len(output)
-        if not samples:
-            raise UsageError("there is no batch to evaluate on")
-        return {name: total / samples for name, total in totals.items()}
+            averages.add(*self._output(batch))
+        return averages.take()
 
     def _feed(self, batches: Iterable[Batch]) -> Iterator[int]:
         """Hand each batch to the first stage, and yield its step."""

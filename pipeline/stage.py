@@ -178,7 +178,7 @@ class Stage:
         batch = self._take(gradient)
         if batch is None:
             return
-        delta = gradient.tensors[0].to(self.device)
+        delta = gradient.tensors[0].to(self.device).contiguous()
         if not is_finite(delta):
             self._not_finite(step, [("the gradient from below", delta)])
             if batch.graph:
@@ -193,7 +193,7 @@ class Stage:
     def evaluate(self, activation: Activation) -> Activation:
         """Run a batch of an evaluation: in eval mode, without a graph, leaving the stage as it was."""
         step, label = activation.step, activation.label
-        h_in = activation.tensors[0].to(self.device)
+        h_in = activation.tensors[0].to(self.device).contiguous()
         with evaluating(self.group), keyed(self.seed, self.index, step, "evaluate", device=self.device):
             h_out = self._run_group(h_in)
         label = None if label is None else label.to(self.device)
@@ -316,8 +316,8 @@ class Stage:
         self._check_spec("the activation from above", tensor, step)
         if label is not None:
             self._check_spec("the label", label, step)
-            label = label.to(self.device)
-        h_in = tensor.to(self.device).detach()
+            label = label.to(self.device).contiguous()
+        h_in = tensor.to(self.device).detach().contiguous()  # as a link would deliver it
         if not self.is_first:
             if not h_in.is_floating_point():
                 where = self._where(step)

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PACKAGES = ["pipeline", "launch"]
+PACKAGES = ["pipeline", "workers", "launch"]
 
 
 def modules(package: str) -> list[ModuleType]:

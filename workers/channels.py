@@ -1,0 +1,306 @@
+"""Links: the one-way queue of messages between two workers, seen from its two ends.
+
+A link holds a fixed number of messages; a sender has a credit for each that may still be sent. `try_send` and
+`try_receive` never wait, so a worker can look after all its ends in turn and wait on all of them at once, with
+`Waiter`: it can then never stand before a full link while another one overflows.
+
+Every implementation numbers its messages and is held to the same contract by `tests/test_channels.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stepahead.pipeline import (
+    FrameError,
+    Gradient,
+    LinkClosedError,
+    LinkTimeoutError,
+    Mark,
+    Message,
+    MessageError,
+    PeerEndedError,
+    PeerGoneError,
+)
+
+from .wire import Header, header_of
+
+__all__ = ["LinkEnd", "LinkStatistics", "Receiver", "Sender", "Waiter", "memory_link"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkStatistics:
+    """What went through one end of a link so far."""
+
+    messages: int
+    """Sent or received."""
+    bytes: int
+    """Of tensors' values in them."""
+    waiting: int
+    """Sent, and not yet taken by the other end (at a sender); come, and not yet received (at a receiver)."""
+    capacity: int
+    """Messages that the link holds."""
+
+
+class LinkEnd(ABC):
+    """What both ends have in common.
+
+    Args:
+        edge: The name of the edge.
+        peer: Who is at the other end, for messages to people.
+        capacity: Messages that the link holds.
+    """
+
+    def __init__(self, edge: str, peer: str, capacity: int) -> None:
+        self.edge = edge
+        self.peer = peer
+        self.capacity = capacity
+        self.closed = False
+        self._messages = 0
+        self._bytes = 0
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when something changed at the other end."""
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """Take note of what changed at the other end; call it when the descriptor is readable."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the link from here; the other end may still receive what was sent."""
+
+    @property
+    @abstractmethod
+    def waiting(self) -> int:
+        """At a sender: sent, and not yet taken by the other end. At a receiver: come, and not yet received."""
+
+    def statistics(self) -> LinkStatistics:
+        """Return what went through this end so far."""
+        return LinkStatistics(
+            messages=self._messages, bytes=self._bytes, waiting=self.waiting, capacity=self.capacity
+        )
+
+    def _count(self, header: Header) -> None:
+        self._messages += 1
+        self._bytes += header.payload_bytes
+
+    def _check_open(self, doing: str) -> None:
+        if self.closed:
+            raise LinkClosedError(f"cannot {doing} on edge {self.edge}: this end was closed")
+
+    def _over(self, ended: bool, doing: str) -> PeerEndedError | PeerGoneError:
+        """Return what to raise when the other end is no more: closed in order, or gone with its process."""
+        if ended:
+            return PeerEndedError(f"cannot {doing} any more on edge {self.edge}: {self.peer} has closed it")
+        return PeerGoneError(f"cannot {doing} on edge {self.edge}: {self.peer} is gone")
+
+
+class Sender(LinkEnd):
+    """The end that messages go into."""
+
+    @property
+    def credits(self) -> int:
+        """How many messages may be sent before one is taken."""
+        return self.capacity - self.waiting
+
+    @abstractmethod
+    def try_send(self, message: Message) -> bool:
+        """Send a message if the link is not full, and return whether it was sent."""
+
+    def send(self, message: Message, timeout: float) -> None:
+        """Send a message, and wait for at most `timeout` seconds while the link is full."""
+        with Waiter([self]) as waiter:
+            for _ in waiter.rounds(timeout):
+                if self.try_send(message):
+                    return
+        what = f"send {type(message).__name__} {message.step}"
+        raise LinkTimeoutError(
+            f"cannot {what} on edge {self.edge}: {self.peer} took nothing for {timeout:g} s, and all "
+            f"{self.capacity} places are full"
+        )
+
+    def _header_for(self, message: Message) -> Header:
+        if message.edge != self.edge:
+            raise MessageError(f"a message for edge {message.edge} was to be sent on edge {self.edge}")
+        return header_of(message, self._messages)
+
+
+class Receiver(LinkEnd):
+    """The end that messages come out of."""
+
+    @abstractmethod
+    def try_receive(self) -> Message | None:
+        """Return the next message if it has come."""
+
+    def receive(self, timeout: float) -> Message:
+        """Return the next message, and wait for it for at most `timeout` seconds."""
+        with Waiter([self]) as waiter:
+            for _ in waiter.rounds(timeout):
+                message = self.try_receive()
+                if message is not None:
+                    return message
+        raise LinkTimeoutError(
+            f"cannot receive on edge {self.edge}: {self.peer} sent nothing for {timeout:g} s, "
+            f"after {self._messages} messages"
+        )
+
+    def _check_turn(self, header: Header) -> None:
+        """Refuse a message that is not the next one of this edge."""
+        if header.edge != self.edge:
+            raise FrameError(f"on edge {self.edge} {self.peer} sent a message for edge {header.edge}")
+        if header.sequence != self._messages:
+            lost = header.sequence > self._messages
+            raise FrameError(
+                f"on edge {self.edge} {self.peer} sent message {header.sequence} in the place of {self._messages}: "
+                f"{'something was lost' if lost else 'a message came twice'}"
+            )
+
+
+class Waiter:
+    """Waits until something changed at the other side of any of several link ends (or other descriptors)."""
+
+    def __init__(self, ends: Iterable[LinkEnd]) -> None:
+        self._poll = select.epoll()
+        self._ends: dict[int, LinkEnd] = {}
+        for end in ends:
+            self._ends[end.fileno()] = end
+            self._poll.register(end.fileno(), select.EPOLLIN)
+
+    def __enter__(self) -> Waiter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for at most `timeout` seconds, let the ends take note, and return whether anything happened."""
+        events = self._poll.poll(timeout)
+        for descriptor, event in events:
+            end = self._ends[descriptor]
+            end.refresh()
+            if event & (select.EPOLLHUP | select.EPOLLERR):
+                self.forget(end)  # gone for good: it would report that for ever
+        return bool(events)
+
+    def rounds(self, timeout: float) -> Iterator[None]:
+        """Yield at once, and again whenever something changed, until `timeout` seconds are over."""
+        deadline = time.monotonic() + timeout
+        self.wait(0)
+        yield
+        while (left := deadline - time.monotonic()) > 0:
+            self.wait(left)
+            yield
+
+    def forget(self, end: LinkEnd) -> None:
+        """Do not wait for this end any more."""
+        for descriptor, known in list(self._ends.items()):
+            if known is end:
+                self._poll.unregister(descriptor)
+                del self._ends[descriptor]
+
+    def close(self) -> None:
+        self._poll.close()
+
+
+def memory_link(edge: str, capacity: int, *, names: tuple[str, str] = ("sender", "receiver")) -> tuple[Sender, Receiver]:
+    """Return the two ends of a link inside one process; each may be used from a thread of its own."""
+    shared = _Shared(deque())
+    taken, sent = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2))
+    sender = _MemorySender(edge, names[1], capacity, shared, taken, sent)
+    return sender, _MemoryReceiver(edge, names[0], capacity, shared, sent, taken)
+
+
+@dataclass(slots=True)
+class _Shared:
+    """What the two ends of an in-memory link share: the queue, and a bell for each side."""
+
+    queue: deque[tuple[Header, Message]]
+    sender_closed: bool = False
+    receiver_closed: bool = False
+
+
+class _MemoryEnd(LinkEnd):
+    """What both in-memory ends do alike; `_bell` is heard here, `_their_bell` at the other end."""
+
+    def __init__(self, edge: str, peer: str, capacity: int, shared: _Shared, bell: int, their_bell: int) -> None:
+        super().__init__(edge, peer, capacity)
+        self._shared = shared
+        self._bell = bell
+        self._their_bell = their_bell
+
+    def fileno(self) -> int:
+        return self._bell
+
+    def refresh(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._shared.queue)
+
+    def _ring(self) -> None:
+        os.eventfd_write(self._their_bell, 1)
+
+
+class _MemorySender(_MemoryEnd, Sender):
+    def try_send(self, message: Message) -> bool:
+        self._check_open("send")
+        header = self._header_for(message)
+        if self._shared.receiver_closed:
+            raise self._over(True, "send")
+        if not self.credits:
+            return False
+        self._shared.queue.append((header, _copy(message)))
+        self._count(header)
+        self._ring()
+        return True
+
+    def close(self) -> None:
+        self.closed = self._shared.sender_closed = True
+        self._ring()
+
+
+class _MemoryReceiver(_MemoryEnd, Receiver):
+    def try_receive(self) -> Message | None:
+        self._check_open("receive")
+        ended = self._shared.sender_closed
+        if not self._shared.queue:
+            if ended:
+                raise self._over(True, "receive")
+            return None
+        header, message = self._shared.queue.popleft()
+        self._check_turn(header)
+        self._count(header)
+        self._ring()
+        return message
+
+    def close(self) -> None:
+        self.closed = self._shared.receiver_closed = True
+        self._ring()
+
+
+def _copy(message: Message) -> Message:
+    """Return the message with values of its own, contiguous as every link delivers them."""
+    if isinstance(message, Mark):
+        return message
+    tensors = tuple(_copy_tensor(tensor) for tensor in message.tensors)
+    if isinstance(message, Gradient) or message.label is None:
+        return replace(message, tensors=tensors)
+    return replace(message, tensors=tensors, label=_copy_tensor(message.label))
+
+
+def _copy_tensor(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)

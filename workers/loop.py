@@ -1,0 +1,238 @@
+"""The loop of a worker: it feeds its stage from the links, and sends on what the stage yields.
+
+    links       activations_in -> [stage] -> activations_out
+                  gradients_out <- [stage] <- gradients_in
+
+    [1] take in every gradient that has come                 so that the sender below never stands still for us
+    [2] let the stage learn from the oldest, when it is due  at once (free), or exactly `lag` steps later (exact)
+    [3] unless something is in the way                       no room to send on; a gradient that must come first
+    [4] take the next message from above                     a batch: step ahead; a mark: obey, and pass it on
+
+A loop never waits itself. `run` is a generator that yields after each thing that it did, and the reason when it can do
+nothing until something comes: whoever drives it waits then, or lets another loop have its turn.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from stepahead.pipeline import (
+    Activation,
+    Averages,
+    Gradient,
+    LagMode,
+    Loss,
+    Mark,
+    MarkKind,
+    Message,
+    MessageError,
+    Metric,
+    Stage,
+    UsageError,
+)
+
+from .channels import LinkEnd, Receiver, Sender
+from .spans import SpanName, Wait
+
+__all__ = ["Lag", "Links", "Loop", "Progress"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """When a stage learns from the gradient that comes back for a batch.
+
+    In mode "free" when it comes, and never later than `most` steps: the stage then waits for it. In mode "exact"
+    always after `most` steps, which makes a run reproducible to the bit.
+    """
+
+    mode: LagMode = "free"
+    most: int = 8
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("exact", "free"):
+            raise UsageError(f"the lag is {self.mode!r}; it must be 'exact' or 'free'")
+        if self.most < 1:
+            raise UsageError(f"the most steps that a gradient may lag are {self.most}; they must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Links:
+    """A worker's ends of its links; the first stage sends no gradients, the last one has nobody below."""
+
+    activations_in: Receiver
+    activations_out: Sender | None = None
+    gradients_in: Receiver | None = None
+    gradients_out: Sender | None = None
+
+    @property
+    def ends(self) -> list[LinkEnd]:
+        ends = (self.activations_in, self.activations_out, self.gradients_in, self.gradients_out)
+        return [end for end in ends if end is not None]
+
+    @property
+    def senders(self) -> list[Sender]:
+        return [end for end in (self.activations_out, self.gradients_out) if end is not None]
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a worker is."""
+
+    steps: int = 0
+    samples: int = 0
+    loss: Tensor | None = None
+    """The signal's objective on the last batch: the loss itself at the last stage."""
+    lags: Counter[int] = field(default_factory=Counter[int])
+    """How many gradients were learnt from after so many steps."""
+    evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list[tuple[int, dict[str, float]]])
+    """At the last stage: after how many steps, and what came out."""
+
+
+class Loop:
+    """Drives one stage.
+
+    Args:
+        make_stage: Makes the stage once the first batch shows what it works on.
+        links: The worker's ends.
+        lag: When gradients are learnt from.
+        span: Times what the loop does; the stage times its own parts.
+        metrics: What the last stage measures in an evaluation.
+    """
+
+    def __init__(
+        self,
+        make_stage: Callable[[Activation], Stage],
+        links: Links,
+        lag: Lag,
+        span: Callable[[SpanName], AbstractContextManager[None]],
+        metrics: Mapping[str, Metric] | None = None,
+    ) -> None:
+        self.links = links
+        self.lag = lag
+        self.stage: Stage | None = None
+        self.progress = Progress()
+        self._make_stage = make_stage
+        self._span = span
+        self._metrics = metrics or {}
+        self._averages: Averages | None = None
+        self._unanswered: deque[int] = deque()
+        self._inbox: deque[Gradient] = deque()
+        self._stopping = False
+
+    def run(self) -> Iterator[Wait | None]:
+        """Work until a stop came by and every batch has had its answer; yield why there is nothing to do, or None."""
+        while True:
+            self._take_gradients()
+            if self._learning_is_due():
+                yield from self._learn(self._inbox.popleft())
+                yield None
+            elif self._stopping and not self._unanswered:
+                return
+            elif (hindrance := self._hindrance()) is not None:
+                yield hindrance
+            elif (message := self.links.activations_in.try_receive()) is None:
+                yield "wait_input"
+            else:
+                yield from self._handle(message)
+                yield None
+
+    @property
+    def _waits(self) -> bool:
+        return self.stage is not None and self.stage.waits
+
+    def _take_gradients(self) -> None:
+        """Take in what has come, so that no link is ever full for long; what nobody waits for is not asked for."""
+        receiver = self.links.gradients_in
+        while receiver is not None and len(self._inbox) < len(self._unanswered):
+            message = receiver.try_receive()
+            if message is None:
+                return
+            if not isinstance(message, Gradient):
+                raise MessageError(f"a {type(message).__name__} came up on edge {message.edge}, where gradients do")
+            self._inbox.append(message)
+
+    def _learning_is_due(self) -> bool:
+        if not self._inbox:
+            return False
+        if self.lag.mode == "free" or self._waits or self._stopping:
+            return True
+        return self._inbox[0].step + self.lag.most <= self.progress.steps
+
+    def _hindrance(self) -> Wait | None:
+        """Return what keeps the stage from its next batch."""
+        if self._unanswered:
+            oldest = self._unanswered[0]
+            if self._stopping or self._waits or self.progress.steps - oldest >= self.lag.most:
+                return "wait_gradient"
+        return None if all(sender.credits for sender in self.links.senders) else "wait_credit"
+
+    def _learn(self, gradient: Gradient) -> Iterator[Wait]:
+        stage = self.stage
+        assert stage is not None, "a gradient is only taken in for a batch that the stage has had"
+        yield from self._send_all(stage.learn(gradient))
+        self._unanswered.popleft()
+        if not stage.waits:
+            self.progress.lags[self.progress.steps - gradient.step] += 1
+
+    def _handle(self, message: Message) -> Iterator[Wait]:
+        if isinstance(message, Activation):
+            if self.stage is None:
+                self.stage = self._make_stage(message)
+            yield from self._step_ahead(self.stage, message) if message.training else self._evaluate(
+                self.stage, message
+            )
+        elif isinstance(message, Mark):
+            yield from self._obey(message)
+        else:
+            raise MessageError(f"a {type(message).__name__} came down on edge {message.edge}, where batches do")
+
+    def _step_ahead(self, stage: Stage, batch: Activation) -> Iterator[Wait]:
+        yield from self._send_all(stage.step_ahead(batch))
+        if not stage.is_last:
+            self._unanswered.append(batch.step)
+        self.progress.steps += 1
+        self.progress.samples += len(batch.tensors[0])
+        self.progress.loss = stage.signal.loss
+
+    def _evaluate(self, stage: Stage, batch: Activation) -> Iterator[Wait]:
+        with self._span("evaluate"):
+            output = stage.evaluate(batch)
+            if stage.is_last:
+                self._judge(stage, output)
+        if not stage.is_last:
+            yield from self._send(output)
+
+    def _judge(self, stage: Stage, output: Activation) -> None:
+        if self._averages is None:
+            assert isinstance(stage.signal, Loss), "the last of all stages steps on the loss"
+            self._averages = Averages(stage.signal.measure, self._metrics)
+        self._averages.add(output.tensors[0], output.label)
+
+    def _obey(self, mark: Mark) -> Iterator[Wait]:
+        if mark.kind is MarkKind.STOP:
+            self._stopping = True
+        elif mark.kind is MarkKind.EVALUATE and self._averages is not None:
+            self.progress.evaluations.append((self.progress.steps, self._averages.take()))
+        below = self.links.activations_out
+        if below is not None:
+            yield from self._send(Mark(edge=below.edge, step=mark.step, kind=mark.kind))
+
+    def _send_all(self, messages: Iterator[Activation | Gradient]) -> Iterator[Wait]:
+        for message in messages:
+            yield from self._send(message)
+
+    def _send(self, message: Message) -> Iterator[Wait]:
+        sender = self.links.gradients_out if isinstance(message, Gradient) else self.links.activations_out
+        assert sender is not None, f"nobody is there for a {type(message).__name__} on edge {message.edge}"
+        while not self._sent(sender, message):
+            self._take_gradients()  # the other side may stand before a full link of its own
+            yield "wait_credit"
+
+    def _sent(self, sender: Sender, message: Message) -> bool:
+        with self._span("send"):
+            return sender.try_send(message)
