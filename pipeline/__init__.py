@@ -33,7 +33,7 @@ from .errors import (
     WorkerLostError,
     did_you_mean,
 )
-from .groups import Group, Layer, build_group, build_groups, cut_model, layers_of
+from .groups import Group, Layer, Model, build_group, build_groups, cut_model, layers_of
 from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Message, TensorSpec, edge_name
 from .metrics import Averages, Metric, accuracy
 from .predictors import MLP, Conv, Linear, LowRank, Predictor, PredictorRecipe, Token, make_predictor
@@ -80,6 +80,7 @@ __all__ = [
     "Message",
     "MessageError",
     "Metric",
+    "Model",
     "Needs",
     "NonFiniteError",
     "NonFinitePolicy",

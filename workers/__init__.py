@@ -1,20 +1,62 @@
 """Workers: the processes that run stages, and the links between them.
 
-wire        messages as bytes            sharedmem   a link through shared memory
-channels    what a link is; one in memory
+wire        messages as bytes              control     a worker's connection to its supervisor
+channels    what a link is; one in memory  process     the process around a worker
+sharedmem   a link through shared memory   work        what workers do: run a stage, feed the pipeline
+loop        feeds a stage from its links   checkpoints weights on disk
+feed        draws batches from the data    failures    what a worker raised, and what was the cause
+spans       where a worker's time goes
 """
 
 from .channels import LinkEnd, LinkStatistics, Receiver, Sender, Waiter, memory_link
+from .checkpoints import complete_snapshot, newest_snapshot, read_snapshot, save_stage, weights_sha256
+from .control import Control, connect, listen
+from .failures import Failure, cause_of, read_failure
+from .feed import Batches, Feed, seed_everything
+from .loop import Lag, Links, Loop, Progress
+from .process import DATA, Place, Post, die_with, log_folder, run_worker, stage_title
 from .sharedmem import SharedReceiver, SharedSender, make_sockets
+from .spans import Spans, Wait
+from .work import StageWork, feed_pipeline, run_stage
 
 __all__ = [
+    "DATA",
+    "Batches",
+    "Control",
+    "Failure",
+    "Feed",
+    "Lag",
     "LinkEnd",
     "LinkStatistics",
+    "Links",
+    "Loop",
+    "Place",
+    "Post",
+    "Progress",
     "Receiver",
     "Sender",
     "SharedReceiver",
     "SharedSender",
+    "Spans",
+    "StageWork",
+    "Wait",
     "Waiter",
+    "cause_of",
+    "complete_snapshot",
+    "connect",
+    "die_with",
+    "feed_pipeline",
+    "listen",
+    "log_folder",
     "make_sockets",
     "memory_link",
+    "newest_snapshot",
+    "read_failure",
+    "read_snapshot",
+    "run_stage",
+    "run_worker",
+    "save_stage",
+    "seed_everything",
+    "stage_title",
+    "weights_sha256",
 ]

@@ -1,0 +1,177 @@
+"""Jobs: what a user wants trained, as one object, and how the name of a job on the command line leads to it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch.optim import Adam
+
+from stepahead.pipeline import (
+    LossFunction,
+    LRScheduleRecipe,
+    Metric,
+    Model,
+    OptimizerRecipe,
+    PredictorRecipe,
+    SignalRecipe,
+    UsageError,
+    did_you_mean,
+    keyed,
+)
+from stepahead.workers import Batches, seed_everything
+
+__all__ = ["BUILT_IN", "Job", "load_job"]
+
+BUILT_IN = {"digits": "stepahead.launch.job_digits", "chars": "stepahead.launch.job_chars"}
+FUNCTION = "job"
+"""What a file or a module calls its job, unless the command says another name: a Job, or a function that makes one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to train, and on what.
+
+    Example:
+        Job(
+            model=nn.Sequential(...),
+            data=DataLoader(dataset, batch_size=64, shuffle=True),
+            loss=nn.CrossEntropyLoss(),
+            optimizer=partial(torch.optim.Adam, lr=1e-3),
+            classes=10,
+            epochs=5,
+        )
+    """
+
+    model: Model
+    """An `nn.Sequential`, a list of layers, or of functions that each make a layer: then each worker makes its own."""
+    data: Batches
+    """Pairs of input and label: a DataLoader or another iterable, or a function that makes an epoch's iterable."""
+    loss: LossFunction
+    optimizer: OptimizerRecipe
+    """Makes a stage's optimizer from its parameters."""
+    name: str = "job"
+    test: Batches | None = None
+    """Pairs to evaluate on."""
+    metrics: Mapping[str, Metric] = field(default_factory=dict[str, Metric])
+    """What to measure on them besides the loss: functions of (output, label)."""
+    lr_schedule: LRScheduleRecipe | None = None
+    """Makes a learning rate schedule, which counts batches."""
+    clip: float | None = None
+    """The most that the norm of one stage's gradient may be."""
+    classes: int | None = None
+    """How many classes the labels name, for predictors that see the label; None for predictors that do not."""
+    predictor: PredictorRecipe = "auto"
+    """The kind of predictor that synthetic signals use, or a function that makes one."""
+    predictor_optimizer: OptimizerRecipe = partial(Adam, lr=1e-3)
+    signal: SignalRecipe | None = None
+    """What stages step on, in place of a synthetic signal with the predictor above."""
+    stages: int = 2
+    steps: int | None = None
+    epochs: int | None = None
+    evaluate_every: int | None = None
+    """Evaluate after every so many steps; at the end in any case."""
+
+    def __post_init__(self) -> None:
+        for name in ("stages", "steps", "epochs", "evaluate_every"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UsageError(f"the job's {name} is {value!r}; it must be a whole number of at least 1")
+
+
+def load_job(name: str, options: Mapping[str, Any] | None = None, *, seed: int = 0) -> Job:
+    """Return the job of a name: a built-in one, `file.py`, `file.py:function`, or `package.module:function`.
+
+    Whatever it draws while it is made comes from the seed, so that all processes make the same.
+    """
+    with keyed(seed, "job"):
+        seed_everything(seed)
+        made: object = _find(name)
+        if isinstance(made, Job):
+            if options:
+                raise UsageError(f"{name} is a job as it stands; only a function that makes one can take options")
+            return made
+        if not callable(made):
+            raise UsageError(f"{name} is a {type(made).__name__}; it must be a Job, or a function that makes one")
+        made = _call(name, made, dict(options or {}))
+    if not isinstance(made, Job):
+        raise UsageError(f"{name} made a {type(made).__name__}, not a stepahead.launch.Job")
+    return made
+
+
+def _find(name: str) -> object:
+    if name in BUILT_IN:
+        return getattr(importlib.import_module(BUILT_IN[name]), FUNCTION)
+    where, _, function = name.rpartition(":") if ":" in name else (name, "", FUNCTION)
+    module = _module_of_file(Path(where)) if where.endswith(".py") else _module_of_name(where, name)
+    try:
+        return getattr(module, function)
+    except AttributeError:
+        made = [key for key in vars(module) if not key.startswith("_")]
+        raise UsageError(f"{where} has no {function!r}; {did_you_mean(function, made)}") from None
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"there is no job file {path}")
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # as for a script: a job may import its neighbours
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{path} does not import: {_line_of(error, path)}{type(error).__name__}: {error}") from error
+    return module
+
+
+def _module_of_name(where: str, name: str) -> ModuleType:
+    if ":" not in name and "." not in name:
+        raise UsageError(
+            f"there is no job {name!r}; {did_you_mean(name, BUILT_IN)} A job of your own is file.py, "
+            f"file.py:function or package.module:function"
+        )
+    sys.path.insert(0, "")
+    try:
+        return importlib.import_module(where)
+    except Exception as error:
+        raise UsageError(f"module {where} does not import: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove("")
+
+
+def _call(name: str, make: Callable[..., object], options: dict[str, Any]) -> object:
+    known = inspect.signature(make).parameters
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+        for option in options:
+            if option not in known:
+                raise UsageError(f"job {name} has no option {option!r}; {did_you_mean(option, known)}")
+    try:
+        inspect.signature(make).bind(**options)
+    except TypeError as error:
+        raise UsageError(f"job {name} cannot be made: {error}; give options as --set options.name=value") from None
+    return make(**options)
+
+
+def _line_of(error: BaseException, path: Path) -> str:
+    """Return the line of the file in which the error arose, if one did."""
+    trace, line = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return "" if line is None else f"line {line}: "

@@ -1,0 +1,106 @@
+"""Weights on disk: each stage's in a safetensors file of its own, under the names of the uncut model.
+
+    snapshots/<step>/stage-0.safetensors    weights and buffers of the first stage
+                     ...
+                     manifest.json          written last: a folder without it is not complete
+
+Nothing here is pickled or unpickled.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from stepahead.pipeline import Group, UsageError
+
+__all__ = ["complete_snapshot", "newest_snapshot", "read_snapshot", "save_stage", "weights_sha256"]
+
+MANIFEST = "manifest.json"
+PARTIAL = "partial"
+DIGEST = "sha256:"
+
+
+def save_stage(snapshots: Path, group: Group, stage: int) -> None:
+    """Write the group's weights and buffers into the snapshot that is being made."""
+    folder = snapshots / PARTIAL
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: _plain(value) for name, value in group.model_state().items() if isinstance(value, Tensor)}
+    digests = {DIGEST + name: _digest(weight) for name, weight in group.named_weights()}
+    part, whole = folder / f".stage-{stage}", folder / f"stage-{stage}.safetensors"
+    save_file(state, part, metadata=digests)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.rename(whole)
+
+
+def complete_snapshot(snapshots: Path, stages: int, steps: int) -> str:
+    """Turn what the stages wrote into the snapshot after `steps` steps, and return the digest of its weights."""
+    folder = snapshots / PARTIAL
+    files = [f"stage-{stage}.safetensors" for stage in range(stages)]
+    digests: dict[str, str] = {}
+    for file in files:
+        with safe_open(folder / file, framework="pt") as reader:
+            digests |= {name: digest for name, digest in (reader.metadata() or {}).items() if name.startswith(DIGEST)}
+    sha256 = _combine({name.removeprefix(DIGEST): digest for name, digest in digests.items()})
+    manifest = {"steps": steps, "stages": files, "weights_sha256": sha256}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    folder.rename(snapshots / str(steps))
+    return sha256
+
+
+def newest_snapshot(run: Path) -> Path:
+    """Return the newest complete snapshot of a run folder."""
+    complete = [path.parent for path in (run / "snapshots").glob(f"*/{MANIFEST}") if path.parent.name.isdigit()]
+    if not complete:
+        raise UsageError(f"{run} has no complete snapshot: there is no snapshots/<step>/{MANIFEST} in it")
+    return max(complete, key=lambda folder: int(folder.name))
+
+
+def read_snapshot(snapshot: Path) -> dict[str, Tensor]:
+    """Return the state dict of the uncut model that a snapshot holds, checked against its digest."""
+    manifest: dict[str, Any] = json.loads((snapshot / MANIFEST).read_text())
+    state: dict[str, Tensor] = {}
+    weights: dict[str, str] = {}
+    for file in manifest["stages"]:
+        try:
+            with safe_open(snapshot / file, framework="pt") as reader:
+                state |= {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118  it is no mapping
+                names = [key.removeprefix(DIGEST) for key in reader.metadata() or {} if key.startswith(DIGEST)]
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"{snapshot / file} cannot be read: {error}") from error
+        weights |= {name: _digest(state[name]) for name in names}
+    if _combine(weights) != manifest["weights_sha256"]:
+        raise UsageError(f"{snapshot} is damaged: its weights are not those of its {MANIFEST}")
+    return state
+
+
+def weights_sha256(weights: Iterable[tuple[str, nn.Parameter]]) -> str:
+    """Return one digest of all weights, the same however the model was cut."""
+    return _combine({name: _digest(weight) for name, weight in weights})
+
+
+def _combine(digests: Mapping[str, str]) -> str:
+    lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _digest(tensor: Tensor) -> str:
+    plain = _plain(tensor)
+    digest = hashlib.sha256(f"{plain.dtype} {list(plain.shape)}\n".encode())
+    digest.update((ctypes.c_char * (plain.numel() * plain.element_size())).from_address(plain.data_ptr()))
+    return digest.hexdigest()
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,131 @@
+"""The control connection of a worker: it says who it is, gets its link ends, reports, and hears when to stop.
+
+A Unix socket in the run folder, which only its user can enter. Each message is one packet of msgpack, a map with
+`kind`; descriptors travel beside it. What is sent to the supervisor must never hold up training: a report that
+finds the socket full is dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from stepahead.pipeline import LinkTimeoutError, PeerGoneError, UsageError
+
+__all__ = ["Control", "connect", "listen"]
+
+SOCKET = "control.sock"
+PACKET_LIMIT = 65536
+MOST_DESCRIPTORS = 8
+
+
+class Control:
+    """One end of the connection; the worker's and the supervisor's are alike."""
+
+    def __init__(self, connection: socket.socket, peer: str) -> None:
+        connection.setblocking(False)
+        self.peer = peer
+        self._socket = connection
+        self._messages: list[tuple[dict[str, Any], list[int]]] = []
+        self.gone = False
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def refresh(self) -> None:
+        """Read what has come."""
+        while not self.gone:
+            try:
+                packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_LIMIT, MOST_DESCRIPTORS)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                packet, descriptors = b"", []
+            if packet:
+                self._messages.append((msgpack.unpackb(packet), list(descriptors)))
+            else:
+                self.gone = True
+
+    def take(self, kind: str | None = None) -> Iterator[tuple[dict[str, Any], list[int]]]:
+        """Yield the messages that have been read, or those of a kind."""
+        taken = [message for message in self._messages if kind in (None, message[0]["kind"])]
+        self._messages = [message for message in self._messages if message not in taken]
+        yield from taken
+
+    def wait_for(self, kind: str, timeout: float) -> tuple[dict[str, Any], list[int]]:
+        """Return the next message of a kind, and wait for it for at most `timeout` seconds."""
+        self._socket.settimeout(timeout)
+        try:
+            while True:
+                for message in self.take(kind):
+                    return message
+                packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_LIMIT, MOST_DESCRIPTORS)
+                if not packet:
+                    raise PeerGoneError(f"cannot receive {kind!r}: {self.peer} is gone")
+                self._messages.append((msgpack.unpackb(packet), list(descriptors)))
+        except TimeoutError:
+            raise LinkTimeoutError(f"cannot receive {kind!r}: {self.peer} said nothing for {timeout:g} s") from None
+        finally:
+            self._socket.setblocking(False)
+
+    def send(self, kind: str, /, descriptors: Sequence[int] = (), *, timeout: float = 5.0, **fields: Any) -> bool:
+        """Send a message, and return whether the other end could take it within `timeout` seconds."""
+        packet = msgpack.packb({"kind": kind, **fields})
+        self._socket.settimeout(timeout)
+        try:
+            socket.send_fds(self._socket, [packet], list(descriptors))
+        except (TimeoutError, BlockingIOError):
+            return False
+        except (BrokenPipeError, ConnectionResetError):
+            self.gone = True
+            return False
+        finally:
+            with suppress(OSError):
+                self._socket.setblocking(False)
+        return True
+
+    def report(self, kind: str, /, **fields: Any) -> bool:
+        """Send a message if that takes no waiting."""
+        return self.send(kind, timeout=0.0, **fields)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def listen(folder: Path) -> socket.socket:
+    """Return a socket in the folder on which a supervisor accepts its workers."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with _short(folder) as path:
+        listener.bind(path)
+    listener.listen(1024)
+    listener.setblocking(False)
+    return listener
+
+
+def connect(folder: Path, timeout: float = 10.0) -> Control:
+    """Connect to the supervisor that listens in the folder."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.settimeout(timeout)
+    try:
+        with _short(folder) as path:
+            connection.connect(path)
+    except OSError as error:
+        connection.close()
+        raise UsageError(f"nobody supervises a run in {folder}: {error.strerror}") from error
+    return Control(connection, "the supervisor")
+
+
+@contextmanager
+def _short(folder: Path) -> Iterator[str]:
+    """Yield a short path for the socket: a Unix socket's may have 107 bytes, and run folders lie deep."""
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{SOCKET}"
+    finally:
+        os.close(descriptor)

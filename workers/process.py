@@ -1,0 +1,246 @@
+"""The process around a worker: it dies with its launcher, takes its cores, connects, works, and says how it ended.
+
+Each worker has a name: its stage's number, or "data" for the feed. Its log folder holds what it printed, and what it
+raised. A worker ignores Ctrl-C: the launcher decides, and tells it over the control connection.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from stepahead.pipeline import LinkTimeoutError, UsageError, edge_name
+
+from .channels import LinkEnd, Waiter
+from .control import Control, connect
+from .failures import failure_of, write_failure
+from .loop import Links
+from .sharedmem import SharedReceiver, SharedSender
+from .spans import Spans, Wait
+
+__all__ = ["DATA", "Place", "Post", "die_with", "log_folder", "run_worker", "stage_title"]
+
+DATA = "data"
+PR_SET_PDEATHSIG = 1
+REPORT_EVERY = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a worker runs."""
+
+    name: str
+    """Its stage's number, or "data"."""
+    run: Path
+    """The run folder."""
+    stages: int
+    cores: tuple[int, ...] = ()
+    """The cores to stay on; none to stay where the system likes."""
+    window: int = 2
+    """Messages that a link holds."""
+    prefetch: int = 4
+    """Batches that the link from the data holds."""
+    timeout: float = 600.0
+    """Seconds to wait for another worker before giving up."""
+    parent: int = 0
+    """The process to die with; 0 for none."""
+    own_logs: bool = True
+    """Whether what is printed goes to the log folder; torchrun has its own."""
+
+    @property
+    def stage(self) -> int:
+        """The stage's number; -1 for the data."""
+        return -1 if self.name == DATA else int(self.name)
+
+
+def stage_title(name: str) -> str:
+    """Return what to call a worker in a message to people."""
+    return "the data process" if name == DATA else f"stage {name}"
+
+
+def log_folder(run: Path, name: str) -> Path:
+    return run / "logs" / name
+
+
+def run_worker(place: Place, work: Callable[[Post], None]) -> int:
+    """Settle down in this process, work, and return the exit code: 0, or 1 with the failure left in the logs."""
+    post: Post | None = None
+    folder = log_folder(place.run, place.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _settle(place, folder)
+        post = Post(place, connect(place.run))
+        work(post)
+    except BaseException as error:  # SystemExit in a user's code is a failure too
+        failure = failure_of(error, place.name, post.steps if post else 0)
+        write_failure(folder, failure)
+        print(failure.traceback or f"{failure.error}: {failure.message}", file=sys.stderr)
+        if post:
+            post.control.send("failed", name=place.name)
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0
+
+
+class Post:
+    """A worker at its place, connected: it gets its links, waits for them, and reports.
+
+    Args:
+        place: Where this is.
+        control: The connection to the supervisor.
+    """
+
+    def __init__(self, place: Place, control: Control) -> None:
+        self.place = place
+        self.control = control
+        self.spans = Spans()
+        self.steps = 0
+        self.stopping = False
+        """The launcher wants the run to end in order: no batch more."""
+        self.abandoned = False
+        """The launcher wants it to end now, with what there is."""
+        self.interrupted = False
+        self._reported = 0.0
+        control.send("hello", name=place.name, pid=os.getpid())
+
+    def links(self) -> Links:
+        """Return the stage's ends of its links."""
+        place, ends = self.place, self._take_ends()
+        above, below = place.stage - 1, place.stage + 1
+        activations_in = SharedReceiver(
+            edge_name(above, place.stage),
+            stage_title(DATA if above < 0 else str(above)),
+            place.window if above >= 0 else place.prefetch,
+            ends["activations_in"],
+        )
+        last, first = place.stage == place.stages - 1, place.stage == 0
+        return Links(
+            activations_in=activations_in,
+            activations_out=None if last else self._sender("activations_out", place.stage, below, str(below), ends),
+            gradients_in=None
+            if last
+            else SharedReceiver(
+                edge_name(place.stage, below), stage_title(str(below)), place.window, ends["gradients_in"]
+            ),
+            gradients_out=None if first else self._sender("gradients_out", above, place.stage, str(above), ends),
+        )
+
+    def feed_link(self) -> SharedSender:
+        """Return the data process's end of the link to the first stage."""
+        return self._sender("activations_out", -1, 0, "0", self._take_ends(), capacity=self.place.prefetch)
+
+    def drive(self, actions: Iterator[Wait | None], ends: list[LinkEnd], report: Callable[[], None]) -> None:
+        """Run a loop to its end: wait when it has nothing to do, and report from time to time."""
+        with Waiter([*ends, self.control]) as waiter:
+            since = time.monotonic()
+            for wait in actions:
+                now = time.monotonic()
+                if wait is None:
+                    waiter.wait(0)
+                    since = now
+                else:
+                    self._wait(waiter, wait, ends, since + self.place.timeout - now)
+                self._listen()
+                if self.abandoned:
+                    return
+                if now - self._reported >= REPORT_EVERY:
+                    self._reported = now
+                    report()
+
+    def _wait(self, waiter: Waiter, wait: Wait, ends: list[LinkEnd], left: float) -> None:
+        with self.spans(wait):
+            happened = left > 0 and waiter.wait(left)
+        if not happened and left <= 0.001:
+            raise LinkTimeoutError(
+                f"{stage_title(self.place.name)} did nothing for {self.place.timeout:g} s at step {self.steps} "
+                f"({wait}): {_whom(wait, ends)}; --timeout raises the limit"
+            )
+
+    def _listen(self) -> None:
+        for message, _ in self.control.take():
+            self.stopping = self.stopping or message["kind"] == "stop"
+            self.abandoned = self.abandoned or message["kind"] == "abandon"
+        if self.interrupted:
+            self.interrupted = False
+            self.control.report("interrupted")
+
+    def _take_ends(self) -> dict[str, socket.socket]:
+        message, descriptors = self.control.wait_for("links", timeout=self.place.timeout)
+        return dict(zip(message["ends"], (socket.socket(fileno=fd) for fd in descriptors), strict=True))
+
+    def _sender(
+        self, role: str, above: int, below: int, peer: str, ends: dict[str, socket.socket], capacity: int = 0
+    ) -> SharedSender:
+        edge = edge_name(above, below)
+
+        def keep(descriptor: int) -> None:
+            self.control.send("memory", [descriptor], edge=edge, role=role)
+
+        capacity = capacity or self.place.window
+        return SharedSender(edge, stage_title(peer), capacity, ends[role], on_memory=keep)
+
+
+def die_with(parent: int) -> None:
+    """Let this process, and all that it forks, be killed when its parent ends, however that ends."""
+
+    def bind() -> None:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    bind()
+    os.register_at_fork(after_in_child=bind)
+    if os.getppid() != parent:  # it ended before we were bound to it
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _settle(place: Place, folder: Path) -> None:
+    if place.parent:
+        die_with(place.parent)
+    if place.own_logs:
+        _redirect(folder)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.enable()
+    if place.cores:
+        try:
+            os.sched_setaffinity(0, place.cores)
+        except OSError as error:
+            raise UsageError(f"{stage_title(place.name)} cannot run on cores {place.cores}: {error.strerror}") from error
+        torch.set_num_threads(len(place.cores))
+
+
+def _redirect(folder: Path) -> None:
+    """Send what this process prints to files; what it reads is empty."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for descriptor, path, flags in (
+        (0, Path(os.devnull), os.O_RDONLY),
+        (1, folder / "stdout.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+        (2, folder / "stderr.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+    ):
+        file = os.open(path, flags, 0o600)
+        os.dup2(file, descriptor)
+        os.close(file)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
+
+
+def _whom(wait: Wait, ends: list[LinkEnd]) -> str:
+    """Say who keeps the worker waiting."""
+    if wait == "wait_credit":
+        full = [end for end in ends if end.statistics().waiting >= end.capacity]
+        return ", ".join(f"{end.peer} took nothing more on edge {end.edge}" for end in full) or "a link was full"
+    gradients = wait == "wait_gradient"
+    silent = [end for end in ends if isinstance(end, SharedReceiver)]
+    index = -1 if gradients else 0
+    return f"{silent[index].peer} sent no {'gradient' if gradients else 'batch'}"

@@ -1,0 +1,145 @@
+"""What workers do at their posts: run a stage, or feed the pipeline."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from stepahead.pipeline import (
+    Activation,
+    Cut,
+    Group,
+    Layer,
+    Metric,
+    Recipe,
+    Stage,
+    build_group,
+    example_outputs,
+)
+
+from .channels import LinkEnd, Sender
+from .checkpoints import save_stage
+from .feed import Feed
+from .loop import Lag, Loop
+from .process import Post
+from .spans import Wait
+
+__all__ = ["StageWork", "feed_pipeline", "run_stage"]
+
+PREDICTOR = ("cosine", "relative_error", "sign_error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageWork:
+    """What a worker needs to know to run its stage."""
+
+    layers: tuple[Layer, ...]
+    cut: Cut
+    recipe: Recipe
+    lag: Lag
+    metrics: Mapping[str, Metric]
+    device: str = "cpu"
+
+
+def run_stage(work: StageWork, post: Post) -> None:
+    """Run the place's stage until the pipeline stops; then save its weights and report."""
+    index = post.place.stage
+    group = build_group(work.layers, work.cut, index, seed=work.recipe.seed)
+    links = post.links()
+
+    def make_stage(batch: Activation) -> Stage:
+        post.spans.begin()
+        (output,) = example_outputs([group], batch.tensors[0])
+        return work.recipe.stage(
+            group, index, post.place.stages, output, batch.label, device=work.device, span=post.spans
+        )
+
+    loop = Loop(make_stage, links, work.lag, post.spans, work.metrics)
+    reporter = _Reporter(post, loop)
+    post.drive(_watched(loop, post, reporter), links.ends, reporter.report)
+    summary = _summary(work, post, loop, group)
+    reporter.report()
+    save_stage(post.place.run / "snapshots", group, index)
+    post.control.send("finished", name=post.place.name, steps=loop.progress.steps, summary=summary)
+    for end in links.ends:
+        end.close()
+
+
+def feed_pipeline(feed: Feed, post: Post) -> None:
+    """Send the data down, until there is no more or the launcher has had enough."""
+    link = post.feed_link()
+    ends: list[LinkEnd] = [link]
+    post.drive(_feed(feed, post, link), ends, lambda: None)
+    post.control.send("finished", name=post.place.name, steps=post.steps, summary={})
+    link.close()
+
+
+def _feed(feed: Feed, post: Post, link: Sender) -> Iterator[Wait | None]:
+    for message in feed.messages(lambda: post.stopping):
+        while not link.try_send(message):
+            yield "wait_credit"
+        post.steps = message.step + 1
+        yield None
+
+
+def _watched(loop: Loop, post: Post, reporter: _Reporter) -> Iterator[Wait | None]:
+    """Run the loop, and look at every step that it made."""
+    for wait in loop.run():
+        if loop.progress.steps > post.steps:
+            post.steps = loop.progress.steps
+            reporter.take_step()
+        yield wait
+
+
+class _Reporter:
+    """Tells the supervisor how far the stage is, in the mean over the steps since it last did."""
+
+    def __init__(self, post: Post, loop: Loop) -> None:
+        self._post = post
+        self._loop = loop
+        self._losses: list[Tensor] = []
+        self._evaluations = 0
+
+    def take_step(self) -> None:
+        loss = self._loop.progress.loss
+        if loss is not None:
+            self._losses.append(loss)
+
+    def report(self) -> None:
+        progress = self._loop.progress
+        losses, self._losses = [float(loss) for loss in self._losses], []
+        mean = sum(losses) / len(losses) if losses else float("nan")
+        name, samples = self._post.place.name, progress.samples
+        self._post.control.report("progress", name=name, steps=progress.steps, samples=samples, loss=mean)
+        for steps, figures in progress.evaluations[self._evaluations :]:
+            self._post.control.send("evaluated", steps=steps, figures=figures)
+        self._evaluations = len(progress.evaluations)
+
+
+def _summary(work: StageWork, post: Post, loop: Loop, group: Group) -> dict[str, Any]:
+    """Return the stage's entry in the run's summary."""
+    stage, lags = loop.stage, loop.progress.lags
+    quality = stage.signal.quality if stage else None
+    return {
+        "device": work.device,
+        "layers": group.title,
+        "parameters": sum(weight.numel() for weight in group.parameters()),
+        **post.spans.shares(),
+        "predictor": None if quality is None else {key: asdict(quality)[key] for key in PREDICTOR},
+        "lag": {"p50": _median(lags), "max": max(lags)} if lags else None,
+        "skipped": stage.skipped if stage else 0,
+        "samples": loop.progress.samples,
+    }
+
+
+def _median(counts: Counter[int]) -> int:
+    half = counts.total() / 2
+    for value in sorted(counts):
+        half -= counts[value]
+        if half <= 0:
+            return value
+    raise ValueError("there is no median of nothing")
