@@ -1,10 +1,62 @@
 """What people run and see.
 
-datasets    data for the demo, the examples and the benchmarks
-progress    how far a run is, on a terminal or in a file
+cli         the command                     supervisor   watches a run, and ends it
+job         what a user wants trained       switchboard  hands workers their ends of the links
+config      settings, from file and flags   rendezvous   torchrun's variables
+plan        groups to workers to devices    folder       where everything that a run leaves is
+run         a run from beginning to end     summary      what came of it
+start       forks or starts workers         progress     how far it is, on a terminal or in a file
+interrupts  signals that ask to stop        datasets     data for the demo, the examples, the benchmarks
+export      weights for the uncut model     environment  this machine: for bug reports, and a self-test
+
+Names are imported when they are asked for: a command that needs no torch need not wait for it.
 """
 
-from .datasets import Dataset, digits, minibatches, mnist, read_idx
-from .progress import Track
+from __future__ import annotations
 
-__all__ = ["Dataset", "Track", "digits", "minibatches", "mnist", "read_idx"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import Config as Config
+    from .datasets import Dataset as Dataset
+    from .datasets import digits as digits
+    from .datasets import minibatches as minibatches
+    from .datasets import mnist as mnist
+    from .datasets import read_idx as read_idx
+    from .job import Job as Job
+    from .job import load_job as load_job
+    from .progress import Track as Track
+    from .run import train as train
+
+_HOMES = {
+    "Config": "config",
+    "Dataset": "datasets",
+    "Job": "job",
+    "Track": "progress",
+    "digits": "datasets",
+    "load_job": "job",
+    "minibatches": "datasets",
+    "mnist": "datasets",
+    "read_idx": "datasets",
+    "train": "run",
+}
+
+__all__ = [
+    "Config",
+    "Dataset",
+    "Job",
+    "Track",
+    "digits",
+    "load_job",
+    "minibatches",
+    "mnist",
+    "read_idx",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -30,7 +30,7 @@ class Track:
     def __init__(
         self,
         reports: Iterable[StepReport],
-        total: int,
+        total: int | None,
         *,
         title: str = "",
         console: Console | None = None,
@@ -61,14 +61,14 @@ class Track:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed}/{task.total} {task.fields[figures]}"),
+            TextColumn("{task.fields[steps]} {task.fields[figures]}"),
         )
         with Progress(*columns, console=self.console, expand=True, auto_refresh=False) as bar:
-            task = bar.add_task(self.title, total=self.total, figures="")
+            task = bar.add_task(self.title, total=self.total, steps="", figures="")
             start = drawn = self.now()
             done = 0
-            for done, report in enumerate(self.reports, start=1):
-                self._take(report)
+            for report in self.reports:
+                done = self._take(report)
                 yield report
                 if self.now() - drawn > 0.1:
                     drawn = self.now()
@@ -76,31 +76,39 @@ class Track:
             self._draw(bar, task, done, self.now() - start)
 
     def _draw(self, bar: Progress, task: TaskID, done: int, seconds: float) -> None:
-        room = self.console.width - len(f"{self.title} {done}/{self.total} ") - SHORTEST_BAR
-        bar.update(task, completed=done, figures=self._figures(done, seconds, room), refresh=True)
+        steps = self._steps(done)
+        room = self.console.width - len(f"{self.title} {steps} ") - SHORTEST_BAR
+        bar.update(task, completed=done, steps=steps, figures=self._figures(done, seconds, room), refresh=True)
 
     def _with_lines(self) -> Generator[StepReport]:
         start = printed = self.now()
-        for done, report in enumerate(self.reports, start=1):
-            self._take(report)
+        for report in self.reports:
+            done = self._take(report)
             yield report
             if self.now() - printed >= self.every_seconds or done == self.total:
                 printed = self.now()
-                words = [self.title, f"{done}/{self.total}", self._figures(done, printed - start)]
+                words = [self.title, self._steps(done), self._figures(done, printed - start)]
                 self.console.print(" ".join(word for word in words if word), highlight=False, soft_wrap=True)
 
-    def _take(self, report: StepReport) -> None:
+    def _steps(self, done: int) -> str:
+        return f"step {done}" if self.total is None else f"step {done}/{self.total}"
+
+    def _take(self, report: StepReport) -> int:
+        """Take a report in, and return how many steps are done."""
         self._samples += report.samples
         # the mean over the last ten or so: one batch says little
         self._loss = report.loss if self._loss is None else self._loss + (report.loss - self._loss) / 10
+        return report.step + 1
 
     def _figures(self, done: int, seconds: float, room: int | None = None) -> str:
         """Return the figures, the less important ones only as far as there is room."""
         words = [] if self._loss is None else [f"loss {self._loss:.4f}"]
         words += [f"{name} {figure:.4f}" for name, figure in self._notes.items()]
         if seconds > 0:
-            left = seconds / max(done, 1) * (self.total - done)
-            words += [f"eta {timedelta(seconds=round(left))}", f"{self._samples / seconds:,.0f} samples/s"]
+            if self.total is not None:
+                left = seconds / max(done, 1) * (self.total - done)
+                words.append(f"eta {timedelta(seconds=round(left))}")
+            words.append(f"{self._samples / seconds:,.0f} samples/s")
         while room is not None and len(words) > 1 and len(" ".join(words)) > room:
             words.pop()
         return " ".join(words)

@@ -5,7 +5,7 @@ channels    what a link is; one in memory  process     the process around a work
 sharedmem   a link through shared memory   work        what workers do: run a stage, feed the pipeline
 loop        feeds a stage from its links   checkpoints weights on disk
 feed        draws batches from the data    failures    what a worker raised, and what was the cause
-spans       where a worker's time goes
+spans       where a worker's time goes     ledger      what went through the links, for proofs
 """
 
 from .channels import LinkEnd, LinkStatistics, Receiver, Sender, Waiter, memory_link
@@ -13,6 +13,7 @@ from .checkpoints import complete_snapshot, newest_snapshot, read_snapshot, save
 from .control import Control, connect, listen
 from .failures import Failure, cause_of, read_failure
 from .feed import Batches, Feed, seed_everything
+from .ledger import Ledger, check_ledgers
 from .loop import Lag, Links, Loop, Progress
 from .process import DATA, Place, Post, die_with, log_folder, run_worker, stage_title
 from .sharedmem import SharedReceiver, SharedSender, make_sockets
@@ -26,6 +27,7 @@ __all__ = [
     "Failure",
     "Feed",
     "Lag",
+    "Ledger",
     "LinkEnd",
     "LinkStatistics",
     "Links",
@@ -42,6 +44,7 @@ __all__ = [
     "Wait",
     "Waiter",
     "cause_of",
+    "check_ledgers",
     "complete_snapshot",
     "connect",
     "die_with",

@@ -14,9 +14,10 @@ import select
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ from stepahead.pipeline import (
 
 from .wire import Header, header_of
 
-__all__ = ["LinkEnd", "LinkStatistics", "Receiver", "Sender", "Waiter", "memory_link"]
+__all__ = ["LinkEnd", "LinkStatistics", "Receiver", "Sender", "Waitable", "Waiter", "memory_link"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,8 @@ class LinkEnd(ABC):
         self.peer = peer
         self.capacity = capacity
         self.closed = False
+        self.on_message: Callable[[int, Message], None] | None = None
+        """Called with each message that was sent or received, and its number."""
         self._messages = 0
         self._bytes = 0
 
@@ -92,7 +95,9 @@ class LinkEnd(ABC):
             messages=self._messages, bytes=self._bytes, waiting=self.waiting, capacity=self.capacity
         )
 
-    def _count(self, header: Header) -> None:
+    def _count(self, header: Header, message: Message) -> None:
+        if self.on_message is not None:
+            self.on_message(self._messages, message)
         self._messages += 1
         self._bytes += header.payload_bytes
 
@@ -168,12 +173,22 @@ class Receiver(LinkEnd):
             )
 
 
-class Waiter:
-    """Waits until something changed at the other side of any of several link ends (or other descriptors)."""
+class Waitable(Protocol):
+    """What a `Waiter` can wait for: a link end, or a control connection."""
 
-    def __init__(self, ends: Iterable[LinkEnd]) -> None:
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when something happened."""
+
+    def refresh(self) -> None:
+        """Take note of what happened."""
+
+
+class Waiter:
+    """Waits until something changed at the other side of any of several link ends."""
+
+    def __init__(self, ends: Iterable[Waitable]) -> None:
         self._poll = select.epoll()
-        self._ends: dict[int, LinkEnd] = {}
+        self._ends: dict[int, Waitable] = {}
         for end in ends:
             self._ends[end.fileno()] = end
             self._poll.register(end.fileno(), select.EPOLLIN)
@@ -203,7 +218,7 @@ class Waiter:
             self.wait(left)
             yield
 
-    def forget(self, end: LinkEnd) -> None:
+    def forget(self, end: Waitable) -> None:
         """Do not wait for this end any more."""
         for descriptor, known in list(self._ends.items()):
             if known is end:
@@ -264,7 +279,7 @@ class _MemorySender(_MemoryEnd, Sender):
         if not self.credits:
             return False
         self._shared.queue.append((header, _copy(message)))
-        self._count(header)
+        self._count(header, message)
         self._ring()
         return True
 
@@ -283,7 +298,7 @@ class _MemoryReceiver(_MemoryEnd, Receiver):
             return None
         header, message = self._shared.queue.popleft()
         self._check_turn(header)
-        self._count(header)
+        self._count(header, message)
         self._ring()
         return message
 

@@ -54,16 +54,19 @@ class Control:
 
     def take(self, kind: str | None = None) -> Iterator[tuple[dict[str, Any], list[int]]]:
         """Yield the messages that have been read, or those of a kind."""
-        taken = [message for message in self._messages if kind in (None, message[0]["kind"])]
-        self._messages = [message for message in self._messages if message not in taken]
-        yield from taken
+        messages, self._messages = self._messages, []
+        for message in messages:
+            if kind in (None, message[0]["kind"]):
+                yield message
+            else:
+                self._messages.append(message)
 
     def wait_for(self, kind: str, timeout: float) -> tuple[dict[str, Any], list[int]]:
         """Return the next message of a kind, and wait for it for at most `timeout` seconds."""
         self._socket.settimeout(timeout)
         try:
             while True:
-                for message in self.take(kind):
+                for message in list(self.take(kind)):
                     return message
                 packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_LIMIT, MOST_DESCRIPTORS)
                 if not packet:

@@ -13,17 +13,18 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from stepahead.pipeline import LinkTimeoutError, UsageError, edge_name
+from stepahead.pipeline import LinkTimeoutError, PeerEndedError, PeerGoneError, UsageError, edge_name
 
-from .channels import LinkEnd, Waiter
+from .channels import LinkEnd, Sender, Waiter
 from .control import Control, connect
 from .failures import failure_of, write_failure
+from .ledger import Ledger
 from .loop import Links
 from .sharedmem import SharedReceiver, SharedSender
 from .spans import Spans, Wait
@@ -54,6 +55,8 @@ class Place:
     """Seconds to wait for another worker before giving up."""
     parent: int = 0
     """The process to die with; 0 for none."""
+    ledger: bool = False
+    """Whether to write down every message that is sent or received."""
     own_logs: bool = True
     """Whether what is printed goes to the log folder; torchrun has its own."""
 
@@ -126,7 +129,7 @@ class Post:
             ends["activations_in"],
         )
         last, first = place.stage == place.stages - 1, place.stage == 0
-        return Links(
+        links = Links(
             activations_in=activations_in,
             activations_out=None if last else self._sender("activations_out", place.stage, below, str(below), ends),
             gradients_in=None
@@ -136,28 +139,43 @@ class Post:
             ),
             gradients_out=None if first else self._sender("gradients_out", above, place.stage, str(above), ends),
         )
+        self._keep_ledger(links.ends)
+        return links
 
     def feed_link(self) -> SharedSender:
         """Return the data process's end of the link to the first stage."""
-        return self._sender("activations_out", -1, 0, "0", self._take_ends(), capacity=self.place.prefetch)
+        link = self._sender("activations_out", -1, 0, "0", self._take_ends(), capacity=self.place.prefetch)
+        self._keep_ledger([link])
+        return link
 
     def drive(self, actions: Iterator[Wait | None], ends: list[LinkEnd], report: Callable[[], None]) -> None:
         """Run a loop to its end: wait when it has nothing to do, and report from time to time."""
         with Waiter([*ends, self.control]) as waiter:
-            since = time.monotonic()
-            for wait in actions:
-                now = time.monotonic()
-                if wait is None:
-                    waiter.wait(0)
-                    since = now
-                else:
-                    self._wait(waiter, wait, ends, since + self.place.timeout - now)
+            try:
+                self._drive(actions, waiter, ends, report)
+            except (PeerGoneError, PeerEndedError):
+                self.control.refresh()
                 self._listen()
-                if self.abandoned:
-                    return
-                if now - self._reported >= REPORT_EVERY:
-                    self._reported = now
-                    report()
+                if not self.abandoned:  # then all workers leave where they are
+                    raise
+
+    def _drive(
+        self, actions: Iterator[Wait | None], waiter: Waiter, ends: list[LinkEnd], report: Callable[[], None]
+    ) -> None:
+        since = time.monotonic()
+        for wait in actions:
+            now = time.monotonic()
+            if wait is None:
+                waiter.wait(0)
+                since = now
+            else:
+                self._wait(waiter, wait, ends, since + self.place.timeout - now)
+            self._listen()
+            if self.abandoned:
+                return
+            if now - self._reported >= REPORT_EVERY:
+                self._reported = now
+                report()
 
     def _wait(self, waiter: Waiter, wait: Wait, ends: list[LinkEnd], left: float) -> None:
         with self.spans(wait):
@@ -179,6 +197,12 @@ class Post:
     def _take_ends(self) -> dict[str, socket.socket]:
         message, descriptors = self.control.wait_for("links", timeout=self.place.timeout)
         return dict(zip(message["ends"], (socket.socket(fileno=fd) for fd in descriptors), strict=True))
+
+    def _keep_ledger(self, ends: Iterable[LinkEnd]) -> None:
+        if self.place.ledger:
+            ledger = Ledger(log_folder(self.place.run, self.place.name))
+            for end in ends:
+                end.on_message = ledger.recorder("sent" if isinstance(end, Sender) else "received")
 
     def _sender(
         self, role: str, above: int, below: int, peer: str, ends: dict[str, socket.socket], capacity: int = 0
@@ -209,7 +233,9 @@ def _settle(place: Place, folder: Path) -> None:
         die_with(place.parent)
     if place.own_logs:
         _redirect(folder)
+        signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.enable()
     if place.cores:

@@ -255,7 +255,7 @@ class SharedSender(_SharedEnd, Sender):
             self._make_memory(header.payload_bytes)
         assert self.memory is not None
         self.memory.write(self._messages, header, message)
-        self._count(header)
+        self._count(header, message)
         self._ring(MESSAGE)
         return True
 
@@ -312,7 +312,7 @@ class SharedReceiver(_SharedEnd, Receiver):
         self._check_turn(header)
         message = self.memory.read(self._messages, header)
         self._available -= 1
-        self._count(header)
+        self._count(header, message)
         self._ring(MESSAGE)
         return message
 

@@ -43,9 +43,14 @@ class Spans:
         self._begun = self._now()
         self.seconds.clear()
 
+    @property
+    def wall(self) -> float:
+        """Seconds since it began."""
+        return 0.0 if self._begun is None else self._now() - self._begun
+
     def shares(self) -> dict[str, float | dict[str, float]]:
         """Return useful, tax, and idle by cause, as shares of the wall time: they add up to 1."""
-        wall = self._now() - self._begun if self._begun is not None else 0.0
+        wall = self.wall
         if wall <= 0:
             return {"useful": 0.0, "tax": 0.0, "idle": {"other": 1.0}}
         share = {name: seconds / wall for name, seconds in self.seconds.items()}

@@ -133,6 +133,7 @@ def _summary(work: StageWork, post: Post, loop: Loop, group: Group) -> dict[str,
         "lag": {"p50": _median(lags), "max": max(lags)} if lags else None,
         "skipped": stage.skipped if stage else 0,
         "samples": loop.progress.samples,
+        "seconds": post.spans.wall,
     }
 
 

@@ -1,0 +1,152 @@
+"""The command: `stepahead train JOB`, `export`, `env`, `doctor`.
+
+Exit codes: 0 done, 1 training failed, 2 usage, 3 a worker was lost, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .config import Config
+    from .run import RunResult
+
+__all__ = ["main"]
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Read once, when torch is imported: so they are set before that."""
+FLAGS: dict[str, dict[str, Any]] = {
+    "stages": {"type": int, "metavar": "N", "help": "how many; one process each"},
+    "cut": {"metavar": "HOW", "help": "count (equally many layers), cost (equally long), or layers: 3,6,9"},
+    "schedule": {"metavar": "NAME", "help": "decoupled or lockstep"},
+    "signal": {"metavar": "NAME", "help": "auto (the job's own), synthetic, locked, probe or silent"},
+    "truth": {"metavar": "NAME", "help": "off: predictors learn from the gradients of the stage below"},
+    "truth-every": {"type": int, "metavar": "K", "help": "on each K-th batch"},
+    "lag": {"metavar": "MODE", "help": "free (gradients are used when they come) or exact (reproducible)"},
+    "max-lag": {"type": int, "metavar": "N", "help": "the most steps that a gradient may lag; exact: just so many"},
+    "link": {"metavar": "KIND", "help": "auto or shm (shared memory)"},
+    "window": {"type": int, "metavar": "N", "help": "messages that a link holds"},
+    "timeout": {"type": float, "metavar": "S", "help": "seconds that a worker waits for another one"},
+    "device": {"metavar": "NAME", "help": "auto, cpu, cuda, or one for each stage: cuda:0,cuda:1"},
+    "steps": {"type": int, "metavar": "N", "help": "train on at most so many batches"},
+    "epochs": {"type": int, "metavar": "N", "help": "go through the data at most so many times"},
+    "evaluate-every": {"type": int, "metavar": "N", "help": "evaluate after every so many steps"},
+    "seed": {"type": int, "metavar": "N", "help": "of everything that is drawn"},
+    "run-dir": {"metavar": "DIR", "help": "the run folder; runs/<job>-<time> unless given"},
+    "baseline": {"metavar": "NAME", "help": "none"},
+    "start-method": {"metavar": "HOW", "help": "auto, fork or spawn"},
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command and exit."""
+    options = _parser().parse_args(arguments)
+    for name in THREADS:
+        os.environ.setdefault(name, "1")
+    from stepahead.pipeline import UsageError
+
+    try:
+        code = options.run(options)
+    except UsageError as error:
+        print(f"stepahead: {error}", file=sys.stderr)
+        code = 2
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="stepahead", description="Pipeline-parallel training without backprop's locks.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    train = commands.add_parser("train", help="train a job, one process for each stage")
+    train.add_argument("job", metavar="JOB", help="digits, chars, file.py, file.py:function or package.module:function")
+    for name, details in FLAGS.items():
+        spellings = [f"--{name}"] if "-" not in name else [f"--{name}", f"--{name.replace('-', '_')}"]
+        train.add_argument(*spellings, **details)
+    train.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, or options.KEY")
+    train.add_argument("--json", action="store_true", help="print the summary as the last line")
+    train.set_defaults(run=_train)
+    export = commands.add_parser("export", help="write a run's weights for the uncut model, as safetensors")
+    export.add_argument("run_folder", type=Path, metavar="RUN")
+    export.add_argument("file", type=Path, metavar="OUT.safetensors")
+    export.set_defaults(run=_export)
+    commands.add_parser("env", help="versions and limits of this machine, for bug reports").set_defaults(run=_env)
+    commands.add_parser("doctor", help="test this machine for ten seconds, with advice").set_defaults(run=_doctor)
+    worker = commands.add_parser("worker")
+    worker.add_argument("run_folder", type=Path)
+    worker.add_argument("name")
+    worker.add_argument("parent", type=int)
+    worker.set_defaults(run=_worker)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from .config import read_config
+    from .job import load_job
+    from .plan import make_plan
+    from .rendezvous import Torchrun
+    from .run import launch, train_under_torchrun
+
+    torchrun = Torchrun.from_environment()
+    flags = {name: getattr(options, name) for name in (key.replace("-", "_") for key in FLAGS)}
+    if torchrun and flags["stages"] is None:
+        flags["stages"] = torchrun.world_size
+    config: Config = read_config(options.config, options.set, {**flags, "job": options.job})
+    plan = make_plan(config, load_job(config.job, config.options, seed=config.seed))
+    console = Console()
+
+    def finish(result: RunResult) -> None:
+        _finish(result, console, options.json)
+
+    if torchrun:
+        return train_under_torchrun(torchrun, plan, console, finish)
+    result = launch(plan, console)
+    finish(result)
+    return result.exit_code
+
+
+def _finish(result: RunResult, console: Console, as_json: bool) -> None:
+    from .summary import closing_lines
+
+    for line in closing_lines(result.summary):
+        console.print(line, highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(result.summary), flush=True)
+    if result.words:
+        print(f"stepahead: {result.words}", file=sys.stderr, flush=True)
+
+
+def _worker(options: argparse.Namespace) -> int:
+    from .run import rejoin
+
+    return rejoin(options.run_folder, options.name, options.parent)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from .export import export_weights
+
+    print(export_weights(options.run_folder, options.file))
+    return 0
+
+
+def _env(options: argparse.Namespace) -> int:
+    from .environment import describe
+
+    print(describe())
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor import examine
+
+    return examine()

@@ -1,0 +1,154 @@
+"""Settings of a run: defaults < a TOML file < `--set key=value` < flags. The only file that knows them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from stepahead.pipeline import UsageError, did_you_mean
+
+__all__ = ["CHOICES", "Config", "read_config", "write_config"]
+
+CHOICES = {
+    "schedule": ("decoupled", "lockstep"),
+    "signal": ("auto", "synthetic", "locked", "probe", "silent"),
+    "truth": ("off",),
+    "lag": ("free", "exact"),
+    "link": ("auto", "shm"),
+    "baseline": ("none",),
+    "start_method": ("auto", "fork", "spawn"),
+}
+LEAST = {"stages": 1, "truth_every": 1, "max_lag": 1, "steps": 1, "epochs": 1, "evaluate_every": 1, "window": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that can be set; what is None is the job's to say, or follows from the rest."""
+
+    job: str = ""
+    """A built-in job, file.py, file.py:function, or package.module:function."""
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Passed to the function that makes the job."""
+    stages: int | None = None
+    cut: str = "count"
+    """"count" for equally many layers a stage, "cost" for equally long ones (measured), or the names of the layers
+    that the stages after the first begin with: "3,6,9"."""
+    schedule: str = "decoupled"
+    signal: str = "auto"
+    """What stages step on; "auto" is the job's own."""
+    truth: str = "off"
+    truth_every: int = 1
+    lag: str = "free"
+    max_lag: int | None = None
+    """The most steps that a gradient may lag (free, 8 unless given), or how many it does (exact, 3)."""
+    link: str = "auto"
+    window: int = 2
+    """Messages that a link holds."""
+    ledger: bool = False
+    """Whether workers write down every message that they send or receive."""
+    timeout: float = 600.0
+    """Seconds that a worker waits for another one."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", or one for each stage: "cuda:0,cuda:1"."""
+    steps: int | None = None
+    epochs: int | None = None
+    evaluate_every: int | None = None
+    seed: int = 0
+    run_dir: str | None = None
+    baseline: str = "none"
+    start_method: str = "auto"
+    """How workers start: forked from a warm parent, or fresh ("spawn"), as CUDA needs it."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(Config).items():
+            _check_type(name, getattr(self, name), hint)
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise UsageError(f"{name} is {value!r}; {did_you_mean(value, choices)}")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name} is {value}; it must be at least {least}")
+        if self.timeout <= 0:
+            raise UsageError(f"timeout is {self.timeout}; it must be above 0 seconds")
+
+
+def read_config(
+    file: Path | None = None, assignments: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Return the settings that a file, `key=value` assignments and flags make together; later ones win."""
+    settings: dict[str, Any] = {}
+    if file is not None:
+        _merge(settings, _read_toml(file), str(file))
+    for assignment in assignments:
+        _merge(settings, _parse_assignment(assignment), f"--set {assignment}")
+    _merge(settings, {name: value for name, value in (flags or {}).items() if value is not None}, "the flags")
+    return Config(**settings)
+
+
+def write_config(config: Config, file: Path) -> None:
+    """Write the settings as TOML; those that are None are left out."""
+    values = dataclasses.asdict(config)
+    options = values.pop("options")
+    lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None]
+    lines += ["", "[options]", *(f"{name} = {_toml(value)}" for name, value in options.items())] if options else []
+    file.write_text("\n".join(lines) + "\n")
+
+
+def _merge(settings: dict[str, Any], new: Mapping[str, Any], source: str) -> None:
+    known = [entry.name for entry in dataclasses.fields(Config)]
+    for name, value in new.items():
+        key = name.replace("-", "_")
+        if key not in known:
+            raise UsageError(f"{source} has an unknown setting {name!r}; {did_you_mean(key, known)}")
+        both_tables = isinstance(value, Mapping) and isinstance(settings.get(key), Mapping)
+        settings[key] = {**settings[key], **value} if both_tables else value
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise UsageError(f"the settings in {file} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} is not TOML: {error}") from None
+
+
+def _parse_assignment(assignment: str) -> dict[str, Any]:
+    name, equals, text = assignment.partition("=")
+    if not equals or not name:
+        raise UsageError(f"--set {assignment} says nothing; write --set name=value, for example --set options.width=64")
+    try:
+        value: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a word needs no quotes
+    for part in reversed(name.strip().split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def _check_type(name: str, value: object, hint: Any) -> None:
+    allowed = tuple(kind for kind in get_args(hint) or (hint,) if isinstance(kind, type))
+    if name == "options":
+        allowed = (dict,)
+    if isinstance(value, bool) != (bool in allowed) or not isinstance(value, (int, *allowed) if float in allowed else allowed):
+        names = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
+        raise UsageError(f"{name} is {value!r}; it must be a {names}")
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(str(key))} = {_toml(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(entry) for entry in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value)

@@ -1,0 +1,216 @@
+"""The plan of a run: which layers make which stage, where each runs, on what it steps. Made before anything starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sized
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stepahead.pipeline import (
+    Cut,
+    LagMode,
+    Layer,
+    Recipe,
+    SignalRecipe,
+    UsageError,
+    build_groups,
+    cut_at,
+    cut_by_cost,
+    cut_by_count,
+    layers_of,
+    locked,
+    measure_costs,
+    parse_device,
+    probe,
+    silent,
+    synthetic,
+)
+from stepahead.workers import DATA, Feed, Lag, Place, StageWork
+
+from .config import Config
+from .job import Job
+
+__all__ = ["Plan", "make_plan"]
+
+PREFETCH = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All that is settled before a run starts."""
+
+    config: Config
+    """With what the job left open filled in."""
+    job: Job
+    layers: tuple[Layer, ...]
+    cut: Cut
+    devices: tuple[str, ...]
+    cores: tuple[tuple[int, ...], ...]
+    """For each stage."""
+    total_steps: int | None
+    """As far as it is known beforehand."""
+    notes: tuple[str, ...] = ()
+    """What its user should know."""
+
+    @property
+    def stages(self) -> int:
+        return len(self.cut)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all workers."""
+        return [DATA, *map(str, range(self.stages))]
+
+    @property
+    def signal(self) -> str:
+        """What the stages step on, by name."""
+        return "locked" if self.config.schedule == "lockstep" else self.config.signal
+
+    def work(self, stage: int) -> StageWork:
+        """Return what the worker of a stage needs to know."""
+        config, job = self.config, self.job
+        recipe = Recipe(
+            loss=job.loss,
+            signal=_signal(self.signal, job),
+            optimizer=job.optimizer,
+            lr_schedule=job.lr_schedule,
+            clip=job.clip,
+            seed=config.seed,
+        )
+        mode: LagMode = "exact" if config.lag == "exact" else "free"
+        lag = Lag(mode, config.max_lag or default_lag(mode))
+        device = self.devices[stage]
+        return StageWork(
+            layers=self.layers, cut=self.cut, recipe=recipe, lag=lag, metrics=job.metrics, device=device
+        )
+
+    def feed(self) -> Feed:
+        """Return what goes into the pipeline."""
+        return Feed(
+            train=self.job.data,
+            test=self.job.test,
+            steps=self.config.steps,
+            epochs=self.config.epochs,
+            evaluate_every=self.config.evaluate_every,
+            seed=self.config.seed,
+        )
+
+    def place(self, name: str, run: Path, *, parent: int, own_logs: bool = True) -> Place:
+        """Return where a worker runs."""
+        return Place(
+            name=name,
+            run=run,
+            stages=self.stages,
+            cores=() if name == DATA else self.cores[int(name)],
+            window=self.config.window,
+            prefetch=PREFETCH,
+            timeout=self.config.timeout,
+            ledger=self.config.ledger,
+            parent=parent,
+            own_logs=own_logs,
+        )
+
+
+def default_lag(mode: LagMode) -> int:
+    """Return the lag where none is given: an exact one of 2 leaves no slack, of 3 it leaves a step."""
+    return 3 if mode == "exact" else 8
+
+
+def make_plan(config: Config, job: Job) -> Plan:
+    """Settle what the settings and the job leave open, and refuse what cannot be done."""
+    config = _resolve(config, job)
+    layers = layers_of(job.model)
+    cut = _cut(config, job, layers)
+    if all(isinstance(layer.source, nn.Module) for layer in layers):
+        build_groups(layers, cut)  # refuses a weight that would be in two stages
+    devices = _devices(config.device, len(cut))
+    cores, notes = _cores(devices)
+    total = config.steps
+    if total is None and config.epochs is not None and isinstance(job.data, Sized):
+        total = config.epochs * len(job.data)
+    return Plan(
+        config=config,
+        job=job,
+        layers=layers,
+        cut=cut,
+        devices=devices,
+        cores=cores,
+        total_steps=total,
+        notes=notes,
+    )
+
+
+def _resolve(config: Config, job: Job) -> Config:
+    """Fill in what only the job knows."""
+    steps, epochs = config.steps, config.epochs
+    if steps is None and epochs is None:
+        steps, epochs = job.steps, job.epochs or (None if job.steps else 1)
+    return replace(
+        config,
+        job=config.job or job.name,
+        stages=config.stages or job.stages,
+        steps=steps,
+        epochs=epochs,
+        evaluate_every=config.evaluate_every or job.evaluate_every,
+        link="shm",
+    )
+
+
+def _cut(config: Config, job: Job, layers: tuple[Layer, ...]) -> Cut:
+    stages = config.stages or job.stages
+    if config.cut == "count":
+        return cut_by_count(len(layers), stages)
+    if config.cut == "cost":
+        example = next(iter(job.data(0) if callable(job.data) else job.data))
+        costs = measure_costs(layers, (example[0], example[1]), optimizer=job.optimizer, seed=config.seed)
+        return cut_by_cost([cost.total for cost in costs], stages)
+    names = [name.strip() for name in config.cut.split(",")]
+    return cut_at([layer.name for layer in layers], names)
+
+
+def _signal(name: str, job: Job) -> SignalRecipe:
+    if name == "locked":
+        return locked
+    if name == "silent":
+        return silent
+    if name == "probe":
+        if job.classes is None:
+            raise UsageError("a probe needs to know the number of classes; give the job classes=...")
+        return probe(loss=job.loss, optimizer=job.predictor_optimizer, classes=job.classes)
+    if name == "auto" and job.signal is not None:
+        return job.signal
+    return synthetic(
+        job.predictor, optimizer=job.predictor_optimizer, classes=job.classes, lr_schedule=job.lr_schedule
+    )
+
+
+def _devices(setting: str, stages: int) -> tuple[str, ...]:
+    gpus = torch.cuda.device_count()
+    if setting == "auto":
+        setting = "cuda" if gpus else "cpu"
+    names = [name.strip() for name in setting.split(",")]
+    if names == ["cuda"] and gpus:
+        names = [f"cuda:{stage % gpus}" for stage in range(stages)]
+    if len(names) == 1:
+        names = names * stages
+    if len(names) != stages:
+        raise UsageError(f"device names {len(names)} devices for {stages} stages; name one, or one for each")
+    return tuple(str(parse_device(name)) for name in names)
+
+
+def _cores(devices: tuple[str, ...]) -> tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]:
+    """Give each stage a core of its own, as far as they go; a stage on a GPU roams freely."""
+    free = sorted(os.sched_getaffinity(0))
+    on_cpu = [stage for stage, device in enumerate(devices) if device == "cpu"]
+    notes: list[str] = []
+    if len(on_cpu) > len(free):
+        notes.append(f"{len(on_cpu)} stages share {len(free)} cores: they take turns, and none can be faster for it")
+    gpus = {device for device in devices if device != "cpu"}
+    if len(gpus) < len(devices) - len(on_cpu):
+        notes.append(f"{len(devices) - len(on_cpu)} stages share {len(gpus)} GPUs: they take turns")
+    cores = [(free[on_cpu.index(stage) % len(free)],) if stage in on_cpu else () for stage in range(len(devices))]
+    return tuple(cores), tuple(notes)

@@ -1,0 +1,166 @@
+"""A run from beginning to end: plan, folder, workers, supervision, summary."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from stepahead.pipeline import StepaheadError, TrainingError, UsageError, WorkerLostError
+from stepahead.workers import DATA, listen
+
+from .config import read_config, write_config
+from .folder import RunFolder
+from .interrupts import stop_signals
+from .job import Job, load_job
+from .plan import Plan, make_plan
+from .progress import Track
+from .rendezvous import Torchrun
+from .start import fork, start_workers, work_at
+from .summary import exit_code, last_words, summarize, write_summary
+from .supervisor import Supervisor
+
+__all__ = ["RunResult", "launch", "rejoin", "train", "train_under_torchrun"]
+
+FIND_TIMEOUT = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended."""
+
+    summary: Mapping[str, Any]
+    exit_code: int
+    words: str
+    """What went wrong, for people; empty if nothing did."""
+
+
+def train(job: Job | str, **settings: Any) -> dict[str, Any]:
+    """Train a job, one process for each stage, and return the run's summary.
+
+    Args:
+        job: A Job, or the name of one as on the command line.
+        settings: As in a configuration file: stages=4, lag="exact", run_dir="runs/first" ..
+
+    Raises:
+        UsageError: What is asked for cannot be done.
+        WorkerLostError: A worker process died.
+        TrainingError: A worker failed; what it raised is in the message.
+        KeyboardInterrupt: The run was interrupted; the weights are saved.
+    """
+    config = read_config(flags={**settings, "job": job if isinstance(job, str) else job.name})
+    made = job if isinstance(job, Job) else load_job(job, config.options, seed=config.seed)
+    result = launch(make_plan(config, made), Console(), named=isinstance(job, str))
+    if result.exit_code == 130:
+        raise KeyboardInterrupt
+    if result.exit_code != 0:
+        kinds: dict[int, type[StepaheadError]] = {2: UsageError, 3: WorkerLostError}
+        raise kinds.get(result.exit_code, TrainingError)(result.words)
+    return dict(result.summary)
+
+
+def launch(plan: Plan, console: Console, *, named: bool = True) -> RunResult:
+    """Run a plan with workers of our own."""
+    folder = RunFolder.create(plan.config.job, plan.config.run_dir)
+    write_config(plan.config, folder.config)
+    with stop_signals() as signals:
+        listener = listen(folder.path)
+
+        def start(supervisor: Supervisor) -> None:
+            start_workers(plan, folder, supervisor, named=named)
+
+        return _supervise(plan, folder, console, listener, start, signals)
+
+
+def rejoin(run: Path, name: str, parent: int) -> int:
+    """Be a worker that was started fresh: make the plan again from the run folder, and return the exit code."""
+    folder = RunFolder(run)
+    config = read_config(folder.config)
+    plan = make_plan(config, load_job(config.job, config.options, seed=config.seed))
+    return work_at(plan.place(name, run, parent=parent), plan)
+
+
+def train_under_torchrun(torchrun: Torchrun, plan: Plan, console: Console, finish: Callable[[RunResult], None]) -> int:
+    """Be the worker of the stage that torchrun's rank says; rank 0 also starts the data process and the supervisor."""
+    if torchrun.world_size != plan.stages:
+        raise UsageError(f"torchrun started {torchrun.world_size} processes for {plan.stages} stages; leave out --stages")
+    parent = os.getppid()
+    helpers: list[int] = []
+    if torchrun.rank == 0:
+        folder = RunFolder.create(plan.config.job, plan.config.run_dir)
+        write_config(plan.config, folder.config)
+        helpers = _start_helpers(plan, folder, console, finish)
+        torchrun.publish(folder.path)
+    else:
+        folder = RunFolder(torchrun.find(FIND_TIMEOUT))
+    code = work_at(plan.place(str(torchrun.rank), folder.path, parent=parent, own_logs=False), plan)
+    for helper in helpers:
+        os.waitpid(helper, 0)
+    return code
+
+
+def _start_helpers(plan: Plan, folder: RunFolder, console: Console, finish: Callable[[RunResult], None]) -> list[int]:
+    """Start the supervisor and the data process beside rank 0."""
+    listener, rank_0 = listen(folder.path), os.getpid()
+
+    def supervise() -> int:
+        def start(supervisor: Supervisor) -> None:
+            supervisor.watch("0", rank_0, ours=False)
+
+        finish(_supervise(plan, folder, console, listener, start, None))
+        return 0
+
+    supervisor = fork(supervise)
+    listener.close()
+    data = fork(partial(work_at, plan.place(DATA, folder.path, parent=rank_0), plan))
+    return [supervisor, data]
+
+
+def _supervise(
+    plan: Plan,
+    folder: RunFolder,
+    console: Console,
+    listener: socket.socket,
+    start: Callable[[Supervisor], None],
+    signals: socket.socket | None,
+) -> RunResult:
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    begun = time.monotonic()
+    with Supervisor(folder, listener, plan.stages, say, signals) as supervisor:
+        for line in _opening(plan, folder):
+            say(line)
+        start(supervisor)
+        loss: float | None = None
+        track = Track(supervisor.reports(), total=plan.total_steps, console=console)
+        for report in track:
+            loss = report.loss
+            track.note(**{name: value for name, value in supervisor.metrics.items() if name != "loss"})
+        outcome = supervisor.outcome()
+        summary = summarize(
+            plan,
+            folder,
+            outcome,
+            supervisor.workers,
+            metrics=supervisor.metrics,
+            train_loss=loss,
+            seconds=time.monotonic() - begun,
+        )
+    write_summary(folder, summary)
+    return RunResult(summary, exit_code(outcome), last_words(outcome, folder.path))
+
+
+def _opening(plan: Plan, folder: RunFolder) -> list[str]:
+    config = plan.config
+    what = "locked (lockstep)" if config.schedule == "lockstep" else f"decoupled, signal {config.signal}"
+    layers = " + ".join(map(str, plan.cut))
+    head = f"{config.job}: {plan.stages} stages of {layers} layers on {', '.join(plan.devices)}; {what}; in {folder.path}"
+    return [head, *(f"note: {note}" for note in plan.notes)]

@@ -1,0 +1,142 @@
+"""What came of a run: `summary.json`, the exit code, and the last words to its user."""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stepahead.workers import complete_snapshot, log_folder, stage_title
+
+from .folder import RunFolder
+from .plan import Plan
+from .supervisor import Loss, Outcome, Watched
+
+__all__ = ["EXIT_CODES", "closing_lines", "exit_code", "last_words", "summarize", "versions", "write_summary"]
+
+EXIT_CODES = {"done": 0, "failed": 1, "worker lost": 3, "interrupted": 130}
+USAGE = 2
+
+
+def summarize(
+    plan: Plan,
+    folder: RunFolder,
+    outcome: Outcome,
+    workers: Mapping[str, Watched],
+    *,
+    metrics: Mapping[str, float],
+    train_loss: float | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """Return the summary of a run, after making a snapshot of the weights that its workers left."""
+    stages = [workers.get(str(stage)) for stage in range(plan.stages)]
+    entries = [stage.summary if stage else None for stage in stages]
+    last = stages[-1]
+    steps = min((stage.steps if stage else 0) for stage in stages)
+    samples = entries[-1]["samples"] if entries[-1] else (last.samples if last else 0)
+    wall_seconds = entries[-1]["seconds"] if entries[-1] else seconds
+    complete = all(entry is not None for entry in entries)
+    sha256 = complete_snapshot(folder.snapshots, plan.stages, steps) if complete else None
+    config = plan.config
+    return {
+        "job": config.job,
+        "schedule": config.schedule,
+        "signal": plan.signal,
+        "truth": config.truth,
+        "truth_every": config.truth_every,
+        "lag_mode": config.lag,
+        "virtual": False,
+        "steps": steps,
+        "samples": samples,
+        "wall_seconds": wall_seconds,
+        "samples_per_second": samples / wall_seconds if wall_seconds else 0.0,
+        "train_loss": train_loss,
+        "metrics": dict(metrics),
+        "weights_sha256": sha256,
+        "speedup": None,
+        "baseline": None,
+        "stages": [_entry(plan, index, entry) for index, entry in enumerate(entries)],
+        "restarts": 0,
+        "faults": [_fault(loss) for loss in outcome.losses],
+        "versions": versions(),
+        "exit_reason": outcome.reason,
+    }
+
+
+def write_summary(folder: RunFolder, summary: Mapping[str, Any]) -> None:
+    """Write the summary in one go: whoever reads it reads all of it."""
+    partial = folder.summary.with_suffix(".part")
+    partial.write_text(json.dumps(summary, indent=1) + "\n")
+    partial.rename(folder.summary)
+
+
+def exit_code(outcome: Outcome) -> int:
+    """Return what the process is to end with."""
+    if outcome.reason == "failed" and outcome.failure is not None and outcome.failure.kind == "usage":
+        return USAGE
+    return EXIT_CODES[outcome.reason]
+
+
+def last_words(outcome: Outcome, run: Path) -> str:
+    """Return what went wrong, the cause first; empty for a run that did not go wrong."""
+    if outcome.losses:
+        return "\n".join(_obituary(loss, run) for loss in outcome.losses)
+    failure = outcome.failure
+    if outcome.reason != "failed" or failure is None:
+        return ""
+    log = log_folder(run, failure.worker) / "stderr.log"
+    what = failure.traceback.rstrip() + "\n" if failure.traceback else ""
+    return (
+        f"{what}{stage_title(failure.worker)} failed after {failure.steps} steps: "
+        f"{failure.error}: {failure.message}\nlog: {log}"
+    )
+
+
+def closing_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return what a run says of itself at its end."""
+    figures = [f"loss {summary['train_loss']:.4f}"] if summary["train_loss"] is not None else []
+    figures += [f"{name} {value:.4f}" for name, value in summary["metrics"].items() if name != "loss"]
+    rate = f"{summary['samples_per_second']:,.0f} samples/s"
+    return [f"{summary['exit_reason']} after {summary['steps']} steps in {summary['wall_seconds']:.1f} s: "
+            + ", ".join([*figures, rate])]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that matter."""
+    try:
+        ours = version("stepahead")
+    except PackageNotFoundError:
+        ours = "unknown"
+    return {"stepahead": ours, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _entry(plan: Plan, stage: int, entry: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a stage's entry; of one that did not come to its end there is little to say."""
+    if entry is None:
+        return {"device": plan.devices[stage]}
+    return {key: value for key, value in entry.items() if key not in ("samples", "seconds")}
+
+
+def _fault(loss: Loss) -> dict[str, Any]:
+    return {"worker": loss.worker, "steps": loss.steps, "what": _death(loss)}
+
+
+def _obituary(loss: Loss, run: Path) -> str:
+    hint = " (by hand, or because memory ran out: dmesg would tell)" if loss.status == -signal.SIGKILL else ""
+    log = log_folder(run, loss.worker) / "stderr.log"
+    return f"{stage_title(loss.worker)} {_death(loss)}{hint} after about {loss.steps} steps; log: {log}"
+
+
+def _death(loss: Loss) -> str:
+    if loss.status is None:
+        return "is gone"
+    if loss.status < 0:
+        return f"was killed by {signal.Signals(-loss.status).name}"
+    return f"ended with exit code {loss.status}"
+

@@ -1,0 +1,266 @@
+"""The supervisor: watches a run's workers, and ends the run: when all is done, when one is lost, when its user says so.
+
+Our own launcher starts the workers itself (`start.py`) and may kill them. Under torchrun they are torchrun's; then this
+runs in a process beside rank 0 and only watches. It learns of a death through a pidfd, the moment it happens.
+
+It has one thread and starts none, so that workers can be forked from it.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from stepahead.pipeline import StepReport
+from stepahead.workers import DATA, Failure, cause_of, log_folder, read_failure, stage_title
+
+from .folder import RunFolder
+from .switchboard import Switchboard
+
+__all__ = ["ABANDON_AFTER", "KILL_AFTER", "Loss", "Outcome", "Supervisor", "Watched"]
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at whether a worker was stopped."""
+ABANDON_AFTER, KILL_AFTER = 4.0, 8.0
+"""Seconds after an interruption: until workers leave what is on its way, until they are killed."""
+
+
+@dataclass(slots=True)
+class Watched:
+    """A worker, as its supervisor sees it."""
+
+    name: str
+    pid: int
+    pidfd: int
+    ours: bool
+    """Whether it is our child, so that we hear its exit status."""
+    steps: int = 0
+    samples: int = 0
+    summary: dict[str, Any] | None = None
+    """Its entry in the run's summary, once it is finished."""
+    ended: bool = False
+    status: int | None = None
+    """Its exit code, or minus the signal that ended it."""
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A worker that died of itself."""
+
+    worker: str
+    status: int | None
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    reason: Literal["done", "interrupted", "failed", "worker lost"]
+    losses: tuple[Loss, ...] = ()
+    failure: Failure | None = None
+
+
+class Supervisor:
+    """Watches one run.
+
+    Args:
+        folder: The run folder.
+        listener: The socket in it.
+        stages: How many stages there are.
+        say: Prints a line for people.
+        signals: Yields a byte for each signal that asks to stop.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        listener: socket.socket,
+        stages: int,
+        say: Callable[[str], None],
+        signals: socket.socket | None = None,
+    ) -> None:
+        self.folder = folder
+        self.workers: dict[str, Watched] = {}
+        self.metrics: dict[str, float] = {}
+        """What the last evaluation gave."""
+        self._names = [DATA, *map(str, range(stages))]
+        self._signals = signals
+        self._say = say
+        self._selector = selectors.DefaultSelector()
+        self._switchboard = Switchboard(listener, stages, self._selector)
+        if signals is not None:
+            self._selector.register(signals, selectors.EVENT_READ)
+        self._interrupted_at: float | None = None
+        self._abandoned = False
+        self._torn_down = False
+        self._lost: list[Loss] = []
+        self._looked = time.monotonic()
+
+    def watch(self, name: str, pid: int, *, ours: bool) -> None:
+        """Take a worker under supervision."""
+        if name not in self.workers:
+            with suppress(ProcessLookupError):
+                self.workers[name] = Watched(name, pid, os.pidfd_open(pid), ours)
+                self._selector.register(self.workers[name].pidfd, selectors.EVENT_READ)
+
+    def reports(self) -> Iterator[StepReport]:
+        """Supervise until no worker is left, and yield how far the last stage is as it tells."""
+        while not self._over:
+            self._selector.select(LOOK_EVERY)
+            self._hear_signals()
+            for name, message in self._switchboard.messages():
+                yield from self._take(name, message)
+            self._bury()
+            self._look_for_stopped()
+            self._keep_deadlines()
+
+    def interrupt(self) -> None:
+        """End the run in order; called a second time, at once."""
+        if self._interrupted_at is not None:
+            self._tear_down()
+            return
+        self._interrupted_at = time.monotonic()
+        self._say("interrupted: the workers finish what is on its way and save their weights (again: stop at once)")
+        self._switchboard.tell("stop", DATA)
+
+    def outcome(self) -> Outcome:
+        """Return how the run ended, once `reports` is through."""
+        failures = [read_failure(log_folder(self.folder.path, name)) for name in self._names]
+        cause = cause_of(failure for failure in failures if failure is not None)
+        if self._interrupted_at is not None:
+            return Outcome(reason="interrupted")
+        if self._lost:
+            return Outcome(reason="worker lost", losses=tuple(self._lost), failure=cause)
+        if cause is not None:
+            return Outcome(reason="failed", failure=cause)
+        return Outcome(reason="done")
+
+    def close(self) -> None:
+        """Kill whatever of ours is left, and let go of everything."""
+        self._tear_down()
+        for worker in self.workers.values():
+            if worker.ours and not worker.ended:
+                self._reap(worker, os.WEXITED)
+            os.close(worker.pidfd)
+        self._switchboard.close()
+        self._selector.close()
+        self.folder.socket.unlink(missing_ok=True)
+
+    @property
+    def _over(self) -> bool:
+        return all(worker.ended or (not worker.ours and worker.summary is not None) for worker in self.workers.values())
+
+    def _take(self, name: str, message: Mapping[str, Any]) -> Iterator[StepReport]:
+        """Take note of what a worker says."""
+        kind = message["kind"]
+        if kind == "hello":
+            self.watch(name, message["pid"], ours=False)
+            if self._interrupted_at is not None and name == DATA:
+                self._switchboard.tell("stop", DATA)
+        elif kind == "interrupted" and self._interrupted_at is None:
+            self.interrupt()
+        elif kind == "evaluated":
+            self.metrics = dict(message["figures"])
+        elif kind == "finished":
+            self.workers[name].steps, self.workers[name].summary = message["steps"], message["summary"]
+        elif kind == "progress":
+            yield from self._progress(self.workers[name], message)
+
+    def _progress(self, worker: Watched, message: Mapping[str, Any]) -> Iterator[StepReport]:
+        new = message["samples"] - worker.samples
+        worker.steps, worker.samples = message["steps"], message["samples"]
+        if worker.name == self._names[-1] and new:
+            yield StepReport(worker.steps - 1, new, message["loss"])
+
+    def _hear_signals(self) -> None:
+        if self._signals is None:
+            return
+        with suppress(BlockingIOError):
+            for _ in self._signals.recv(16):
+                self.interrupt()
+
+    def _bury(self) -> None:
+        """Take note of who died, and end the run if somebody did so before being finished."""
+        dead = [worker for worker in self.workers.values() if not worker.ended and self._is_dead(worker)]
+        for worker in dead:
+            worker.ended = True
+            self._selector.unregister(worker.pidfd)
+            if worker.summary is None and not self._torn_down:
+                failed = read_failure(log_folder(self.folder.path, worker.name)) is not None
+                if not failed:
+                    self._lost.append(Loss(worker.name, worker.status, worker.steps))
+        if any(worker.summary is None for worker in dead):
+            self._tear_down()
+
+    def _is_dead(self, worker: Watched) -> bool:
+        if worker.ours:
+            return self._reap(worker, os.WEXITED | os.WNOHANG)
+        with selectors.PollSelector() as alone:
+            alone.register(worker.pidfd, selectors.EVENT_READ)
+            return bool(alone.select(0))
+
+    def _reap(self, worker: Watched, options: int) -> bool:
+        result = os.waitid(os.P_PIDFD, worker.pidfd, options)
+        if result is None:
+            return False
+        exited = result.si_code == os.CLD_EXITED
+        worker.status = result.si_status if exited else -result.si_status
+        return True
+
+    def _tear_down(self) -> None:
+        """Kill what is ours and still lives; who died of itself until now has been taken note of."""
+        if not self._torn_down:
+            self._torn_down = True
+            for worker in self.workers.values():
+                if worker.ours and not worker.ended:
+                    signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+
+    def _look_for_stopped(self) -> None:
+        """Tell a stopped worker from a busy one, by its state."""
+        if time.monotonic() - self._looked < LOOK_EVERY:
+            return
+        self._looked = time.monotonic()
+        for worker in self.workers.values():
+            stopped = not worker.ended and _state_of(worker.pid) in "Tt"
+            if stopped and not worker.stopped:
+                self._say(
+                    f"{stage_title(worker.name)} is stopped (by a signal, at step {worker.steps}); "
+                    f"kill -CONT {worker.pid} lets it go on"
+                )
+            elif worker.stopped and not stopped:
+                self._say(f"{stage_title(worker.name)} is no longer stopped")
+            worker.stopped = stopped
+
+    def _keep_deadlines(self) -> None:
+        if self._interrupted_at is None:
+            return
+        waited = time.monotonic() - self._interrupted_at
+        if waited > KILL_AFTER:
+            self._tear_down()
+        elif waited > ABANDON_AFTER and not self._abandoned:
+            self._abandoned = True
+            self._switchboard.tell("abandon")
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _state_of(pid: int) -> str:
+    """Return the letter of a process's state: T is stopped."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0].decode()
+    except (OSError, IndexError):
+        return "?"
