@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -229,31 +230,36 @@ class Waiter:
         self._poll.close()
 
 
-def memory_link(edge: str, capacity: int, *, names: tuple[str, str] = ("sender", "receiver")) -> tuple[Sender, Receiver]:
+def memory_link(
+    edge: str, capacity: int, *, names: tuple[str, str] = ("sender", "receiver")
+) -> tuple[Sender, Receiver]:
     """Return the two ends of a link inside one process; each may be used from a thread of its own."""
-    shared = _Shared(deque())
-    taken, sent = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2))
-    sender = _MemorySender(edge, names[1], capacity, shared, taken, sent)
-    return sender, _MemoryReceiver(edge, names[0], capacity, shared, sent, taken)
+    shared = _Shared(deque(), set(), Lock())
+    sender = _MemorySender(edge, names[1], capacity, shared)
+    receiver = _MemoryReceiver(edge, names[0], capacity, shared)
+    sender.other, receiver.other = receiver, sender
+    return sender, receiver
 
 
 @dataclass(slots=True)
 class _Shared:
-    """What the two ends of an in-memory link share: the queue, and a bell for each side."""
+    """What the two ends of an in-memory link share."""
 
     queue: deque[tuple[Header, Message]]
-    sender_closed: bool = False
-    receiver_closed: bool = False
+    closed: set[LinkEnd]
+    lock: Lock
+    """Held while a bell is rung or closed: a closed descriptor's number may soon be another one's."""
 
 
 class _MemoryEnd(LinkEnd):
-    """What both in-memory ends do alike; `_bell` is heard here, `_their_bell` at the other end."""
+    """What both in-memory ends do alike; each has a bell that the other one rings."""
 
-    def __init__(self, edge: str, peer: str, capacity: int, shared: _Shared, bell: int, their_bell: int) -> None:
+    other: _MemoryEnd
+
+    def __init__(self, edge: str, peer: str, capacity: int, shared: _Shared) -> None:
         super().__init__(edge, peer, capacity)
         self._shared = shared
-        self._bell = bell
-        self._their_bell = their_bell
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def fileno(self) -> int:
         return self._bell
@@ -262,19 +268,30 @@ class _MemoryEnd(LinkEnd):
         with suppress(BlockingIOError):
             os.eventfd_read(self._bell)
 
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        with self._shared.lock:
+            self._shared.closed.add(self)
+            os.close(self._bell)
+        self._ring()
+
     @property
     def waiting(self) -> int:
         return len(self._shared.queue)
 
     def _ring(self) -> None:
-        os.eventfd_write(self._their_bell, 1)
+        with self._shared.lock:
+            if self.other not in self._shared.closed:
+                os.eventfd_write(self.other.fileno(), 1)
 
 
 class _MemorySender(_MemoryEnd, Sender):
     def try_send(self, message: Message) -> bool:
         self._check_open("send")
         header = self._header_for(message)
-        if self._shared.receiver_closed:
+        if self.other in self._shared.closed:
             raise self._over(True, "send")
         if not self.credits:
             return False
@@ -283,15 +300,11 @@ class _MemorySender(_MemoryEnd, Sender):
         self._ring()
         return True
 
-    def close(self) -> None:
-        self.closed = self._shared.sender_closed = True
-        self._ring()
-
 
 class _MemoryReceiver(_MemoryEnd, Receiver):
     def try_receive(self) -> Message | None:
         self._check_open("receive")
-        ended = self._shared.sender_closed
+        ended = self.other in self._shared.closed
         if not self._shared.queue:
             if ended:
                 raise self._over(True, "receive")
@@ -301,10 +314,6 @@ class _MemoryReceiver(_MemoryEnd, Receiver):
         self._count(header, message)
         self._ring()
         return message
-
-    def close(self) -> None:
-        self.closed = self._shared.receiver_closed = True
-        self._ring()
 
 
 def _copy(message: Message) -> Message:

@@ -1,0 +1,223 @@
+"""What only the link through shared memory has: memory that cannot shrink or run out, and ends that are replaced."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from stepahead.pipeline import FrameError, Gradient, GradientKind, LinkError, PeerGoneError
+from stepahead.workers import SharedReceiver, SharedSender, Waiter, make_sockets
+from stepahead.workers.sharedmem import CONTROL_BYTES, HEAD, MAGIC, SEALS, Memory
+from stepahead.workers.wire import encode_header
+
+
+def gradient(step: int, size: int = 4) -> Gradient:
+    tensor = torch.full((size,), float(step))
+    return Gradient(edge="0>1", step=step, tensors=(tensor,), kind=GradientKind.TARGET)
+
+
+@pytest.fixture
+def link() -> Iterator[tuple[SharedSender, SharedReceiver]]:
+    sender, receiver = make_link()
+    yield sender, receiver
+    sender.close()
+    receiver.close()
+
+
+@pytest.fixture
+def bells() -> Iterator[tuple[socket.socket, socket.socket]]:
+    bells = make_sockets()
+    yield bells
+    for bell in bells:
+        bell.close()
+
+
+def make_link(capacity: int = 3) -> tuple[SharedSender, SharedReceiver]:
+    bells = make_sockets()
+    return SharedSender("0>1", "stage 1", capacity, bells[0]), SharedReceiver("0>1", "stage 0", capacity, bells[1])
+
+
+@contextmanager
+def child(work: Callable[[], None]) -> Iterator[int]:
+    """Run `work` in a forked process."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    yield pid
+    os.waitpid(pid, 0)
+
+
+def test_the_memory_can_neither_shrink_nor_grow_nor_be_found() -> None:
+    memory = Memory.create(2, 100, "0>1")
+    assert fcntl.fcntl(memory.descriptor, fcntl.F_GET_SEALS) & SEALS == SEALS
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory.descriptor, 10)
+    status = os.fstat(memory.descriptor)
+    assert status.st_nlink == 0
+    assert status.st_blocks * 512 >= status.st_size  # allocated to the last byte: writing cannot fail any more
+    memory.close()
+
+
+def test_no_memory_left_is_said_before_anything_is_written(link: tuple[SharedSender, SharedReceiver]) -> None:
+    sender, _ = link
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(LinkError, match=r"no memory for edge 0>1: 3 slots of 3.8 MiB cannot be had \(.*--window"):
+            sender.try_send(gradient(0, size=1_000_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sender.try_send(gradient(0, size=1_000_000))
+
+
+@pytest.mark.parametrize(
+    ("content", "seal", "said"),
+    [
+        (b"x" * 8192, False, "is not sealed"),
+        (b"x" * 100, True, "has 100 bytes, and needs at least 4096"),
+        (HEAD.pack(b"wrong!!!", 1, 0, 0) + bytes(8192), True, "the memory of a link lies"),
+        (HEAD.pack(MAGIC, 9999, 0, 4096) + bytes(8192), True, "the memory of a link lies: 9999 slots"),
+        (HEAD.pack(MAGIC, 2, 0, 2**40) + bytes(8192), True, "the memory of a link lies"),
+    ],
+)
+def test_memory_that_lies_is_refused(content: bytes, seal: bool, said: str) -> None:
+    descriptor = os.memfd_create("liar", os.MFD_ALLOW_SEALING)
+    os.write(descriptor, content)
+    if seal:
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
+    with pytest.raises(FrameError, match=said):
+        Memory(descriptor)
+    os.close(descriptor)
+
+
+def test_a_slot_that_lies_is_refused(link: tuple[SharedSender, SharedReceiver]) -> None:
+    sender, receiver = link
+    sender.send(gradient(0), timeout=1)
+    assert sender.memory is not None
+    os.pwrite(sender.memory.descriptor, b"\xff\xff\xff\x7f", CONTROL_BYTES)
+    with pytest.raises(FrameError, match="a link frame lies: its header has 2147483647 bytes"):
+        receiver.receive(timeout=1)
+
+
+def test_a_header_that_claims_more_than_its_slot_is_refused(link: tuple[SharedSender, SharedReceiver]) -> None:
+    sender, receiver = link
+    sender.send(gradient(0), timeout=1)
+    large = gradient(0, size=100_000)
+    assert sender.memory is not None
+    header = sender._header_for(large)
+    raw = encode_header(header)
+    os.pwrite(sender.memory.descriptor, len(raw).to_bytes(4, "little") + raw, CONTROL_BYTES)
+    with pytest.raises(FrameError, match=r"it speaks of 400000 bytes in a slot of 4096"):
+        receiver.receive(timeout=1)
+
+
+def test_ringing_too_often_is_refused(bells: tuple[socket.socket, socket.socket]) -> None:
+    receiver = SharedReceiver("0>1", "stage 0", 3, bells[1])
+    bells[0].send(b"....")
+    with pytest.raises(FrameError, match="on edge 0>1 stage 0 rang 4 times for 3 places"):
+        receiver.refresh()
+
+
+def test_ringing_without_memory_is_refused(bells: tuple[socket.socket, socket.socket]) -> None:
+    receiver = SharedReceiver("0>1", "stage 0", 3, bells[1])
+    bells[0].send(b".")
+    with pytest.raises(FrameError, match="rang without having sent the memory"):
+        receiver.receive(timeout=1)
+
+
+def test_a_sender_that_is_killed_is_gone_after_its_last_message(bells: tuple[socket.socket, socket.socket]) -> None:
+    def send_and_die() -> None:
+        bells[1].close()
+        SharedSender("0>1", "stage 1", 3, bells[0]).send(gradient(0), timeout=1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with child(send_and_die):
+        bells[0].close()
+        receiver = SharedReceiver("0>1", "stage 0", 3, bells[1])
+        assert receiver.receive(timeout=5).step == 0
+        with pytest.raises(PeerGoneError, match="cannot receive on edge 0>1: stage 0 is gone"):
+            receiver.receive(timeout=5)
+        receiver.close()
+
+
+def test_a_receiver_that_is_killed_is_gone(bells: tuple[socket.socket, socket.socket]) -> None:
+    def take_and_die() -> None:
+        bells[0].close()
+        SharedReceiver("0>1", "stage 0", 3, bells[1]).receive(timeout=5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with child(take_and_die):
+        bells[1].close()
+        sender = SharedSender("0>1", "stage 1", 3, bells[0])
+        sender.send(gradient(0), timeout=5)
+        with Waiter([sender]) as waiter:
+            waiter.wait(5)
+        with pytest.raises(PeerGoneError, match="cannot send on edge 0>1: stage 1 is gone"):
+            for step in range(1, 9):
+                sender.send(gradient(step), timeout=5)
+        sender.close()
+
+
+def test_a_new_sender_takes_the_place_of_a_dead_one(bells: tuple[socket.socket, socket.socket]) -> None:
+    """With the duplicate of the memory that the supervisor kept: nothing is lost, nothing comes twice."""
+    duplicates: list[int] = []
+    first = SharedSender(
+        "0>1", "stage 1", 3, bells[0], on_memory=lambda descriptor: duplicates.append(os.dup(descriptor))
+    )
+    receiver = SharedReceiver("0>1", "stage 0", 3, bells[1])
+    for step in range(3):
+        first.send(gradient(step), timeout=1)
+    assert receiver.receive(timeout=1).step == 0
+    first._bell.close()  # it dies, with two messages in the ring
+
+    again = make_sockets()
+    receiver.adopt(again[1])
+    second = SharedSender("0>1", "stage 1", 3, again[0], memory=duplicates[-1])
+    assert (second.statistics().messages, second.credits) == (3, 1)
+    second.send(gradient(3), timeout=1)
+    assert [receiver.receive(timeout=1).step for _ in range(3)] == [1, 2, 3]
+    second.send(gradient(4), timeout=1)
+    assert receiver.receive(timeout=1).step == 4
+    for end in (first, second, receiver):
+        end.close()
+
+
+def test_a_new_receiver_takes_the_place_of_a_dead_one() -> None:
+    sender, first = make_link()
+    for step in range(3):
+        sender.send(gradient(step), timeout=1)
+    assert first.receive(timeout=1).step == 0
+    first._bell.close()
+
+    again = make_sockets()
+    sender.adopt(again[0])
+    second = SharedReceiver("0>1", "stage 0", 3, again[1])
+    assert sender.credits == 1
+    sender.send(gradient(3), timeout=1)
+    assert [second.receive(timeout=1).step for _ in range(3)] == [1, 2, 3]
+    sender.refresh()
+    assert sender.credits == 3
+    for end in (sender, first, second):
+        end.close()
+
+
+def test_nothing_is_left_when_both_ends_are_closed() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        sender, receiver = make_link()
+        sender.send(gradient(0), timeout=1)
+        receiver.receive(timeout=1)
+        sender.close()
+        receiver.close()
+    assert len(os.listdir("/proc/self/fd")) == before

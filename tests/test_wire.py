@@ -1,0 +1,173 @@
+"""Messages as bytes: whole on the other side, and nothing but a typed error for what is no message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepahead.pipeline import (
+    Activation,
+    FrameError,
+    Gradient,
+    GradientKind,
+    Mark,
+    MarkKind,
+    Message,
+    MessageError,
+    TensorSpec,
+)
+from stepahead.workers import wire
+
+GOOD: list[Any] = [1, "0>1", 7, 0, 7, 1, [[0, [8, 4]]], [9, [8]]]
+
+
+def through_bytes(message: Message) -> Message:
+    header = wire.header_of(message, 3)
+    region = torch.zeros(header.payload_bytes, dtype=torch.uint8)
+    wire.store(message, header, region)
+    decoded = wire.decode_header(wire.encode_header(header))
+    assert decoded == header
+    loaded = wire.load(decoded, region)
+    region.fill_(255)  # what was loaded must be its own
+    return loaded
+
+
+@pytest.mark.parametrize("dtype", wire.DTYPES, ids=str)
+def test_every_dtype_travels(dtype: torch.dtype) -> None:
+    values = torch.randint(0, 2, (3, 5)).to(dtype)
+    loaded = through_bytes(Activation(edge="0>1", step=4, tensors=(values,), label=values[:, 0]))
+    assert isinstance(loaded, Activation)
+    assert loaded.label is not None
+    assert loaded.tensors[0].dtype == loaded.label.dtype == dtype
+    as_bytes = values.view(torch.uint8) if dtype.itemsize == 1 else values
+    assert torch.equal(loaded.tensors[0].view(as_bytes.dtype), as_bytes)
+
+
+def test_every_dtype_that_torch_has_is_known_or_refused() -> None:
+    exotic = {name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)}
+    known = {str(dtype).removeprefix("torch.") for dtype in wire.DTYPES}
+    trained_with = {"float32", "float64", "float16", "bfloat16", "complex64", "int64", "int32", "uint8", "bool"}
+    assert trained_with <= known <= exotic
+    with pytest.raises(MessageError, match=r"a tensor .*\[2\] of layout torch.sparse_coo cannot travel over edge 0>1"):
+        wire.header_of(Activation(edge="0>1", step=0, tensors=(torch.ones(2).to_sparse(),)), 0)
+    with pytest.raises(MessageError, match="cannot travel over edge 0>1; make it dense"):
+        wire.header_of(Activation(edge="0>1", step=0, tensors=(torch.ones(2, device="meta"),)), 0)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.randn(4, 3).t(), torch.randn(6)[::2], torch.tensor(2.5), torch.empty(0, 3), torch.randn(2, 3).conj()],
+    ids=["transposed", "strided", "one number", "empty", "plain"],
+)
+def test_odd_tensors_travel(tensor: torch.Tensor) -> None:
+    loaded = through_bytes(Gradient(edge="1>2", step=0, tensors=(tensor, tensor), kind=GradientKind.TRUTH))
+    assert isinstance(loaded, Gradient)
+    assert loaded.kind is GradientKind.TRUTH
+    for copy in loaded.tensors:
+        assert torch.equal(copy, tensor)
+        assert copy.is_contiguous()
+
+
+def test_conjugated_and_attached_tensors_travel_as_values() -> None:
+    complex_numbers = torch.randn(3, dtype=torch.complex64).conj()
+    attached = torch.randn(3, requires_grad=True) * 2
+    loaded = through_bytes(Activation(edge="0>1", step=0, tensors=(complex_numbers, attached)))
+    assert isinstance(loaded, Activation)
+    assert torch.equal(loaded.tensors[0], complex_numbers.resolve_conj())
+    assert torch.equal(loaded.tensors[1], attached.detach())
+    assert not loaded.tensors[1].requires_grad
+
+
+@pytest.mark.parametrize("kind", MarkKind)
+def test_marks_and_modes_travel(kind: MarkKind) -> None:
+    assert through_bytes(Mark(edge="0>1", step=2, kind=kind)) == Mark(edge="0>1", step=2, kind=kind)
+    evaluation = through_bytes(Activation(edge="0>1", step=2, tensors=(torch.ones(1),), training=False))
+    assert isinstance(evaluation, Activation)
+    assert not evaluation.training
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (0, 2, "the version is 2"),
+        (1, 5, "its edge is a int"),
+        (1, "x" * 65, "its edge is a str"),
+        (2, -1, "the sequence number is -1"),
+        (2, True, "the sequence number is a bool"),
+        (3, 3, "the kind is 3"),
+        (3, 2, "a Mark with 2 tensors"),
+        (3, 1, "a Gradient with 2 tensors"),
+        (4, 2**63, "the step is 9223372036854775808"),
+        (5, 2, "the flag is 2"),
+        (6, [], "a Activation with 1 tensors"),
+        (6, [[0, [2**20] * 3]], "the number of values is"),
+        (6, [[99, [8]]], "a dtype is 99"),
+        (6, [[0, [8, -4]]], "a size is -4"),
+        (6, [[0, [1.5]]], "a size is a float"),
+        (6, [[0]], "a tensor is an array of 1"),
+        (6, "abc", "the list of tensors is a str"),
+        (7, [9], "a tensor is an array of 1"),
+    ],
+)
+def test_each_lie_of_a_header_is_named(place: int, value: Any, said: str) -> None:
+    fields = list(GOOD)
+    fields[place] = value
+    if (place, value) == (6, []):
+        fields[7] = [9, [8]]
+    with pytest.raises(FrameError, match="a link frame lies") as caught:
+        wire.decode_header(bytes(msgpack.packb(fields)))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\xc1",
+        b"\xdd\xff\xff\xff\xff",  # an array of 4 billion
+        b"\x91" * 4000,  # nested 4,000 deep
+        bytes(msgpack.packb(GOOD))[:-1],
+        bytes(msgpack.packb(GOOD)) + b"\x00",
+        bytes(msgpack.packb({"a": 1})),
+        bytes(msgpack.packb([msgpack.ExtType(5, b"x")] * 8)),
+        bytes(msgpack.packb([msgpack.Timestamp(1)] * 8)),
+        b"x" * (wire.HEADER_LIMIT + 1),
+    ],
+    ids=["nothing", "invalid", "huge", "deep", "cut off", "too long", "a map", "an extension", "a time", "over the limit"],
+)
+def test_what_is_no_header_is_refused(raw: bytes) -> None:
+    with pytest.raises(FrameError, match="a link frame lies"):
+        wire.decode_header(raw)
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused_or_a_header(raw: bytes) -> None:
+    try:
+        assert isinstance(wire.decode_header(raw), wire.Header)
+    except FrameError:
+        pass
+
+
+@given(st.integers(0, 60), st.integers(0, 255))
+def test_a_changed_byte_is_refused_or_a_header(place: int, value: int) -> None:
+    raw = bytearray(msgpack.packb(GOOD))
+    raw[place % len(raw)] = value
+    try:
+        header = wire.decode_header(bytes(raw))
+        assert header.payload_bytes >= 0
+    except FrameError:
+        pass
+
+
+def test_a_header_that_would_not_fit_is_not_sent() -> None:
+    tensor = torch.ones((1,) * 16)
+    header = wire.header_of(Activation(edge="0>1", step=0, tensors=(tensor,) * 16), 0)
+    assert len(wire.encode_header(header)) < wire.HEADER_LIMIT
+    wide = wire.Header("0>1", 0, Activation, 0, 1, (TensorSpec(torch.float32, (2**40,) * 16),) * 30)
+    with pytest.raises(MessageError, match=r"the header of a message on edge 0>1 has \d+ bytes of 4096"):
+        wire.encode_header(wide)
