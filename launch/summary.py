@@ -91,7 +91,7 @@ def last_words(outcome: Outcome, run: Path) -> str:
     if outcome.reason != "failed" or failure is None:
         return ""
     log = log_folder(run, failure.worker) / "stderr.log"
-    what = failure.traceback.rstrip() + "\n" if failure.traceback else ""
+    what = "" if failure.expected else failure.traceback.rstrip() + "\n"
     return (
         f"{what}{stage_title(failure.worker)} failed after {failure.steps} steps: "
         f"{failure.error}: {failure.message}\nlog: {log}"

@@ -233,7 +233,7 @@ class Supervisor:
             stopped = not worker.ended and _state_of(worker.pid) in "Tt"
             if stopped and not worker.stopped:
                 self._say(
-                    f"{stage_title(worker.name)} is stopped (by a signal, at step {worker.steps}); "
+                    f"{stage_title(worker.name)} is stopped (by a signal, at about step {worker.steps}); "
                     f"kill -CONT {worker.pid} lets it go on"
                 )
             elif worker.stopped and not stopped:

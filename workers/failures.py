@@ -37,7 +37,8 @@ class Failure:
     """The name of its type."""
     message: str
     traceback: str
-    """Empty for an error that stepahead raised on purpose: its message says all."""
+    expected: bool
+    """Whether stepahead raised it on purpose: then its message says all."""
 
 
 def failure_of(error: BaseException, worker: str, steps: int) -> Failure:
@@ -47,7 +48,6 @@ def failure_of(error: BaseException, worker: str, steps: int) -> Failure:
         kind = "usage"
     elif isinstance(error, (PeerGoneError, PeerEndedError)):
         kind = "link"
-    ours = isinstance(error, StepaheadError) and error.__cause__ is None
     return Failure(
         worker=worker,
         time=time.monotonic(),
@@ -55,7 +55,8 @@ def failure_of(error: BaseException, worker: str, steps: int) -> Failure:
         kind=kind,
         error=type(error).__name__,
         message=str(error),
-        traceback="" if ours else "".join(traceback.format_exception(error)),
+        traceback="".join(traceback.format_exception(error)),
+        expected=isinstance(error, StepaheadError),
     )
 
 

@@ -87,7 +87,7 @@ def run_worker(place: Place, work: Callable[[Post], None]) -> int:
     except BaseException as error:  # SystemExit in a user's code is a failure too
         failure = failure_of(error, place.name, post.steps if post else 0)
         write_failure(folder, failure)
-        print(failure.traceback or f"{failure.error}: {failure.message}", file=sys.stderr)
+        print(failure.traceback, file=sys.stderr)
         if post:
             post.control.send("failed", name=place.name)
         return 1
