@@ -5,6 +5,7 @@ channels    what a link is; one in memory  process     the process around a work
 sharedmem   a link through shared memory   work        what workers do: run a stage, feed the pipeline
 loop        feeds a stage from its links   checkpoints weights on disk
 feed        draws batches from the data    failures    what a worker raised, and what was the cause
+memory      what a stage holds, in bytes
 spans       where a worker's time goes     ledger      what went through the links, for proofs
 """
 

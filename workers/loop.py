@@ -85,6 +85,8 @@ class Progress:
 
     steps: int = 0
     samples: int = 0
+    most_unanswered: int = 0
+    """How many batches waited for their gradient at the same time."""
     loss: Tensor | None = None
     """The signal's objective on the last batch: the loss itself at the last stage."""
     lags: Counter[int] = field(default_factory=Counter[int])
@@ -195,6 +197,7 @@ class Loop:
         yield from self._send_all(stage.step_ahead(batch))
         if not stage.is_last:
             self._unanswered.append(batch.step)
+            self.progress.most_unanswered = max(self.progress.most_unanswered, len(self._unanswered))
         self.progress.steps += 1
         self.progress.samples += len(batch.tensors[0])
         self.progress.loss = stage.signal.loss

@@ -25,6 +25,7 @@ from .channels import LinkEnd, Sender
 from .checkpoints import save_stage
 from .feed import Feed
 from .loop import Lag, Loop
+from .memory import ActivationMeter
 from .process import Post
 from .spans import Wait
 
@@ -50,10 +51,12 @@ def run_stage(work: StageWork, post: Post) -> None:
     index = post.place.stage
     group = build_group(work.layers, work.cut, index, seed=work.recipe.seed)
     links = post.links()
+    held = _Held(group)
 
     def make_stage(batch: Activation) -> Stage:
-        post.spans.begin()
         (output,) = example_outputs([group], batch.tensors[0])
+        held.update(batch, output)
+        post.spans.begin()
         return work.recipe.stage(
             group, index, post.place.stages, output, batch.label, device=work.device, span=post.spans
         )
@@ -62,6 +65,7 @@ def run_stage(work: StageWork, post: Post) -> None:
     reporter = _Reporter(post, loop)
     post.drive(_watched(loop, post, reporter), links.ends, reporter.report)
     summary = _summary(work, post, loop, group)
+    summary["peak_activation_bytes"] = held.peak(loop)
     reporter.report()
     save_stage(post.place.run / "snapshots", group, index)
     post.control.send("finished", name=post.place.name, steps=loop.progress.steps, summary=summary)
@@ -93,6 +97,23 @@ def _watched(loop: Loop, post: Post, reporter: _Reporter) -> Iterator[Wait | Non
             post.steps = loop.progress.steps
             reporter.take_step()
         yield wait
+
+
+class _Held:
+    """What the stage holds at most: a batch's graph, the outputs that wait for a gradient, the inputs in the link."""
+
+    def __init__(self, group: Group) -> None:
+        self._meter = ActivationMeter(group)
+        self._input = self._output = 0
+
+    def update(self, batch: Activation, output: Tensor) -> None:
+        label = 0 if batch.label is None else batch.label.nbytes
+        self._input = sum(tensor.nbytes for tensor in batch.tensors) + label
+        self._output = output.nbytes + label
+
+    def peak(self, loop: Loop) -> int:
+        queued = loop.links.activations_in.capacity * self._input
+        return self._meter.saved_bytes + loop.progress.most_unanswered * self._output + queued
 
 
 class _Reporter:

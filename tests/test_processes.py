@@ -1,0 +1,208 @@
+"""Real processes: the one-process reference to the bit, the same again, and under torchrun too."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launcher import FAULTY, run
+from nets import CLASSES, Batch, adam, cdni, mlp, rows
+from torch import nn
+
+from stepahead.launch import Job, train
+from stepahead.pipeline import (
+    Recipe,
+    Reference,
+    SignalRecipe,
+    TrainingError,
+    UsageError,
+    WorkerLostError,
+    accuracy,
+    assemble,
+    blend,
+    cut_model,
+    locked,
+    probe,
+    silent,
+    synthetic,
+)
+from stepahead.workers import check_ledgers, newest_snapshot, read_snapshot, weights_sha256
+
+SIGNALS: dict[str, SignalRecipe] = {
+    "synthetic": cdni,
+    "without labels": synthetic("mlp", optimizer=adam),
+    "every third batch": synthetic("linear", classes=CLASSES, optimizer=adam, every=3, rows=0.5),
+    "locked": locked,
+    "blend": blend(0.5, "linear", classes=CLASSES, optimizer=adam),
+    "probe": probe(loss=nn.CrossEntropyLoss(), optimizer=adam, classes=CLASSES),
+    "silent": silent,
+}
+
+
+def job_of(model: nn.Module, batches: list[Batch], **more: Any) -> Job:
+    settings: dict[str, Any] = {"loss": nn.CrossEntropyLoss(), "optimizer": adam, "classes": CLASSES, "epochs": 1}
+    return Job(model=model, data=batches, **settings | more)
+
+
+def reference_sha256(model: nn.Module, batches: list[Batch], stages: int, signal: SignalRecipe, lag: int) -> str:
+    groups = cut_model(deepcopy(model), stages)
+    recipe = Recipe(loss=nn.CrossEntropyLoss(), signal=signal, optimizer=adam)
+    list(Reference(assemble(groups, batches[0], recipe), lag=lag).train(batches))
+    return weights_sha256(named for group in groups for named in group.named_weights())
+
+
+@pytest.mark.parametrize("stages", [2, 3, 4])
+@pytest.mark.parametrize("name", SIGNALS)
+def test_exact_processes_are_the_reference_to_the_bit(name: str, stages: int, tmp_path: Path) -> None:
+    model, batches = mlp(), [*rows(6), *rows(1, size=5)]
+    expected = reference_sha256(model, batches, stages, SIGNALS[name], lag=3)
+    run_dir = str(tmp_path / "run")
+    job = job_of(model, batches, signal=SIGNALS[name])
+    summary = train(job, stages=stages, lag="exact", max_lag=3, run_dir=run_dir, ledger=True)
+    assert summary["weights_sha256"] == expected
+    assert check_ledgers(Path(run_dir)) >= 8 * stages
+
+
+def test_the_same_run_twice_gives_the_same_weights(tmp_path: Path) -> None:
+    options = ["--set", 'options.act="none"', "--steps", "30", "--lag", "exact", "--evaluate-every", "10", "--json"]
+    runs = [run(["train", str(FAULTY), "--run-dir", str(tmp_path / name), *options]) for name in ("a", "b")]
+    summaries = [json.loads(text.splitlines()[-1]) for _, text in runs]
+    assert [code for code, _ in runs] == [0, 0]
+    assert summaries[0]["weights_sha256"] == summaries[1]["weights_sha256"]
+    assert summaries[0]["metrics"] == summaries[1]["metrics"]
+    assert summaries[0] == json.loads((tmp_path / "a" / "summary.json").read_text())
+
+
+def test_fresh_workers_give_the_same_weights_as_forked_ones(tmp_path: Path) -> None:
+    options = ["--set", 'options.act="none"', "--steps", "12", "--lag", "exact", "--json"]
+    digests: list[str] = []
+    for method in ("fork", "spawn"):
+        folder = tmp_path / method
+        code, text = run(["train", str(FAULTY), "--run-dir", str(folder), "--start-method", method, *options])
+        assert code == 0, text
+        digests.append(json.loads(text.splitlines()[-1])["weights_sha256"])
+    assert digests[0] == digests[1]
+
+
+def test_torchrun_gives_the_same_run(tmp_path: Path) -> None:
+    options = ["--set", 'options.act="none"', "--steps", "20", "--lag", "exact", "--evaluate-every", "10", "--json"]
+    _, text = run(["train", str(FAULTY), "--run-dir", str(tmp_path / "ours"), *options])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    arguments = ["-m", "stepahead.launch", "train", str(FAULTY), "--run-dir", str(tmp_path / "theirs"), *options]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours = json.loads(text.splitlines()[-1])
+    theirs = json.loads((tmp_path / "theirs" / "summary.json").read_text())
+    assert json.loads(done.stdout.splitlines()[-1]) == theirs
+    assert theirs.keys() == ours.keys()
+    assert theirs["weights_sha256"] == ours["weights_sha256"]
+    assert theirs["metrics"] == ours["metrics"]
+    layout = [sorted(str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*") if path.is_dir())
+              for name in ("ours", "theirs")]
+    assert layout[0] == layout[1]
+
+
+def test_the_run_folder_has_what_it_should(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    model = mlp()
+    test = rows(2)
+    job = job_of(model, rows(10), name="mine", test=test, metrics={"accuracy": accuracy})
+    summary = train(job, stages=3, run_dir=str(folder), evaluate_every=4)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert sorted(path.name for path in folder.iterdir()) == ["config.toml", "logs", "snapshots", "summary.json"]
+    config = tomllib.loads((folder / "config.toml").read_text())
+    assert (config["job"], config["stages"], config["epochs"], config["link"]) == ("mine", 3, 1, "shm")
+    assert summary.keys() == {
+        "job", "schedule", "signal", "truth", "truth_every", "lag_mode", "virtual", "steps", "samples",
+        "wall_seconds", "samples_per_second", "train_loss", "metrics", "weights_sha256", "speedup", "baseline",
+        "stages", "restarts", "faults", "versions", "exit_reason",
+    }  # fmt: skip
+    assert (summary["steps"], summary["samples"], summary["exit_reason"]) == (10, 80, "done")
+    assert set(summary["metrics"]) == {"loss", "accuracy"}
+    assert sum(stage["parameters"] for stage in summary["stages"]) == sum(w.numel() for w in model.parameters())
+    for index, stage in enumerate(summary["stages"]):
+        assert abs(stage["useful"] + stage["tax"] + sum(stage["idle"].values()) - 1) < 1e-9
+        assert set(stage["idle"]) == {"wait_input", "wait_credit", "wait_gradient", "link", "other"}
+        assert (stage["predictor"] is None) == (index == 2)
+        assert (stage["lag"] is None) == (index == 2)
+        assert stage["peak_activation_bytes"] > 0
+
+
+def test_a_snapshot_is_loaded_by_the_users_own_module(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Sequential(nn.ReLU(), nn.Linear(8, CLASSES)))
+    test = rows(2)
+    job = job_of(model, rows(10), test=test, metrics={"accuracy": accuracy})
+    summary = train(job, stages=2, run_dir=str(tmp_path / "run"))
+    state = read_snapshot(newest_snapshot(tmp_path / "run"))
+    mine = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Sequential(nn.ReLU(), nn.Linear(8, CLASSES)))
+    mine.load_state_dict(state, strict=True)
+    assert int(state["1.num_batches_tracked"]) == 10
+    mine.eval()
+    with torch.no_grad():
+        loss = sum(nn.functional.cross_entropy(mine(x), y) for x, y in test) / 2
+    assert float(loss) == pytest.approx(summary["metrics"]["loss"], rel=1e-5)
+
+
+def test_a_damaged_snapshot_is_refused(tmp_path: Path) -> None:
+    train(job_of(mlp(), rows(2)), run_dir=str(tmp_path / "run"))
+    file = newest_snapshot(tmp_path / "run") / "stage-1.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-3] ^= 0x40
+    file.write_bytes(raw)
+    with pytest.raises(UsageError, match=r"is damaged: its weights are not those of its manifest.json"):
+        read_snapshot(newest_snapshot(tmp_path / "run"))
+    file.write_bytes(raw[:50])
+    with pytest.raises(UsageError, match=r"stage-1.safetensors cannot be read"):
+        read_snapshot(newest_snapshot(tmp_path / "run"))
+
+
+def test_what_the_command_says_python_raises(tmp_path: Path) -> None:
+    batches = rows(4)
+    with pytest.raises(TrainingError, match="stage 1 failed after 0 steps: LabelError: stage 1, step 0: the loss"):
+        train(job_of(mlp(), [(x, y + CLASSES) for x, y in batches], signal=locked), run_dir=str(tmp_path / "a"))
+    with pytest.raises(UsageError, match=r"layer '0' \(Two\) returned a tuple"):
+        train(job_of(nn.Sequential(Two(), nn.Linear(12, CLASSES)), batches), run_dir=str(tmp_path / "b"))
+    with pytest.raises(UsageError, match="the data process failed after 0 steps: UsageError: the training data gave"):
+        train(job_of(mlp(), []), run_dir=str(tmp_path / "c"))
+    with pytest.raises(WorkerLostError, match="stage 0 ended with exit code 9"):
+        train(job_of(nn.Sequential(Quit(), *mlp()), batches), run_dir=str(tmp_path / "d"))
+    with pytest.raises(UsageError, match="a fresh process cannot find a job that is an object"):
+        train(job_of(mlp(), batches), start_method="spawn", run_dir=str(tmp_path / "e"))
+
+
+def test_the_same_folder_is_not_used_twice(tmp_path: Path) -> None:
+    train(job_of(mlp(), rows(2)), run_dir=str(tmp_path / "run"))
+    with pytest.raises(UsageError, match=r"run is there already and not empty; choose another --run-dir"):
+        train(job_of(mlp(), rows(2)), run_dir=str(tmp_path / "run"))
+
+
+def test_a_deep_run_folder_is_no_matter(tmp_path: Path) -> None:
+    """A Unix socket's path may have 107 bytes."""
+    deep = tmp_path / ("deep" * 30) / "run"
+    assert train(job_of(mlp(), rows(2)), run_dir=str(deep))["steps"] == 2
+
+
+def test_no_descriptor_is_left_behind(tmp_path: Path) -> None:
+    train(job_of(mlp(), rows(2)), run_dir=str(tmp_path / "first"))
+    before = os.listdir("/proc/self/fd")
+    train(job_of(mlp(), rows(2)), run_dir=str(tmp_path / "second"))
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+class Two(nn.Module):
+    def forward(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return h, h
+
+
+class Quit(nn.Module):
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        os._exit(9)
