@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="stepahead", description="Pipeline-parallel training without backprop's locks.")
+    about = "Pipeline-parallel training without backprop's locks."
+    parser = argparse.ArgumentParser(prog="stepahead", description=about)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train a job, one process for each stage")
     train.add_argument("job", metavar="JOB", help="digits, chars, file.py, file.py:function or package.module:function")

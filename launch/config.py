@@ -137,7 +137,8 @@ def _check_type(name: str, value: object, hint: Any) -> None:
     allowed = tuple(kind for kind in get_args(hint) or (hint,) if isinstance(kind, type))
     if name == "options":
         allowed = (dict,)
-    if isinstance(value, bool) != (bool in allowed) or not isinstance(value, (int, *allowed) if float in allowed else allowed):
+    numbers = (int,) if float in allowed else ()
+    if isinstance(value, bool) != (bool in allowed) or not isinstance(value, (*allowed, *numbers)):
         names = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
         raise UsageError(f"{name} is {value!r}; it must be a {names}")
 

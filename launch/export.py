@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from stepahead.pipeline import UsageError
@@ -20,7 +21,7 @@ def export_weights(run: Path, file: Path) -> str:
     state = read_snapshot(snapshot)
     try:
         save_file(state, file)
-    except OSError as error:
-        raise UsageError(f"{file} cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{file} cannot be written: {error}") from error
     values = sum(tensor.numel() for tensor in state.values())
     return f"{file}: {len(state)} tensors, {values:,} values, after {snapshot.name} steps"

@@ -1,11 +1,11 @@
 """The run folder: where everything that a run leaves is.
 
-    runs/<job>-<time>/        for its user only
-      config.toml             the settings, resolved
-      summary.json            what came of it
-      logs/<stage>/           what each worker printed, and what it raised; logs/data/ is the data process
-      snapshots/<step>/       weights, a file for each stage
-      control.sock            while it runs
+runs/<job>-<time>/        for its user only
+  config.toml             the settings, resolved
+  summary.json            what came of it
+  logs/<stage>/           what each worker printed, and what it raised; logs/data/ is the data process
+  snapshots/<step>/       weights, a file for each stage
+  control.sock            while it runs
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ class RunFolder:
         if run_dir is None:
             stem = Path(job.partition(":")[0]).stem or "job"
             path = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-            path = next(free for free in (path, *(path.with_name(f"{path.name}-{n}") for n in range(2, 1000)))
-                        if not free.exists())
+            path = next(
+                free
+                for free in (path, *(path.with_name(f"{path.name}-{n}") for n in range(2, 1000)))
+                if not free.exists()
+            )
         else:
             path = Path(run_dir)
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -41,7 +44,8 @@ class RunFolder:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
         except OSError as error:
-            raise UsageError(f"the run folder {path} cannot be made: {error.strerror}; choose another --run-dir") from None
+            what = f"the run folder {path} cannot be made: {error.strerror}"
+            raise UsageError(f"{what}; choose another --run-dir") from None
         return cls(path)
 
     @property

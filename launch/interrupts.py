@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 __all__ = ["stop_signals"]
@@ -14,7 +14,7 @@ ASK_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def stop_signals() -> Iterator[socket.socket | None]:
+def stop_signals() -> Generator[socket.socket | None]:
     """Yield a socket that gets a byte for each signal that asks to stop; None outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield None

@@ -32,6 +32,7 @@ from stepahead.workers import Batches, seed_everything
 __all__ = ["BUILT_IN", "Job", "load_job"]
 
 BUILT_IN = {"digits": "stepahead.launch.job_digits", "chars": "stepahead.launch.job_chars"}
+ADAM = partial(Adam, lr=1e-3)
 FUNCTION = "job"
 """What a file or a module calls its job, unless the command says another name: a Job, or a function that makes one."""
 
@@ -71,7 +72,7 @@ class Job:
     """How many classes the labels name, for predictors that see the label; None for predictors that do not."""
     predictor: PredictorRecipe = "auto"
     """The kind of predictor that synthetic signals use, or a function that makes one."""
-    predictor_optimizer: OptimizerRecipe = partial(Adam, lr=1e-3)
+    predictor_optimizer: OptimizerRecipe = ADAM
     signal: SignalRecipe | None = None
     """What stages step on, in place of a synthetic signal with the predictor above."""
     stages: int = 2
@@ -155,13 +156,17 @@ def _module_of_name(where: str, name: str) -> ModuleType:
 
 
 def _call(name: str, make: Callable[..., object], options: dict[str, Any]) -> object:
-    known = inspect.signature(make).parameters
+    try:
+        signature = inspect.signature(make)
+    except ValueError:
+        raise UsageError(f"{name} is a {make}; it must be a Job, or a function that makes one") from None
+    known = signature.parameters
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
         for option in options:
             if option not in known:
                 raise UsageError(f"job {name} has no option {option!r}; {did_you_mean(option, known)}")
     try:
-        inspect.signature(make).bind(**options)
+        signature.bind(**options)
     except TypeError as error:
         raise UsageError(f"job {name} cannot be made: {error}; give options as --set options.name=value") from None
     return make(**options)

@@ -84,9 +84,7 @@ class Plan:
         mode: LagMode = "exact" if config.lag == "exact" else "free"
         lag = Lag(mode, config.max_lag or default_lag(mode))
         device = self.devices[stage]
-        return StageWork(
-            layers=self.layers, cut=self.cut, recipe=recipe, lag=lag, metrics=job.metrics, device=device
-        )
+        return StageWork(layers=self.layers, cut=self.cut, recipe=recipe, lag=lag, metrics=job.metrics, device=device)
 
     def feed(self) -> Feed:
         """Return what goes into the pipeline."""
@@ -183,9 +181,7 @@ def _signal(name: str, job: Job) -> SignalRecipe:
         return probe(loss=job.loss, optimizer=job.predictor_optimizer, classes=job.classes)
     if name == "auto" and job.signal is not None:
         return job.signal
-    return synthetic(
-        job.predictor, optimizer=job.predictor_optimizer, classes=job.classes, lr_schedule=job.lr_schedule
-    )
+    return synthetic(job.predictor, optimizer=job.predictor_optimizer, classes=job.classes, lr_schedule=job.lr_schedule)
 
 
 def _devices(setting: str, stages: int) -> tuple[str, ...]:

@@ -87,11 +87,11 @@ class Track:
             yield report
             if self.now() - printed >= self.every_seconds or done == self.total:
                 printed = self.now()
-                words = [self.title, self._steps(done), self._figures(done, printed - start)]
+                words = [self.title, "step", self._steps(done), self._figures(done, printed - start)]
                 self.console.print(" ".join(word for word in words if word), highlight=False, soft_wrap=True)
 
     def _steps(self, done: int) -> str:
-        return f"step {done}" if self.total is None else f"step {done}/{self.total}"
+        return str(done) if self.total is None else f"{done}/{self.total}"
 
     def _take(self, report: StepReport) -> int:
         """Take a report in, and return how many steps are done."""

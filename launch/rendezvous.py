@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from torch.distributed import DistStoreError, PrefixStore, Store, TCPStore
+from torch.distributed import DistStoreError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from stepahead.pipeline import UsageError
 
@@ -47,7 +47,8 @@ class Torchrun:
                 agent_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             )
         except (KeyError, ValueError) as error:
-            raise UsageError(f"RANK is set, so torchrun started this, but its variables are incomplete: {error}") from None
+            what = f"{type(error).__name__}: {error}"
+            raise UsageError(f"RANK is set, as by torchrun, but other variables are not right ({what})") from None
         if environment.get("LOCAL_WORLD_SIZE", str(found.world_size)) != str(found.world_size):
             raise UsageError(
                 f"{found.world_size} ranks on several hosts need a link between hosts, and shared memory is on one; "

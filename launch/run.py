@@ -90,7 +90,8 @@ def rejoin(run: Path, name: str, parent: int) -> int:
 def train_under_torchrun(torchrun: Torchrun, plan: Plan, console: Console, finish: Callable[[RunResult], None]) -> int:
     """Be the worker of the stage that torchrun's rank says; rank 0 also starts the data process and the supervisor."""
     if torchrun.world_size != plan.stages:
-        raise UsageError(f"torchrun started {torchrun.world_size} processes for {plan.stages} stages; leave out --stages")
+        what = f"torchrun started {torchrun.world_size} processes for {plan.stages} stages"
+        raise UsageError(f"{what}; leave out --stages, or start as many")
     parent = os.getppid()
     helpers: list[int] = []
     if torchrun.rank == 0:
@@ -162,5 +163,6 @@ def _opening(plan: Plan, folder: RunFolder) -> list[str]:
     config = plan.config
     what = "locked (lockstep)" if config.schedule == "lockstep" else f"decoupled, signal {config.signal}"
     layers = " + ".join(map(str, plan.cut))
-    head = f"{config.job}: {plan.stages} stages of {layers} layers on {', '.join(plan.devices)}; {what}; in {folder.path}"
+    where = f"on {', '.join(plan.devices)}"
+    head = f"{config.job}: {plan.stages} stages of {layers} layers {where}; {what}; in {folder.path}"
     return [head, *(f"note: {note}" for note in plan.notes)]

@@ -35,10 +35,7 @@ def start_workers(plan: Plan, folder: RunFolder, supervisor: Supervisor, *, name
         _warm_up()
     for name in plan.names:
         place = plan.place(name, folder.path, parent=os.getpid())
-        if fresh:
-            pid = _start(place)
-        else:
-            pid = fork(partial(work_at, place, plan))
+        pid = _start(place) if fresh else fork(partial(work_at, place, plan))
         supervisor.watch(name, pid, ours=True)
 
 

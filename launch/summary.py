@@ -103,8 +103,10 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
     figures = [f"loss {summary['train_loss']:.4f}"] if summary["train_loss"] is not None else []
     figures += [f"{name} {value:.4f}" for name, value in summary["metrics"].items() if name != "loss"]
     rate = f"{summary['samples_per_second']:,.0f} samples/s"
-    return [f"{summary['exit_reason']} after {summary['steps']} steps in {summary['wall_seconds']:.1f} s: "
-            + ", ".join([*figures, rate])]
+    return [
+        f"{summary['exit_reason']} after {summary['steps']} steps in {summary['wall_seconds']:.1f} s: "
+        + ", ".join([*figures, rate])
+    ]
 
 
 def versions() -> dict[str, str]:
@@ -139,4 +141,3 @@ def _death(loss: Loss) -> str:
     if loss.status < 0:
         return f"was killed by {signal.Signals(-loss.status).name}"
     return f"ended with exit code {loss.status}"
-

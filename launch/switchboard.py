@@ -127,4 +127,3 @@ def _roles(name: str, stages: int) -> dict[str, tuple[Link, str]]:
         roles["activations_out"] = ((below, "activations"), "sender")
         roles["gradients_in"] = ((below, "gradients"), "receiver")
     return roles
-

@@ -101,6 +101,4 @@ def faulty_data(act: str = "raise", note: str = "") -> Job:
             yield batch
 
     whole = job()
-    return Job(
-        model=whole.model, data=data, loss=whole.loss, optimizer=adam, classes=CLASSES, stages=3, steps=ENDLESS
-    )
+    return Job(model=whole.model, data=data, loss=whole.loss, optimizer=adam, classes=CLASSES, stages=3, steps=ENDLESS)

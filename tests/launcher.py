@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -42,7 +42,7 @@ class Launched:
 
 
 @contextmanager
-def launched(arguments: Sequence[str], prepare: Callable[[], None] = lambda: None) -> Iterator[Launched]:
+def launched(arguments: Sequence[str], prepare: Callable[[], None] = lambda: None) -> Generator[Launched]:
     """Run the command; kill its whole session in the end."""
     reading, writing = os.pipe()
     pid = os.fork()

@@ -42,10 +42,9 @@ def test_all_is_true_and_complete(package: str) -> None:
         assert all(hasattr(module, name) for name in names), module.__name__
         assert len(set(names)) == len(names), module.__name__
     exported = importlib.import_module(f"stepahead.{package}")
-    public = {
-        name for name, value in vars(exported).items() if not name.startswith("_") and not isinstance(value, ModuleType)
-    }
-    assert public == set(exported.__all__)
+    there = vars(exported) | dict.fromkeys(vars(exported).get("_HOMES", ()))  # some are imported when asked for
+    public = {name for name, value in there.items() if not name.startswith("_") and not isinstance(value, ModuleType)}
+    assert public - {"TYPE_CHECKING", "Any", "annotations"} == set(exported.__all__)
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -11,7 +11,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import CLASSES, Batch, adam, assert_equal, cdni, make_stages, mlp, rows, sequences, state, token_loss, transformer
+from nets import (
+    CLASSES,
+    Batch,
+    adam,
+    assert_equal,
+    cdni,
+    make_stages,
+    mlp,
+    rows,
+    sequences,
+    state,
+    token_loss,
+    transformer,
+)
 from pipelines import Pipeline
 from torch import nn
 
@@ -61,7 +74,7 @@ class Stub:
         self.is_first = index == 0
         self.events: list[tuple[str, int]] = []
         self.signal = nn.Identity()
-        self.signal.loss = torch.zeros(())  # type: ignore[assignment]
+        self.signal.loss = torch.zeros(())
 
     def step_ahead(self, batch: Activation) -> Iterator[Activation | Gradient]:
         self.events.append(("forward", batch.step))
@@ -76,9 +89,7 @@ class Stub:
             yield from self._answer(gradient.step)
 
     def evaluate(self, batch: Activation) -> Activation:
-        return Activation(
-            edge=f"{self.index}>{self.index + 1}", step=batch.step, tensors=batch.tensors, training=False
-        )
+        return Activation(edge=f"{self.index}>{self.index + 1}", step=batch.step, tensors=batch.tensors, training=False)
 
     def _answer(self, step: int) -> Iterator[Gradient]:
         if not self.is_first:

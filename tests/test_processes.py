@@ -105,8 +105,10 @@ def test_torchrun_gives_the_same_run(tmp_path: Path) -> None:
     assert theirs.keys() == ours.keys()
     assert theirs["weights_sha256"] == ours["weights_sha256"]
     assert theirs["metrics"] == ours["metrics"]
-    layout = [sorted(str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*") if path.is_dir())
-              for name in ("ours", "theirs")]
+    layout = [
+        sorted(str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*") if path.is_dir())
+        for name in ("ours", "theirs")
+    ]
     assert layout[0] == layout[1]
 
 

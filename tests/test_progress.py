@@ -44,13 +44,13 @@ def shown(file: io.StringIO, steps: int = 4, *, width: int = 80, every: float = 
 
 def test_plain_lines_where_there_is_no_terminal() -> None:
     assert shown(io.StringIO()).splitlines() == [
-        "digits 2/4 loss 2.0000 accuracy 0.5000 eta 0:00:02 32 samples/s",
-        "digits 4/4 loss 2.0000 accuracy 0.5000 eta 0:00:00 32 samples/s",
+        "digits step 2/4 loss 2.0000 accuracy 0.5000 eta 0:00:02 32 samples/s",
+        "digits step 4/4 loss 2.0000 accuracy 0.5000 eta 0:00:00 32 samples/s",
     ]
 
 
 def test_a_last_line_however_short_the_run() -> None:
-    assert shown(io.StringIO(), steps=1, every=60).splitlines() == ["digits 1/1 loss 2.0000 eta 0:00:00 32 samples/s"]
+    assert shown(io.StringIO(), steps=1, every=60).splitlines() == ["digits step 1/1 loss 2.0000 eta 0:00:00 32 samples/s"]
 
 
 def test_a_forced_colour_moves_no_cursor_in_a_file() -> None:

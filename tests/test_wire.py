@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
-import msgpack
+import msgpack  # pyright: ignore[reportMissingTypeStubs]
 import pytest
 import torch
 from hypothesis import given
@@ -22,6 +23,7 @@ from stepahead.pipeline import (
     TensorSpec,
 )
 from stepahead.workers import wire
+from stepahead.workers.packing import pack
 
 GOOD: list[Any] = [1, "0>1", 7, 0, 7, 1, [[0, [8, 4]]], [9, [8]]]
 
@@ -120,7 +122,7 @@ def test_each_lie_of_a_header_is_named(place: int, value: Any, said: str) -> Non
     if (place, value) == (6, []):
         fields[7] = [9, [8]]
     with pytest.raises(FrameError, match="a link frame lies") as caught:
-        wire.decode_header(bytes(msgpack.packb(fields)))
+        wire.decode_header(pack(fields))
     assert said in str(caught.value)
 
 
@@ -131,14 +133,14 @@ def test_each_lie_of_a_header_is_named(place: int, value: Any, said: str) -> Non
         b"\xc1",
         b"\xdd\xff\xff\xff\xff",  # an array of 4 billion
         b"\x91" * 4000,  # nested 4,000 deep
-        bytes(msgpack.packb(GOOD))[:-1],
-        bytes(msgpack.packb(GOOD)) + b"\x00",
-        bytes(msgpack.packb({"a": 1})),
-        bytes(msgpack.packb([msgpack.ExtType(5, b"x")] * 8)),
-        bytes(msgpack.packb([msgpack.Timestamp(1)] * 8)),
+        pack(GOOD)[:-1],
+        pack(GOOD) + b"\x00",
+        pack({"a": 1}),
+        pack([msgpack.ExtType(5, b"x")] * 8),
+        pack([msgpack.Timestamp(1)] * 8),
         b"x" * (wire.HEADER_LIMIT + 1),
     ],
-    ids=["nothing", "invalid", "huge", "deep", "cut off", "too long", "a map", "an extension", "a time", "over the limit"],
+    ids=["nothing", "invalid", "huge", "deep", "cut off", "too long", "a map", "extended", "a time", "over the limit"],
 )
 def test_what_is_no_header_is_refused(raw: bytes) -> None:
     with pytest.raises(FrameError, match="a link frame lies"):
@@ -147,21 +149,16 @@ def test_what_is_no_header_is_refused(raw: bytes) -> None:
 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_refused_or_a_header(raw: bytes) -> None:
-    try:
+    with suppress(FrameError):
         assert isinstance(wire.decode_header(raw), wire.Header)
-    except FrameError:
-        pass
 
 
 @given(st.integers(0, 60), st.integers(0, 255))
 def test_a_changed_byte_is_refused_or_a_header(place: int, value: int) -> None:
-    raw = bytearray(msgpack.packb(GOOD))
+    raw = bytearray(pack(GOOD))
     raw[place % len(raw)] = value
-    try:
-        header = wire.decode_header(bytes(raw))
-        assert header.payload_bytes >= 0
-    except FrameError:
-        pass
+    with suppress(FrameError):
+        assert wire.decode_header(bytes(raw)).payload_bytes >= 0
 
 
 def test_a_header_that_would_not_fit_is_not_sent() -> None:

@@ -92,9 +92,7 @@ class LinkEnd(ABC):
 
     def statistics(self) -> LinkStatistics:
         """Return what went through this end so far."""
-        return LinkStatistics(
-            messages=self._messages, bytes=self._bytes, waiting=self.waiting, capacity=self.capacity
-        )
+        return LinkStatistics(messages=self._messages, bytes=self._bytes, waiting=self.waiting, capacity=self.capacity)
 
     def _count(self, header: Header, message: Message) -> None:
         if self.on_message is not None:
@@ -137,7 +135,7 @@ class Sender(LinkEnd):
             f"{self.capacity} places are full"
         )
 
-    def _header_for(self, message: Message) -> Header:
+    def header_for(self, message: Message) -> Header:
         if message.edge != self.edge:
             raise MessageError(f"a message for edge {message.edge} was to be sent on edge {self.edge}")
         return header_of(message, self._messages)
@@ -179,9 +177,11 @@ class Waitable(Protocol):
 
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when something happened."""
+        ...
 
     def refresh(self) -> None:
         """Take note of what happened."""
+        ...
 
 
 class Waiter:
@@ -290,7 +290,7 @@ class _MemoryEnd(LinkEnd):
 class _MemorySender(_MemoryEnd, Sender):
     def try_send(self, message: Message) -> bool:
         self._check_open("send")
-        header = self._header_for(message)
+        header = self.header_for(message)
         if self.other in self._shared.closed:
             raise self._over(True, "send")
         if not self.credits:

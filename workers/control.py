@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import msgpack
-
 from stepahead.pipeline import LinkTimeoutError, PeerGoneError, UsageError
+
+from .packing import pack, unpack
 
 __all__ = ["Control", "connect", "listen"]
 
@@ -48,7 +48,7 @@ class Control:
             except ConnectionResetError:
                 packet, descriptors = b"", []
             if packet:
-                self._messages.append((msgpack.unpackb(packet), list(descriptors)))
+                self._messages.append((unpack(packet), list(descriptors)))
             else:
                 self.gone = True
 
@@ -71,7 +71,7 @@ class Control:
                 packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_LIMIT, MOST_DESCRIPTORS)
                 if not packet:
                     raise PeerGoneError(f"cannot receive {kind!r}: {self.peer} is gone")
-                self._messages.append((msgpack.unpackb(packet), list(descriptors)))
+                self._messages.append((unpack(packet), list(descriptors)))
         except TimeoutError:
             raise LinkTimeoutError(f"cannot receive {kind!r}: {self.peer} said nothing for {timeout:g} s") from None
         finally:
@@ -79,7 +79,7 @@ class Control:
 
     def send(self, kind: str, /, descriptors: Sequence[int] = (), *, timeout: float = 5.0, **fields: Any) -> bool:
         """Send a message, and return whether the other end could take it within `timeout` seconds."""
-        packet = msgpack.packb({"kind": kind, **fields})
+        packet = pack({"kind": kind, **fields})
         self._socket.settimeout(timeout)
         try:
             socket.send_fds(self._socket, [packet], list(descriptors))
@@ -125,7 +125,7 @@ def connect(folder: Path, timeout: float = 10.0) -> Control:
 
 
 @contextmanager
-def _short(folder: Path) -> Iterator[str]:
+def _short(folder: Path) -> Generator[str]:
     """Yield a short path for the socket: a Unix socket's may have 107 bytes, and run folders lie deep."""
     descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     try:

@@ -1,9 +1,9 @@
 """Failures: a worker that fails leaves a file in its log folder, and of all the files the earliest is the cause.
 
-    kind       what failed                                              how it counts
-    usage      a UsageError: what was asked for cannot be done          as a cause
-    training   a TrainingError, or anything else that was raised        as a cause
-    link       a link broke under a worker: its peer was there first    only if there is nothing else
+kind       what failed                                              how it counts
+usage      a UsageError: what was asked for cannot be done          as a cause
+training   a TrainingError, or anything else that was raised        as a cause
+link       a link broke under a worker: its peer was there first    only if there is nothing else
 """
 
 from __future__ import annotations

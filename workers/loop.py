@@ -185,8 +185,8 @@ class Loop:
         if isinstance(message, Activation):
             if self.stage is None:
                 self.stage = self._make_stage(message)
-            yield from self._step_ahead(self.stage, message) if message.training else self._evaluate(
-                self.stage, message
+            yield from (
+                self._step_ahead(self.stage, message) if message.training else self._evaluate(self.stage, message)
             )
         elif isinstance(message, Mark):
             yield from self._obey(message)

@@ -242,7 +242,8 @@ def _settle(place: Place, folder: Path) -> None:
         try:
             os.sched_setaffinity(0, place.cores)
         except OSError as error:
-            raise UsageError(f"{stage_title(place.name)} cannot run on cores {place.cores}: {error.strerror}") from error
+            who = stage_title(place.name)
+            raise UsageError(f"{who} cannot run on cores {place.cores}: {error.strerror}") from error
         torch.set_num_threads(len(place.cores))
 
 

@@ -58,6 +58,10 @@ class Memory:
     with its length before it, and a payload.
     """
 
+    slots: int
+    payload_bytes: int
+    """What one slot's payload may have."""
+
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         size = os.fstat(descriptor).st_size
@@ -73,7 +77,8 @@ class Memory:
             raise FrameError(f"the memory of a link lies: {self.slots} slots of {self.payload_bytes} in {size} bytes")
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         words = memoryview(self._map)
-        self._sent, self._taken = words[SENT].cast("Q"), words[TAKEN].cast("Q")
+        self._sent: memoryview[int] = words[SENT].cast("Q")
+        self._taken: memoryview[int] = words[TAKEN].cast("Q")
 
     @classmethod
     def create(cls, slots: int, payload_bytes: int, name: str) -> Memory:
@@ -166,12 +171,12 @@ class _SharedEnd(LinkEnd):
         self._use(bell)
 
     def fileno(self) -> int:
-        return self._bell.fileno()
+        return self.bell.fileno()
 
     def refresh(self) -> None:
         while not self._lost:
             try:
-                rung, attached, _, _ = self._bell.recvmsg(4096, socket.CMSG_SPACE(array.array("i").itemsize))
+                rung, attached, _, _ = self.bell.recvmsg(4096, socket.CMSG_SPACE(array.array("i").itemsize))
             except BlockingIOError:
                 return
             except ConnectionResetError:  # the peer closed before it had read all that we rang
@@ -181,7 +186,7 @@ class _SharedEnd(LinkEnd):
 
     def adopt(self, bell: socket.socket) -> None:
         """Go on with another process at the other end, over a new socket."""
-        self._bell.close()
+        self.bell.close()
         self._ended = self._lost = False
         self._use(bell)
 
@@ -190,15 +195,15 @@ class _SharedEnd(LinkEnd):
             return
         self.closed = True
         with suppress(OSError):
-            self._bell.send(END)
-        self._bell.close()
+            self.bell.send(END)
+        self.bell.close()
         if self.memory:
             self.memory.close()
             self.memory = None
 
     def _use(self, bell: socket.socket) -> None:
         bell.setblocking(False)
-        self._bell = bell
+        self.bell = bell
 
     def _hear(self, rung: bytes, descriptors: list[int]) -> None:
         """Take note of what was rung."""
@@ -206,7 +211,7 @@ class _SharedEnd(LinkEnd):
 
     def _ring(self, what: bytes) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # the next look at the socket will tell
-            if self._bell.send(what) != len(what):
+            if self.bell.send(what) != len(what):
                 raise LinkError(f"edge {self.edge} rang {len(what)} times, and {self.peer} did not listen")
 
 
@@ -244,7 +249,7 @@ class SharedSender(_SharedEnd, Sender):
 
     def try_send(self, message: Message) -> bool:
         self._check_open("send")
-        header = self._header_for(message)
+        header = self.header_for(message)
         if self._lost or self._ended:
             raise self._over(self._ended, "send")
         if not self.credits:
@@ -286,7 +291,7 @@ class SharedSender(_SharedEnd, Sender):
 
     def _hand_over(self, memory: Memory) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):
-            socket.send_fds(self._bell, [MEMORY], [memory.descriptor])
+            socket.send_fds(self.bell, [MEMORY], [memory.descriptor])
 
 
 class SharedReceiver(_SharedEnd, Receiver):

@@ -1,15 +1,15 @@
 """Spans: where a worker's time goes, as totals of seconds by name.
 
-    useful   forward, backward, optimizer       what plain backprop does too
-    tax      predict, learn                     the price of not waiting
-    idle     wait_input, wait_credit, wait_gradient, send (on a link), and the rest: evaluations, start-up, loop
+useful   forward, backward, optimizer       what plain backprop does too
+tax      predict, learn                     the price of not waiting
+idle     wait_input, wait_credit, wait_gradient, send (on a link), and the rest: evaluations, start-up, loop
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -31,7 +31,7 @@ class Spans:
         self._begun: float | None = None
 
     @contextmanager
-    def __call__(self, name: SpanName) -> Iterator[None]:
+    def __call__(self, name: SpanName) -> Generator[None]:
         start = self._now()
         try:
             yield

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import msgpack
 import torch
 from torch import Tensor
 
@@ -30,6 +29,8 @@ from stepahead.pipeline import (
     MessageError,
     TensorSpec,
 )
+
+from .packing import pack, unpack
 
 __all__ = ["HEADER_LIMIT", "Header", "decode_header", "encode_header", "header_of", "load", "store"]
 
@@ -106,7 +107,7 @@ def encode_header(header: Header) -> bytes:
     tensors = [_packed(spec) for spec in header.tensors]
     kind = KINDS.index(header.kind)
     fields = (VERSION, header.edge, header.sequence, kind, header.step, header.flag, tensors, label)
-    raw = bytes(msgpack.packb(fields))
+    raw = pack(fields)
     if len(raw) > HEADER_LIMIT:
         raise MessageError(f"the header of a message on edge {header.edge} has {len(raw)} bytes of {HEADER_LIMIT}")
     return raw
@@ -192,7 +193,7 @@ def _unpacked(raw: bytes) -> Any:
     if len(raw) > HEADER_LIMIT:
         raise FrameError(f"a link frame lies: its header has {len(raw)} bytes, at most {HEADER_LIMIT} are allowed")
     try:
-        return msgpack.unpackb(raw, max_map_len=0, max_ext_len=0, max_bin_len=0, max_array_len=MOST_TENSORS)
+        return unpack(raw, max_map_len=0, max_ext_len=0, max_bin_len=0, max_array_len=MOST_TENSORS)
     except Exception as error:  # msgpack raises a dozen types for what is not msgpack
         raise FrameError(f"a link frame lies: its header is not msgpack ({type(error).__name__}: {error})") from None
 
@@ -200,9 +201,7 @@ def _unpacked(raw: bytes) -> Any:
 def _spec(packed: Any) -> TensorSpec:
     code, sizes = _array(packed, "a tensor", 2, 2)
     dtype = DTYPES[_count(code, "a dtype", 0, len(DTYPES) - 1)]
-    shape = tuple(
-        _count(size, "a size", 0, MOST_VALUES) for size in _array(sizes, "a shape", 0, MOST_DIMENSIONS)
-    )
+    shape = tuple(_count(size, "a size", 0, MOST_VALUES) for size in _array(sizes, "a shape", 0, MOST_DIMENSIONS))
     _count(math.prod(shape), "the number of values", 0, MOST_VALUES)
     return TensorSpec(dtype, shape)
 

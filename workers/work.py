@@ -135,10 +135,10 @@ class _Reporter:
         losses, self._losses = [float(loss) for loss in self._losses], []
         mean = sum(losses) / len(losses) if losses else float("nan")
         name, samples = self._post.place.name, progress.samples
-        self._post.control.report("progress", name=name, steps=progress.steps, samples=samples, loss=mean)
         for steps, figures in progress.evaluations[self._evaluations :]:
             self._post.control.send("evaluated", steps=steps, figures=figures)
         self._evaluations = len(progress.evaluations)
+        self._post.control.report("progress", name=name, steps=progress.steps, samples=samples, loss=mean)
 
 
 def _summary(work: StageWork, post: Post, loop: Loop, group: Group) -> dict[str, Any]:

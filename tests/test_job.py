@@ -1,0 +1,136 @@
+"""Jobs: from a name on the command line to an object, and each way in which that can fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nets import adam, mlp, rows
+from torch import nn
+
+from stepahead.launch import Job, load_job
+from stepahead.launch.config import Config
+from stepahead.launch.plan import Plan, make_plan
+from stepahead.pipeline import CutError, UsageError, layers_of
+
+HEAD = """
+from functools import partial
+import torch
+from torch import nn
+from torch.optim import SGD
+from stepahead.launch import Job
+def job(width=4, **more):
+    model = nn.Sequential(nn.Linear(3, width), nn.Linear(width, 2))
+    return Job(model=model, data=[], loss=nn.MSELoss(), optimizer=partial(SGD, lr=1.0), **more)
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    file = folder / "mine.py"
+    file.write_text(HEAD + text)
+    return str(file)
+
+
+def plan(job: Job, **settings: Any) -> Plan:
+    place: dict[str, Any] = {"device": "cpu"}
+    return make_plan(Config(**place | settings), job)
+
+
+def simple(**more: Any) -> Job:
+    needed: dict[str, Any] = {"model": mlp(), "data": rows(3), "loss": nn.CrossEntropyLoss(), "optimizer": adam}
+    return Job(**needed | more)
+
+
+def test_a_file_a_function_and_a_module_lead_to_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, "def wide():\n    return job(width=9)\nready = job()\n")
+    assert load_job(file).stages == 2
+    assert layers_of(load_job(file, {"width": 7}).model)[0].build(0).out_features == 7
+    assert layers_of(load_job(f"{file}:wide").model)[0].build(0).out_features == 9
+    assert isinstance(load_job(f"{file}:ready"), Job)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert isinstance(load_job("mine:wide"), Job)
+
+
+def test_the_same_seed_makes_the_same_job(tmp_path: Path) -> None:
+    file = write(tmp_path, "import random\nLUCK = random.random()\n")
+    weights = [[w.clone() for w in load_job(file, seed=seed).model.parameters()] for seed in (1, 1, 2)]  # type: ignore[union-attr]
+    assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
+    assert not torch.equal(weights[0][0], weights[2][0])
+    state = torch.get_rng_state()
+    load_job(file)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("digit", {}, "there is no job 'digit'; did you mean 'digits'? A job of your own is file.py"),
+        ("none.py", {}, "there is no job file none.py"),
+        ("no.such.module:job", {}, "module no.such.module does not import: ModuleNotFoundError"),
+        ("{file}:jab", {}, "has no 'jab'; did you mean 'job'?"),
+        ("{file}:torch", {}, "is a module; it must be a Job, or a function that makes one"),
+        ("{file}:partial", {}, "is a <class 'functools.partial'>; it must be a Job, or a function that makes one"),
+        ("{file}:needy", {}, "cannot be made: missing a required argument: 'width'; give options as --set options."),
+        ("{file}:ready", {"width": 3}, "is a job as it stands; only a function that makes one can take options"),
+        ("{file}:strict", {"wide": 3}, "has no option 'wide'; did you mean 'width'?"),
+        ("{file}:nothing", {}, "made a NoneType, not a stepahead.launch.Job"),
+    ],
+)
+def test_each_wrong_name_is_one_sentence(tmp_path: Path, name: str, options: dict[str, Any], said: str) -> None:
+    made = ["ready = job()", "def strict(width=1): pass", "def nothing(): pass", "def needy(width): pass"]
+    file = write(tmp_path, "\n".join(made))
+    with pytest.raises(UsageError) as caught:
+        load_job(name.format(file=file), options)
+    assert said in str(caught.value)
+
+
+def test_a_file_that_does_not_import_names_its_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("x = 1\ny = x / 0\n")
+    with pytest.raises(UsageError, match=r"broken.py does not import: line 2: ZeroDivisionError: division by zero"):
+        load_job(str(tmp_path / "broken.py"))
+    (tmp_path / "syntax.py").write_text("def (:\n")
+    with pytest.raises(UsageError, match=r"syntax.py does not import: SyntaxError: "):
+        load_job(str(tmp_path / "syntax.py"))
+
+
+def test_jobs_check_their_numbers() -> None:
+    with pytest.raises(UsageError, match="the job's steps is 0; it must be a whole number of at least 1"):
+        simple(steps=0)
+
+
+def test_a_plan_fills_in_what_is_open() -> None:
+    made = plan(simple(stages=3, epochs=2))
+    assert (made.stages, made.cut, made.total_steps, made.devices) == (3, (3, 3, 3), 6, ("cpu",) * 3)
+    assert plan(simple(steps=7, epochs=2)).config.steps == 7
+    assert plan(simple()).config.epochs == 1
+    assert plan(simple(steps=7)).config.epochs is None
+    assert plan(simple(), cut="2,5", stages=3).cut == (2, 3, 4)
+    assert sum(plan(simple(), cut="cost", stages=3).cut) == 9
+    assert plan(simple(data=lambda epoch: rows(2)), cut="cost").stages == 2
+    assert plan(simple(), schedule="lockstep").signal == "locked"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"stages": 10}, "10"),
+        ({"cut": "2,nine"}, "nine"),
+        ({"device": "cuda:7"}, "device cuda:7 is not there"),
+        ({"device": "cpu,cpu,cpu"}, "device names 3 devices for 2 stages; name one, or one for each"),
+        ({"device": "tpu"}, "tpu"),
+        ({"signal": "probe"}, "a probe needs to know the number of classes"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_sentence(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        plan(simple(), **settings).work(0)
+    assert said in str(caught.value)
+
+
+def test_tied_weights_across_the_cut_are_refused_beforehand() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    with pytest.raises(CutError, match="are one tied weight"):
+        plan(simple(model=model))
