@@ -15,9 +15,11 @@ from torch import Tensor
 
 from stepahead.pipeline import UsageError, seed_for
 
-__all__ = ["Dataset", "digits", "minibatches", "mnist", "read_idx"]
+__all__ = ["Dataset", "cifar10", "digits", "minibatches", "mnist", "read_idx"]
 
 IDX_UNSIGNED_BYTE = 0x08
+CIFAR_SHAPE = (3, 32, 32)
+CIFAR_CLASSES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,30 @@ def read_idx(path: Path) -> Tensor:
     return (
         torch.frombuffer(values, dtype=torch.uint8).reshape(shape) if values else torch.empty(shape, dtype=torch.uint8)
     )
+
+
+def cifar10(folder: Path) -> Dataset:
+    """Return CIFAR-10 from a folder with its binary files, data_batch_1.bin .. and test_batch.bin; values in [0, 1]."""
+    parts = [_read_cifar(folder / f"data_batch_{number}.bin") for number in range(1, 6)]
+    images, labels = zip(*parts, strict=True)
+    return Dataset((torch.cat(images), torch.cat(labels)), _read_cifar(folder / "test_batch.bin"))
+
+
+def _read_cifar(path: Path) -> tuple[Tensor, Tensor]:
+    """Return images and labels; a record is one byte for the label, then the planes for red, green and blue."""
+    if not path.is_file():
+        raise UsageError(f"there is no {path.name} in {path.parent}; CIFAR-10's binary version is the one that has it")
+    content, record = bytearray(path.read_bytes()), 1 + math.prod(CIFAR_SHAPE)
+    if not content or len(content) % record:
+        raise UsageError(f"{path} has {len(content)} bytes, which is no number of records of {record} bytes")
+    records = torch.frombuffer(content, dtype=torch.uint8).view(-1, record)
+    labels = records[:, 0].long()
+    if labels.max() >= CIFAR_CLASSES:
+        wrong = int((labels >= CIFAR_CLASSES).nonzero()[0])
+        raise UsageError(
+            f"{path}: record {wrong} has label {labels[wrong]}; CIFAR-10's go from 0 to {CIFAR_CLASSES - 1}"
+        )
+    return records[:, 1:].reshape(-1, *CIFAR_SHAPE).float() / 255, labels
 
 
 def minibatches(

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepahead.launch import digits, minibatches, mnist, read_idx
+from stepahead.launch.datasets import cifar10
 from stepahead.pipeline import UsageError
 
 
@@ -19,9 +20,10 @@ def idx(values: list[int], *shape: int) -> bytes:
     return bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + bytes(values)
 
 
-def write_mnist(folder: Path, *, labels: int = 3) -> None:
+def write_mnist(folder: Path, *, labels: int = 3, side: int = 2) -> None:
+    pixels = [20 * place % 256 for place in range(3 * side * side)]
     for prefix in ("train", "t10k"):
-        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx(list(range(0, 240, 20)), 3, 2, 2))
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx(pixels, 3, side, side))
         (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx([1, 2, 3][:labels], labels)))
 
 
@@ -73,6 +75,42 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, shape
     path = tmp_path_factory.mktemp("idx") / "file"
     path.write_bytes(idx(values.tolist(), *shape))
     assert torch.equal(read_idx(path), values.to(torch.uint8).reshape(shape))
+
+
+def write_cifar(folder: Path, **contents: bytes) -> None:
+    """Write six files of two images each: image i of file k is all i, 0 and k, and its label is k."""
+    for file, name in enumerate([*[f"data_batch_{number}" for number in range(1, 6)], "test_batch"]):
+        records = [bytes([file]) + bytes([row]) * 1024 + bytes(1024) + bytes([file]) * 1024 for row in (0, 255)]
+        (folder / f"{name}.bin").write_bytes(contents.get(name, b"".join(records)))
+
+
+def test_cifar10_from_a_folder(tmp_path: Path) -> None:
+    write_cifar(tmp_path)
+    data = cifar10(tmp_path)
+    images, labels = data.train
+    assert images.shape == (10, 3, 32, 32)
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert images[3, :, 5, 7].tolist() == pytest.approx([1, 0, 1 / 255])
+    assert data.test[1].tolist() == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "has 0 bytes, which is no number of records of 3073 bytes"),
+        (bytes(3072), r"data_batch_2\.bin has 3072 bytes"),
+        (bytes(3073) + bytes([10]) + bytes(3072), "record 1 has label 10; CIFAR-10's go from 0 to 9"),
+    ],
+)
+def test_files_that_are_no_cifar10(tmp_path: Path, content: bytes, text: str) -> None:
+    write_cifar(tmp_path, data_batch_2=content)
+    with pytest.raises(UsageError, match=text):
+        cifar10(tmp_path)
+
+
+def test_a_folder_without_cifar10(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no data_batch_1\.bin in .*; CIFAR-10's binary version"):
+        cifar10(tmp_path)
 
 
 def test_the_bundled_digits() -> None:

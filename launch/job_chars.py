@@ -1,0 +1,206 @@
+"""The job `chars`: a small GPT that learns to write, character by character, on the prose that comes with Python."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
+from itertools import islice
+from pydoc_data import topics
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam, AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from stepahead.pipeline import Batch, UsageError, accuracy, seed_for, synthetic
+
+from .job import Job
+
+__all__ = ["job"]
+
+WARM_UP = 100
+LEAST_RATE = 0.1
+"""Of the learning rate, at the end."""
+PREDICTORS_RATE = 10
+"""Times the model's: predictors must keep up with the stages that they guess for, or those run away."""
+TEST_BATCHES = 50
+TEST_SHARE = 0.1
+
+
+def job(
+    width: int = 96,
+    heads: int = 4,
+    blocks: int = 4,
+    window: int = 64,
+    batch: int = 32,
+    steps: int = 1000,
+    learning_rate: float = 3e-4,
+) -> Job:
+    """Return the job.
+
+    Args:
+        width: Features at each place.
+        heads: Attention heads; the width is a multiple of them.
+        blocks: Transformer blocks, each two layers: attention, and a hidden layer.
+        window: Characters that the model sees at once.
+        batch: Windows in a batch.
+        steps: Batches to train on.
+        learning_rate: The highest, after the warm-up; decoupled it must be lower than backprop could take, 1e-3.
+    """
+    _check(width=width, heads=heads, blocks=blocks, window=window, batch=batch, steps=steps)
+    if width % heads:
+        raise UsageError(f"width {width} does not divide into {heads} heads; make it a multiple")
+    alphabet, train, test = prose()
+    characters = len(alphabet)
+    if window >= len(test):
+        raise UsageError(f"a window of {window} does not fit into the test text; use less than {len(test)}")
+    rate = partial(LambdaLR, lr_lambda=partial(share_of_rate, steps))
+    return Job(
+        name="chars",
+        model=model(characters, width, heads, blocks, window),
+        data=partial(epoch, train, window, batch, int(torch.randint(2**31, ()))),  # so the order follows the run's seed
+        test=list(islice(windows(test, window, batch), TEST_BATCHES)),
+        loss=loss,
+        metrics={"accuracy": accuracy, "bits": bits},
+        optimizer=partial(AdamW, lr=learning_rate, betas=(0.9, 0.99), fused=True),
+        lr_schedule=rate,
+        signal=synthetic(
+            "token",
+            classes=characters,
+            optimizer=partial(Adam, lr=PREDICTORS_RATE * learning_rate, fused=True),
+            lr_schedule=rate,
+        ),
+        classes=characters,
+        stages=4,
+        steps=steps,
+        evaluate_every=max(1, steps // 5),
+    )
+
+
+class Start(nn.Module):
+    """Characters and their places as vectors."""
+
+    def __init__(self, characters: int, width: int, window: int) -> None:
+        super().__init__()
+        self.characters = nn.Embedding(characters, width)
+        self.places = nn.Embedding(window, width)
+        for table in (self.characters, self.places):
+            nn.init.normal_(table.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.characters(x) + self.places.weight[: x.shape[1]]
+        return out
+
+
+class End(nn.Module):
+    """A score for each character."""
+
+    def __init__(self, width: int, characters: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, characters)
+
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = self.out(self.norm(h))
+        return out
+
+
+class Attention(nn.Module):
+    """The first half of a transformer block: each place adds what it finds at the places up to it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.into = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        query, key, value = self.into(self.norm(h)).unflatten(2, (3 * self.heads, -1)).transpose(1, 2).chunk(3, dim=1)
+        found = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        out: Tensor = h + self.out(found.transpose(1, 2).flatten(2))
+        return out
+
+
+class Hidden(nn.Module):
+    """The second half: a hidden layer at each place."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.into = nn.Linear(width, 4 * width)
+        self.out = nn.Linear(4 * width, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = h + self.out(F.gelu(self.into(self.norm(h))))
+        return out
+
+
+def model(characters: int, width: int, heads: int, blocks: int, window: int) -> list[Callable[[], nn.Module]]:
+    """Return functions that make the layers: each worker calls only its own.
+
+    A block is two layers. What begins and what ends the network shares a layer with one of them, so that an even cut
+    costs each stage about the same.
+    """
+    attention, hidden = partial(Attention, width, heads), partial(Hidden, width)
+    halves: list[Callable[[], nn.Module]] = [attention, hidden] * blocks
+    start, end = partial(Start, characters, width, window), partial(End, width, characters)
+    return [partial(chain, start, attention), *halves[1:-1], partial(chain, hidden, end)]
+
+
+def chain(*layers: Callable[[], nn.Module]) -> nn.Module:
+    return nn.Sequential(*(layer() for layer in layers))
+
+
+def loss(output: Tensor, label: Tensor) -> Tensor:
+    return F.cross_entropy(output.flatten(0, 1), label.flatten())
+
+
+def bits(output: Tensor, label: Tensor) -> Tensor:
+    """Return how many bits it takes to tell the next character, in the mean."""
+    return loss(output, label) / math.log(2)
+
+
+def share_of_rate(steps: int, step: int) -> float:
+    """Return the learning rate as a share of the highest: a short rise, then half a cosine."""
+    if step < WARM_UP:
+        return (step + 1) / WARM_UP
+    done = min(1.0, (step - WARM_UP) / max(1, steps - WARM_UP))
+    return LEAST_RATE + (1 - LEAST_RATE) * (1 + math.cos(math.pi * done)) / 2
+
+
+def epoch(text: Tensor, window: int, batch: int, seed: int, number: int) -> Iterator[Batch]:
+    """Yield the text's windows in random order; every epoch cuts it elsewhere."""
+    generator = torch.Generator().manual_seed(seed_for(seed, "epoch", number))
+    return windows(text[number % window :], window, batch, generator)
+
+
+def windows(text: Tensor, window: int, batch: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+    """Yield batches of windows with what follows each character in them; in random order, given a generator."""
+    starts = torch.arange(0, len(text) - window, window)
+    if generator is not None:
+        starts = starts[torch.randperm(len(starts), generator=generator)]
+    for some in starts.split(batch):
+        rows = some.unsqueeze(1) + torch.arange(window)
+        yield text[rows], text[rows + 1]
+
+
+@cache
+def prose() -> tuple[str, Tensor, Tensor]:
+    """Return the alphabet, and the text for training and for testing as numbers of characters."""
+    pages = cast(Mapping[str, str], topics.topics)
+    text = "\n".join(pages[name] for name in sorted(pages))
+    alphabet = "".join(sorted(set(text)))
+    number = {character: index for index, character in enumerate(alphabet)}
+    numbers = torch.tensor([number[character] for character in text])
+    split = len(text) - int(TEST_SHARE * len(text))
+    return alphabet, numbers[:split], numbers[split:]
+
+
+def _check(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise UsageError(f"the job's {name} is {value}; it must be at least 1")
