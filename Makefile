@@ -9,8 +9,8 @@ CODE := $(PACKAGES) tests benchmarks examples
 
 .PHONY: demo test test-all check format install types build clean help
 
-demo: install ## train on the bundled digits, decoupled and locked side by side
-	$(BIN)/python -m examples.digits
+demo: install ## train on the bundled digits, one process for each of four stages
+	$(BIN)/stepahead train digits
 
 test: install ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow"

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from stepahead.launch.datasets import cifar10, minibatches
-from stepahead.launch.job import Job
+from stepahead.launch import Job, cifar10, minibatches
 from stepahead.pipeline import Batch, accuracy, synthetic
 
 CLASSES = 10

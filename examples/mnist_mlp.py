@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.utils.data import DataLoader, TensorDataset
 
-from stepahead.launch.datasets import mnist
-from stepahead.launch.job import Job
+from stepahead.launch import Job, mnist
 from stepahead.pipeline import accuracy, synthetic
 
 CLASSES, PIXELS = 10, 28 * 28

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.utils.data import DataLoader, Dataset
 
-from stepahead.launch.job import Job
+from stepahead.launch import Job
 from stepahead.pipeline import accuracy
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import Config as Config
     from .datasets import Dataset as Dataset
+    from .datasets import cifar10 as cifar10
     from .datasets import digits as digits
     from .datasets import minibatches as minibatches
     from .datasets import mnist as mnist
@@ -34,6 +35,7 @@ _HOMES = {
     "Dataset": "datasets",
     "Job": "job",
     "Track": "progress",
+    "cifar10": "datasets",
     "digits": "datasets",
     "load_job": "job",
     "minibatches": "datasets",
@@ -47,6 +49,7 @@ __all__ = [
     "Dataset",
     "Job",
     "Track",
+    "cifar10",
     "digits",
     "load_job",
     "minibatches",

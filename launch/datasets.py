@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import math
 import struct
 import zlib
@@ -32,13 +33,8 @@ class Dataset:
 
 def digits() -> Dataset:
     """Return scikit-learn's handwritten digits: 1,797 real images of 8x8, a fifth of them for testing."""
-    try:
-        from sklearn.datasets import load_digits  # pyright: ignore  # scikit-learn has no annotations
-    except ImportError:
-        raise UsageError("the digits come with scikit-learn; pip install 'stepahead[data]'") from None
-    bunch = load_digits()  # pyright: ignore
-    images = torch.tensor(bunch.data, dtype=torch.float32) / 16  # pyright: ignore
-    labels = torch.tensor(bunch.target, dtype=torch.int64)  # pyright: ignore
+    rows = torch.tensor(_digits_table())
+    images, labels = rows[:, :-1] / 16, rows[:, -1].long()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     test, train = order[: len(order) // 5], order[len(order) // 5 :]
     return Dataset((images[train], labels[train]), (images[test], labels[test]))
@@ -114,6 +110,16 @@ def minibatches(
         for rows in torch.randperm(len(samples), generator=generator).split(size):
             yield samples[rows], labels[rows]
         epoch += 1
+
+
+def _digits_table() -> list[list[float]]:
+    """Read scikit-learn's file of the digits; to import scikit-learn for it would take a second or two."""
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.submodule_search_locations is None:
+        raise UsageError("the digits come with scikit-learn; pip install 'stepahead[data]'")
+    file = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    with gzip.open(file, "rt") as lines:
+        return [[float(value) for value in line.split(",")] for line in lines]
 
 
 def _find(folder: Path, name: str) -> Path:

@@ -122,7 +122,7 @@ def _entry(plan: Plan, stage: int, entry: Mapping[str, Any] | None) -> dict[str,
     """Return a stage's entry; of one that did not come to its end there is little to say."""
     if entry is None:
         return {"device": plan.devices[stage]}
-    return {key: value for key, value in entry.items() if key not in ("samples", "seconds")}
+    return {key: value for key, value in entry.items() if key != "samples"}
 
 
 def _fault(loss: Loss) -> dict[str, Any]:

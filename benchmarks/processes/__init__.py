@@ -1,0 +1,1 @@
+"""What processes bring, and what they cost."""
