@@ -81,6 +81,11 @@ class LinkEnd(ABC):
     def refresh(self) -> None:
         """Take note of what changed at the other end; call it when the descriptor is readable."""
 
+    @property
+    @abstractmethod
+    def gone(self) -> bool:
+        """Whether the other end is no more, and all that it did before has been noted."""
+
     @abstractmethod
     def close(self) -> None:
         """End the link from here; the other end may still receive what was sent."""
@@ -183,6 +188,11 @@ class Waitable(Protocol):
         """Take note of what happened."""
         ...
 
+    @property
+    def gone(self) -> bool:
+        """Whether nothing can happen any more: the other side is no more."""
+        ...
+
 
 class Waiter:
     """Waits until something changed at the other side of any of several link ends."""
@@ -206,8 +216,8 @@ class Waiter:
         for descriptor, event in events:
             end = self._ends[descriptor]
             end.refresh()
-            if event & (select.EPOLLHUP | select.EPOLLERR):
-                self.forget(end)  # gone for good: it would report that for ever
+            if event & (select.EPOLLHUP | select.EPOLLERR) and end.gone:
+                self.forget(end)  # it would report that for ever
         return bool(events)
 
     def rounds(self, timeout: float) -> Iterator[None]:
@@ -278,6 +288,10 @@ class _MemoryEnd(LinkEnd):
         self._ring()
 
     @property
+    def gone(self) -> bool:
+        return self.other in self._shared.closed
+
+    @property
     def waiting(self) -> int:
         return len(self._shared.queue)
 
@@ -291,7 +305,7 @@ class _MemorySender(_MemoryEnd, Sender):
     def try_send(self, message: Message) -> bool:
         self._check_open("send")
         header = self.header_for(message)
-        if self.other in self._shared.closed:
+        if self.gone:
             raise self._over(True, "send")
         if not self.credits:
             return False
@@ -304,7 +318,7 @@ class _MemorySender(_MemoryEnd, Sender):
 class _MemoryReceiver(_MemoryEnd, Receiver):
     def try_receive(self) -> Message | None:
         self._check_open("receive")
-        ended = self.other in self._shared.closed
+        ended = self.gone
         if not self._shared.queue:
             if ended:
                 raise self._over(True, "receive")

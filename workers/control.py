@@ -32,8 +32,8 @@ class Control:
         connection.setblocking(False)
         self.peer = peer
         self._socket = connection
-        self._messages: list[tuple[dict[str, Any], list[int]]] = []
         self.gone = False
+        self._messages: list[tuple[dict[str, Any], list[int]]] = []
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -51,6 +51,11 @@ class Control:
                 self._messages.append((unpack(packet), list(descriptors)))
             else:
                 self.gone = True
+
+    @property
+    def heard(self) -> bool:
+        """Whether messages have been read that nobody took yet."""
+        return bool(self._messages)
 
     def take(self, kind: str | None = None) -> Iterator[tuple[dict[str, Any], list[int]]]:
         """Yield the messages that have been read, or those of a kind."""

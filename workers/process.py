@@ -187,7 +187,7 @@ class Post:
             )
 
     def _listen(self) -> None:
-        for message, _ in self.control.take():
+        for message, _ in self.control.take() if self.control.heard else ():
             self.stopping = self.stopping or message["kind"] == "stop"
             self.abandoned = self.abandoned or message["kind"] == "abandon"
         if self.interrupted:

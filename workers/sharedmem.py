@@ -44,6 +44,7 @@ SENT, TAKEN = slice(64, 72), slice(128, 136)
 LENGTH = struct.Struct("<I")
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 MOST_SLOTS = 4096
+DESCRIPTOR_SPACE = socket.CMSG_SPACE(array.array("i").itemsize)
 
 
 def make_sockets() -> tuple[socket.socket, socket.socket]:
@@ -174,15 +175,18 @@ class _SharedEnd(LinkEnd):
         return self.bell.fileno()
 
     def refresh(self) -> None:
-        while not self._lost:
-            try:
-                rung, attached, _, _ = self.bell.recvmsg(4096, socket.CMSG_SPACE(array.array("i").itemsize))
-            except BlockingIOError:
-                return
-            except ConnectionResetError:  # the peer closed before it had read all that we rang
-                continue
-            self._hear(rung, _descriptors(attached))
-            self._lost = not rung
+        try:
+            rung, attached, _, _ = self.bell.recvmsg(4096, DESCRIPTOR_SPACE)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:  # the peer closed before it had read all that we rang; what it rang comes next
+            return
+        self._hear(rung, _descriptors(attached) if attached else [])
+        self._lost = not rung
+
+    @property
+    def gone(self) -> bool:
+        return self._lost
 
     def adopt(self, bell: socket.socket) -> None:
         """Go on with another process at the other end, over a new socket."""
