@@ -55,7 +55,7 @@ def job(width: int = 128, batch: int = 720, blocks: int = 36, steps: int = 800) 
         classes=CLASSES,
         stages=4,
         steps=steps,
-        evaluate_every=max(1, steps // 6),
+        evaluate_every=max(1, steps // 8),
     )
 
 

@@ -96,8 +96,8 @@ def test_digits_has_many_cut_points_and_equal_layers() -> None:
 
 
 def test_options_are_used() -> None:
-    digits = load_job("digits", {"width": 16, "blocks": 5, "batch": 32, "steps": 12})
-    assert (len(layers_of(digits.model)), digits.steps, digits.evaluate_every) == (5, 12, 2)
+    digits = load_job("digits", {"width": 16, "blocks": 5, "batch": 32, "steps": 16})
+    assert (len(layers_of(digits.model)), digits.steps, digits.evaluate_every) == (5, 16, 2)
     assert fed(digits, 1)[0][0].shape == (32, 64)
     chars = load_job("chars", {"width": 8, "heads": 2, "blocks": 3, "window": 5, "batch": 7, "steps": 10})
     assert (len(layers_of(chars.model)), chars.steps, chars.evaluate_every) == (6, 10, 2)
