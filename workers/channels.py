@@ -103,7 +103,7 @@ class LinkEnd(ABC):
         if self.on_message is not None:
             self.on_message(self._messages, message)
         self._messages += 1
-        self._bytes += header.payload_bytes
+        self._bytes += header.form.payload_bytes
 
     def _check_open(self, doing: str) -> None:
         if self.closed:
@@ -150,8 +150,14 @@ class Receiver(LinkEnd):
     """The end that messages come out of."""
 
     @abstractmethod
-    def try_receive(self) -> Message | None:
-        """Return the next message if it has come."""
+    def try_receive(self, *, own: bool = True) -> Message | None:
+        """Return the next message if it has come.
+
+        One that is not one's own is good until `give_back` or the next message: its values may lie in the link.
+        """
+
+    def give_back(self) -> None:
+        """Let the link have the place of the last message, which was not one's own."""
 
     def receive(self, timeout: float) -> Message:
         """Return the next message, and wait for it for at most `timeout` seconds."""
@@ -167,8 +173,8 @@ class Receiver(LinkEnd):
 
     def _check_turn(self, header: Header) -> None:
         """Refuse a message that is not the next one of this edge."""
-        if header.edge != self.edge:
-            raise FrameError(f"on edge {self.edge} {self.peer} sent a message for edge {header.edge}")
+        if header.form.edge != self.edge:
+            raise FrameError(f"on edge {self.edge} {self.peer} sent a message for edge {header.form.edge}")
         if header.sequence != self._messages:
             lost = header.sequence > self._messages
             raise FrameError(
@@ -316,7 +322,7 @@ class _MemorySender(_MemoryEnd, Sender):
 
 
 class _MemoryReceiver(_MemoryEnd, Receiver):
-    def try_receive(self) -> Message | None:
+    def try_receive(self, *, own: bool = True) -> Message | None:
         self._check_open("receive")
         ended = self.gone
         if not self._shared.queue:

@@ -3,7 +3,7 @@
     links       activations_in -> [stage] -> activations_out
                   gradients_out <- [stage] <- gradients_in
 
-    [1] take in every gradient that has come                 so that the sender below never stands still for us
+    [1] take in the gradients that have come                 so that the sender below never stands still for us
     [2] let the stage learn from the oldest, when it is due  at once (free), or exactly `lag` steps later (exact)
     [3] unless something is in the way                       no room to send on; a gradient that must come first
     [4] take the next message from above                     a batch: step ahead; a mark: obey, and pass it on
@@ -116,6 +116,7 @@ class Loop:
     ) -> None:
         self.links = links
         self.lag = lag
+        self._senders = links.senders
         self.stage: Stage | None = None
         self.progress = Progress()
         self._make_stage = make_stage
@@ -129,9 +130,8 @@ class Loop:
     def run(self) -> Iterator[Wait | None]:
         """Work until a stop came by and every batch has had its answer; yield why there is nothing to do, or None."""
         while True:
-            self._take_gradients()
-            if self._learning_is_due():
-                yield from self._learn(self._inbox.popleft())
+            if (gradient := self._due_gradient()) is not None:
+                yield from self._learn(gradient)
                 yield None
             elif self._stopping and not self._unanswered:
                 return
@@ -147,23 +147,29 @@ class Loop:
     def _waits(self) -> bool:
         return self.stage is not None and self.stage.waits
 
-    def _take_gradients(self) -> None:
-        """Take in what has come, so that no link is ever full for long; what nobody waits for is not asked for."""
-        receiver = self.links.gradients_in
-        while receiver is not None and len(self._inbox) < len(self._unanswered):
-            message = receiver.try_receive()
-            if message is None:
-                return
-            if not isinstance(message, Gradient):
-                raise MessageError(f"a {type(message).__name__} came up on edge {message.edge}, where gradients do")
-            self._inbox.append(message)
-
-    def _learning_is_due(self) -> bool:
-        if not self._inbox:
-            return False
+    def _due_gradient(self) -> Gradient | None:
+        """Return the gradient to learn from now, if there is one."""
         if self.lag.mode == "free" or self._waits or self._stopping:
-            return True
-        return self._inbox[0].step + self.lag.most <= self.progress.steps
+            return self._inbox.popleft() if self._inbox else self._receive_gradient(own=False)
+        self._take_gradients()
+        if self._inbox and self._inbox[0].step + self.lag.most <= self.progress.steps:
+            return self._inbox.popleft()
+        return None
+
+    def _take_gradients(self) -> None:
+        """Take in all that have come, so that no link stays full for long."""
+        while (gradient := self._receive_gradient(own=True)) is not None:
+            self._inbox.append(gradient)
+
+    def _receive_gradient(self, *, own: bool) -> Gradient | None:
+        """Return the next gradient that has come; one that nobody waits for is not asked for."""
+        receiver = self.links.gradients_in
+        if receiver is None or len(self._inbox) == len(self._unanswered):
+            return None
+        message = receiver.try_receive(own=own)
+        if message is None or isinstance(message, Gradient):
+            return message
+        raise MessageError(f"a {type(message).__name__} came up on edge {message.edge}, where gradients do")
 
     def _hindrance(self) -> Wait | None:
         """Return what keeps the stage from its next batch."""
@@ -171,12 +177,17 @@ class Loop:
             oldest = self._unanswered[0]
             if self._stopping or self._waits or self.progress.steps - oldest >= self.lag.most:
                 return "wait_gradient"
-        return None if all(sender.credits for sender in self.links.senders) else "wait_credit"
+        for sender in self._senders:
+            if not sender.credits:
+                return "wait_credit"
+        return None
 
     def _learn(self, gradient: Gradient) -> Iterator[Wait]:
         stage = self.stage
         assert stage is not None, "a gradient is only taken in for a batch that the stage has had"
         yield from self._send_all(stage.learn(gradient))
+        if self.links.gradients_in is not None:
+            self.links.gradients_in.give_back()
         self._unanswered.popleft()
         if not stage.waits:
             self.progress.lags[self.progress.steps - gradient.step] += 1

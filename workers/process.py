@@ -33,7 +33,7 @@ __all__ = ["DATA", "Place", "Post", "die_with", "log_folder", "run_worker", "sta
 
 DATA = "data"
 PR_SET_PDEATHSIG = 1
-REPORT_EVERY = 0.1
+REPORT_EVERY = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,11 +162,13 @@ class Post:
     def _drive(
         self, actions: Iterator[Wait | None], waiter: Waiter, ends: list[LinkEnd], report: Callable[[], None]
     ) -> None:
-        since = time.monotonic()
+        since, looked = time.monotonic(), self.steps
         for wait in actions:
             now = time.monotonic()
             if wait is None:
-                waiter.wait(0)
+                if self.steps != looked:  # a look at the links is dear; once a step is enough
+                    waiter.wait(0)
+                    looked = self.steps
                 since = now
             else:
                 self._wait(waiter, wait, ends, since + self.place.timeout - now)

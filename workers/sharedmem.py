@@ -31,7 +31,7 @@ from torch import Tensor
 from stepahead.pipeline import FrameError, LinkError, Message
 
 from .channels import LinkEnd, Receiver, Sender
-from .wire import HEADER_LIMIT, Header, decode_header, encode_header, load, store
+from .wire import HEADER_LIMIT, Form, Header, decode_header, encode_header, load, places_in, store
 
 __all__ = ["Memory", "SharedReceiver", "SharedSender", "make_sockets"]
 
@@ -44,6 +44,8 @@ SENT, TAKEN = slice(64, 72), slice(128, 136)
 LENGTH = struct.Struct("<I")
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 MOST_SLOTS = 4096
+MOST_KNOWN = 256
+RINGS = 256
 DESCRIPTOR_SPACE = socket.CMSG_SPACE(array.array("i").itemsize)
 
 
@@ -77,6 +79,7 @@ class Memory:
             self._map.close()
             raise FrameError(f"the memory of a link lies: {self.slots} slots of {self.payload_bytes} in {size} bytes")
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        self._known: dict[tuple[int, bytes], tuple[Tensor, ...]] = {}
         words = memoryview(self._map)
         self._sent: memoryview[int] = words[SENT].cast("Q")
         self._taken: memoryview[int] = words[TAKEN].cast("Q")
@@ -123,7 +126,7 @@ class Memory:
         raw = encode_header(header)
         LENGTH.pack_into(self._map, start, len(raw))
         self._map[start + LENGTH.size : start + LENGTH.size + len(raw)] = raw
-        store(message, header, self._payload(start))
+        store(message, self._places(number, header.form))
         self.sent = number + 1
 
     def read_header(self, number: int) -> Header:
@@ -133,23 +136,21 @@ class Memory:
         if length > HEADER_LIMIT:
             raise FrameError(f"a link frame lies: its header has {length} bytes, at most {HEADER_LIMIT} are allowed")
         header = decode_header(self._map[start + LENGTH.size : start + LENGTH.size + length])
-        if header.payload_bytes > self.payload_bytes:
-            raise FrameError(
-                f"a link frame lies: it speaks of {header.payload_bytes} bytes in a slot of {self.payload_bytes}"
-            )
+        claimed = header.form.payload_bytes
+        if claimed > self.payload_bytes:
+            raise FrameError(f"a link frame lies: it speaks of {claimed} bytes in a slot of {self.payload_bytes}")
         return header
 
-    def read(self, number: int, header: Header) -> Message:
-        """Return the message in the slot of its number, and count it as taken."""
-        message = load(header, self._payload(self._start(number)))
-        self.taken = number + 1
-        return message
+    def read(self, number: int, header: Header, *, own: bool) -> Message:
+        """Return the message in the slot of its number."""
+        return load(header, self._places(number, header.form), own=own)
 
     def close(self) -> None:
         """Let go of the memory here; it is freed when all others have."""
         self._sent.release()
         self._taken.release()
         del self._bytes
+        self._known.clear()
         with suppress(BufferError):  # a tensor that somebody still holds keeps it mapped
             self._map.close()
         os.close(self.descriptor)
@@ -157,9 +158,16 @@ class Memory:
     def _start(self, number: int) -> int:
         return CONTROL_BYTES + number % self.slots * self._stride
 
-    def _payload(self, start: int) -> Tensor:
-        end = start + self._stride
-        return self._bytes[end - self.payload_bytes : end]
+    def _places(self, number: int, form: Form) -> tuple[Tensor, ...]:
+        """Return the tensors in a slot; they are made once, for to make them takes longer than to copy a small one."""
+        key = number % self.slots, form.raw
+        places = self._known.get(key)
+        if places is None:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            end = self._start(number) + self._stride
+            places = self._known[key] = places_in(self._bytes[end - self.payload_bytes : end], form)
+        return places
 
 
 class _SharedEnd(LinkEnd):
@@ -176,7 +184,7 @@ class _SharedEnd(LinkEnd):
 
     def refresh(self) -> None:
         try:
-            rung, attached, _, _ = self.bell.recvmsg(4096, DESCRIPTOR_SPACE)
+            rung, attached, _, _ = self.bell.recvmsg(RINGS, DESCRIPTOR_SPACE)
         except BlockingIOError:
             return
         except ConnectionResetError:  # the peer closed before it had read all that we rang; what it rang comes next
@@ -258,10 +266,10 @@ class SharedSender(_SharedEnd, Sender):
             raise self._over(self._ended, "send")
         if not self.credits:
             return False
-        if self.memory is None or header.payload_bytes > self.memory.payload_bytes:
+        if self.memory is None or header.form.payload_bytes > self.memory.payload_bytes:
             if self.waiting:
                 return False  # larger slots can come when the smaller ones are all free
-            self._make_memory(header.payload_bytes)
+            self._make_memory(header.form.payload_bytes)
         assert self.memory is not None
         self.memory.write(self._messages, header, message)
         self._count(header, message)
@@ -302,15 +310,17 @@ class SharedReceiver(_SharedEnd, Receiver):
     """The receiving end; `bell` is the receiver's socket of `make_sockets`."""
 
     def __init__(self, edge: str, peer: str, capacity: int, bell: socket.socket) -> None:
-        self._available = 0
+        self._available = self._owed = 0
+        self._lent = False
         super().__init__(edge, peer, capacity, bell)
 
     @property
     def waiting(self) -> int:
         return self._available
 
-    def try_receive(self) -> Message | None:
+    def try_receive(self, *, own: bool = True) -> Message | None:
         self._check_open("receive")
+        self.give_back()
         if not self._available:
             if self._ended or self._lost:
                 raise self._over(self._ended, "receive")
@@ -319,15 +329,28 @@ class SharedReceiver(_SharedEnd, Receiver):
             raise FrameError(f"on edge {self.edge} {self.peer} rang without having sent the memory")
         header = self.memory.read_header(self._messages)
         self._check_turn(header)
-        message = self.memory.read(self._messages, header)
+        message = self.memory.read(self._messages, header, own=own)
         self._available -= 1
+        self._lent = True
         self._count(header, message)
-        self._ring(MESSAGE)
+        if own:
+            self.give_back()
         return message
+
+    def give_back(self) -> None:
+        if not self._lent or self.memory is None:
+            return
+        self._lent = False
+        self.memory.taken = self._messages
+        self._owed += 1
+        if self._owed > self.capacity // 2 or not self._available:  # to ring for several wakes the sender less often
+            self._ring(MESSAGE * self._owed)
+            self._owed = 0
 
     def adopt(self, bell: socket.socket) -> None:
         super().adopt(bell)
-        self._available = 0  # the new sender announces what is still to be taken
+        self.give_back()
+        self._available = self._owed = 0  # the new sender announces what is still to be taken
 
     def _hear(self, rung: bytes, descriptors: list[int]) -> None:
         super()._hear(rung, descriptors)

@@ -8,10 +8,8 @@ idle     wait_input, wait_credit, wait_gradient, send (on a link), and the rest:
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, get_args
 
 from stepahead.pipeline import TAX, USEFUL, Part
 
@@ -20,28 +18,47 @@ __all__ = ["SpanName", "Spans", "Wait"]
 Wait = Literal["wait_input", "wait_credit", "wait_gradient"]
 """Why a worker has nothing to do: no batch has come, no room below or above, no gradient though one is due."""
 SpanName = Part | Wait | Literal["send", "evaluate"]
+NAMES: tuple[SpanName, ...] = (*get_args(Part), *get_args(Wait), "send", "evaluate")
+
+
+class _Span:
+    """Times one thing, again and again; by hand, for a generator as a context manager costs more than what it times."""
+
+    __slots__ = ("_now", "_start", "seconds")
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.seconds = 0.0
+        self._now = now
+        self._start = 0.0
+
+    def __enter__(self) -> None:
+        self._start = self._now()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds += self._now() - self._start
 
 
 class Spans:
     """Adds up seconds by name; `spans(name)` is a context that times what is inside it."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._now = now
+        self._spans = {name: _Span(now) for name in NAMES}
         self._begun: float | None = None
 
-    @contextmanager
-    def __call__(self, name: SpanName) -> Generator[None]:
-        start = self._now()
-        try:
-            yield
-        finally:
-            self.seconds[name] += self._now() - start
+    def __call__(self, name: SpanName) -> _Span:
+        return self._spans[name]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The totals so far."""
+        return {name: span.seconds for name, span in self._spans.items()}
 
     def begin(self) -> None:
         """Count the wall time from here; what was before is forgotten."""
         self._begun = self._now()
-        self.seconds.clear()
+        for span in self._spans.values():
+            span.seconds = 0.0
 
     @property
     def wall(self) -> float:
@@ -54,9 +71,7 @@ class Spans:
         if wall <= 0:
             return {"useful": 0.0, "tax": 0.0, "idle": {"other": 1.0}}
         share = {name: seconds / wall for name, seconds in self.seconds.items()}
-        useful = sum(share.get(name, 0.0) for name in USEFUL)
-        tax = sum(share.get(name, 0.0) for name in TAX)
-        waits = {name: share.get(name, 0.0) for name in ("wait_input", "wait_credit", "wait_gradient")}
-        link = share.get("send", 0.0)
+        useful, tax = sum(share[name] for name in USEFUL), sum(share[name] for name in TAX)
+        waits, link = {name: share[name] for name in get_args(Wait)}, share["send"]
         other = 1.0 - useful - tax - link - sum(waits.values())
         return {"useful": useful, "tax": tax, "idle": {**waits, "link": link, "other": other}}

@@ -1,18 +1,21 @@
-"""Messages as bytes: a small msgpack header, and behind it the tensors' values.
+"""Messages as bytes: a header of two numbers and a small msgpack array, and behind it the tensors' values.
 
-A header is an array of fixed length. The type and the range of each field are checked before a byte of payload is
-looked at; what is not of this form is a `FrameError`. Nothing is ever unpickled.
+    sequence, step    8 bytes each
+    form              [version, edge, kind, flag, [[dtype, [size, ..]], ..], label or nil]
 
-    [version, edge, sequence, kind, step, flag, [[dtype, [size, ..]], ..], label or nil]
-
-`flag` is what the kind needs besides: training for an activation, truth for a gradient, which mark for a mark.
+The form is what messages of an edge have in common: it is packed and checked once, and then known by its bytes. The type
+and the range of each field are checked before a byte of payload is looked at; what is not right is a `FrameError`.
+Nothing is ever unpickled. `flag` is what the kind needs besides: training for an activation, truth for a gradient,
+which mark for a mark.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -32,7 +35,17 @@ from stepahead.pipeline import (
 
 from .packing import pack, unpack
 
-__all__ = ["HEADER_LIMIT", "Header", "decode_header", "encode_header", "header_of", "load", "store"]
+__all__ = [
+    "HEADER_LIMIT",
+    "Form",
+    "Header",
+    "decode_header",
+    "encode_header",
+    "header_of",
+    "load",
+    "places_in",
+    "store",
+]
 
 VERSION = 1
 HEADER_LIMIT = 4096
@@ -64,125 +77,154 @@ KINDS: tuple[type[Message], ...] = (Activation, Gradient, Mark)
 GRADIENTS = (GradientKind.TARGET, GradientKind.TRUTH)
 MARKS = (MarkKind.EVALUATE, MarkKind.SNAPSHOT, MarkKind.STOP)
 FLAGS = {Activation: 2, Gradient: len(GRADIENTS), Mark: len(MARKS)}
-CPU = torch.device("cpu")
+NUMBERS = struct.Struct("<QQ")
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """What a message is like: all but its number, its step and its values."""
+
+    edge: str
+    kind: type[Message]
+    flag: int
+    tensors: tuple[TensorSpec, ...]
+    label: TensorSpec | None
+    raw: bytes
+    """The form as bytes."""
+    places: tuple[tuple[int, int, TensorSpec], ...]
+    """Where in the payload each tensor begins and ends; a label comes last."""
+    payload_bytes: int
+
+
+@dataclass(slots=True)
 class Header:
     """A message without its values."""
 
-    edge: str
     sequence: int
-    kind: type[Message]
     step: int
-    flag: int
-    tensors: tuple[TensorSpec, ...] = ()
-    label: TensorSpec | None = None
-
-    @property
-    def specs(self) -> tuple[TensorSpec, ...]:
-        """Of all that the payload holds, in its order."""
-        return self.tensors if self.label is None else (*self.tensors, self.label)
-
-    @property
-    def payload_bytes(self) -> int:
-        return sum(_aligned(_bytes_of(spec)) for spec in self.specs)
+    form: Form
 
 
 def header_of(message: Message, sequence: int) -> Header:
     """Return the header of a message, after checking that all of it can travel."""
-    edge, step = message.edge, message.step
     if isinstance(message, Mark):
-        return Header(edge, sequence, Mark, step, MARKS.index(message.kind))
-    tensors = tuple(_spec_of(tensor, edge) for tensor in message.tensors)
-    if isinstance(message, Gradient):
-        return Header(edge, sequence, Gradient, step, GRADIENTS.index(message.kind), tensors)
-    label = None if message.label is None else _spec_of(message.label, edge)
-    return Header(edge, sequence, Activation, step, int(message.training), tensors, label)
+        form = _form_of(message.edge, Mark, MARKS.index(message.kind), (), None)
+    elif isinstance(message, Gradient):
+        shapes = tuple([(tensor.dtype, tensor.shape) for tensor in _dense(message)])
+        form = _form_of(message.edge, Gradient, GRADIENTS.index(message.kind), shapes, None)
+    else:
+        *shapes, last = [(tensor.dtype, tensor.shape) for tensor in _dense(message)]
+        if message.label is None:
+            form = _form_of(message.edge, Activation, int(message.training), (*shapes, last), None)
+        else:
+            form = _form_of(message.edge, Activation, int(message.training), tuple(shapes), last)
+    return Header(sequence, message.step, form)
 
 
 def encode_header(header: Header) -> bytes:
     """Return the header as bytes."""
-    label = None if header.label is None else _packed(header.label)
-    tensors = [_packed(spec) for spec in header.tensors]
-    kind = KINDS.index(header.kind)
-    fields = (VERSION, header.edge, header.sequence, kind, header.step, header.flag, tensors, label)
-    raw = pack(fields)
-    if len(raw) > HEADER_LIMIT:
-        raise MessageError(f"the header of a message on edge {header.edge} has {len(raw)} bytes of {HEADER_LIMIT}")
-    return raw
+    return NUMBERS.pack(header.sequence, header.step) + header.form.raw
 
 
 def decode_header(raw: bytes) -> Header:
     """Return the header that the bytes say, or raise what is wrong with them."""
-    version, edge, sequence, kind, step, flag, tensors, label = _array(_unpacked(raw), "the header", 8, 8)
+    if not NUMBERS.size < len(raw) <= HEADER_LIMIT:
+        raise FrameError(f"a link frame lies: its header has {len(raw)} bytes, at most {HEADER_LIMIT} are allowed")
+    sequence, step = NUMBERS.unpack_from(raw)
+    _count(sequence, "the sequence number", 0, MOST_COUNT)
+    _count(step, "the step", 0, MOST_COUNT)
+    return Header(sequence, step, _decode_form(raw[NUMBERS.size :]))
+
+
+def store(message: Message, places: Sequence[Tensor]) -> None:
+    """Write the values of a message to the places in its payload."""
+    if not isinstance(message, Mark):
+        for source, place in zip(_tensors(message), places, strict=True):
+            place.copy_(source.detach())
+
+
+def load(header: Header, places: tuple[Tensor, ...], *, own: bool = True) -> Message:
+    """Return the message of a header whose values are at these places: a copy of them, or if not `own` themselves."""
+    form, step = header.form, header.step
+    if form.kind is Mark:
+        return Mark(edge=form.edge, step=step, kind=MARKS[form.flag])
+    values = tuple([place.clone() for place in places]) if own else places
+    if form.kind is Gradient:
+        return Gradient(edge=form.edge, step=step, tensors=values, kind=GRADIENTS[form.flag])
+    tensors, label = (values, None) if form.label is None else (values[:-1], values[-1])
+    return Activation(edge=form.edge, step=step, tensors=tensors, label=label, training=bool(form.flag))
+
+
+def places_in(region: Tensor, form: Form) -> tuple[Tensor, ...]:
+    """Return each tensor's place in a region of bytes."""
+    return tuple(
+        region[start:end].view(spec.dtype).view(spec.shape) if end > start else torch.empty(spec.shape, dtype=spec.dtype)
+        for start, end, spec in form.places
+    )
+
+
+Shape = tuple[torch.dtype, tuple[int, ...]]
+
+
+@lru_cache(maxsize=1024)
+def _form_of(edge: str, kind: type[Message], flag: int, tensors: tuple[Shape, ...], label: Shape | None) -> Form:
+    if len(tensors) > MOST_TENSORS:
+        raise MessageError(f"a message on edge {edge} has {len(tensors)} tensors; a link carries at most {MOST_TENSORS}")
+    specs = tuple(_travelling(edge, *shape) for shape in tensors)
+    return _make_form(edge, kind, flag, specs, None if label is None else _travelling(edge, *label))
+
+
+@lru_cache(maxsize=1024)
+def _decode_form(raw: bytes) -> Form:
+    version, edge, kind, flag, tensors, label = _array(_unpacked(raw), "the header", 6, 6)
     _count(version, "the version", VERSION, VERSION)
     if type(edge) is not str or not 0 < len(edge) <= 64:
         raise FrameError(f"a link frame lies: its edge is a {type(edge).__name__}, not a name of 1 to 64 letters")
-    _count(kind, "the kind", 0, len(KINDS) - 1)
-    header = Header(
-        edge=edge,
-        sequence=_count(sequence, "the sequence number", 0, MOST_COUNT),
-        kind=KINDS[kind],
-        step=_count(step, "the step", 0, MOST_COUNT),
-        flag=_count(flag, "the flag", 0, FLAGS[KINDS[kind]] - 1),
-        tensors=tuple(_spec(item) for item in _array(tensors, "the list of tensors", 0, MOST_TENSORS)),
-        label=None if label is None else _spec(label),
-    )
-    if (header.kind is Mark) != (not header.tensors) or (label is not None and header.kind is not Activation):
-        raise FrameError(f"a link frame lies: a {header.kind.__name__} with {len(header.specs)} tensors")
-    return header
+    sort = KINDS[_count(kind, "the kind", 0, len(KINDS) - 1)]
+    _count(flag, "the flag", 0, FLAGS[sort] - 1)
+    specs = tuple(_spec(item) for item in _array(tensors, "the list of tensors", 0, MOST_TENSORS))
+    if (sort is Mark) != (not specs) or (label is not None and sort is not Activation):
+        raise FrameError(f"a link frame lies: a {sort.__name__} with {len(specs) + (label is not None)} tensors")
+    return _make_form(edge, sort, flag, specs, None if label is None else _spec(label))
 
 
-def store(message: Message, header: Header, region: Tensor) -> None:
-    """Write the values of a message into a region of bytes."""
-    if isinstance(message, Mark):
-        return
-    sources = message.tensors
-    if isinstance(message, Activation) and message.label is not None:
-        sources = (*sources, message.label)
-    for source, target in zip(sources, _places(header, region), strict=True):
-        target.copy_(source.detach())
-
-
-def load(header: Header, region: Tensor) -> Message:
-    """Return the message that a header and a region of bytes make, with values of its own."""
-    if header.kind is Mark:
-        return Mark(edge=header.edge, step=header.step, kind=MARKS[header.flag])
-    values = tuple(place.clone() for place in _places(header, region))
-    tensors = values[: len(header.tensors)]
-    if header.kind is Gradient:
-        return Gradient(edge=header.edge, step=header.step, tensors=tensors, kind=GRADIENTS[header.flag])
-    label = None if header.label is None else values[-1]
-    return Activation(edge=header.edge, step=header.step, tensors=tensors, label=label, training=bool(header.flag))
-
-
-def _places(header: Header, region: Tensor) -> Iterator[Tensor]:
-    """Yield each tensor's place in the region."""
+def _make_form(
+    edge: str, kind: type[Message], flag: int, tensors: tuple[TensorSpec, ...], label: TensorSpec | None
+) -> Form:
+    places: list[tuple[int, int, TensorSpec]] = []
     start = 0
-    for spec in header.specs:
-        size = _bytes_of(spec)
-        if size == 0:
-            yield torch.empty(spec.shape, dtype=spec.dtype)
-        else:
-            yield region[start : start + size].view(spec.dtype).view(spec.shape)
-        start += _aligned(size)
+    for spec in tensors if label is None else (*tensors, label):
+        size = math.prod(spec.shape) * spec.dtype.itemsize
+        places.append((start, start + size, spec))
+        start += -(-size // ALIGNMENT) * ALIGNMENT
+    packed = [_packed(spec) for spec in tensors]
+    raw = pack((VERSION, edge, KINDS.index(kind), flag, packed, None if label is None else _packed(label)))
+    return Form(edge, kind, flag, tensors, label, raw, tuple(places), start)
 
 
-def _spec_of(tensor: Tensor, edge: str) -> TensorSpec:
-    spec = TensorSpec.of(tensor)
-    if spec.dtype not in CODES or tensor.layout is not torch.strided or tensor.is_meta:
-        layout = "" if tensor.layout is torch.strided else f" of layout {tensor.layout}"
-        raise MessageError(f"a tensor {spec}{layout} cannot travel over edge {edge}; make it dense, of a plain dtype")
+def _travelling(edge: str, dtype: torch.dtype, shape: tuple[int, ...]) -> TensorSpec:
+    spec = TensorSpec(dtype, tuple(shape))
+    if dtype not in CODES:
+        raise MessageError(f"a tensor {spec} cannot travel over edge {edge}; make it of a plain dtype")
+    if len(shape) > MOST_DIMENSIONS:
+        what = f"a tensor on edge {edge} has {len(shape)} dimensions"
+        raise MessageError(f"{what}; a link carries at most {MOST_DIMENSIONS}")
     return spec
 
 
-def _bytes_of(spec: TensorSpec) -> int:
-    return math.prod(spec.shape) * spec.dtype.itemsize
+def _tensors(message: Activation | Gradient) -> tuple[Tensor, ...]:
+    label = message.label if isinstance(message, Activation) else None
+    return message.tensors if label is None else (*message.tensors, label)
 
 
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+def _dense(message: Activation | Gradient) -> tuple[Tensor, ...]:
+    tensors = _tensors(message)
+    for tensor in tensors:
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            spec = TensorSpec.of(tensor)
+            what = "a tensor without values" if tensor.is_meta else f"a tensor {spec} of layout {tensor.layout}"
+            raise MessageError(f"{what} cannot travel over edge {message.edge}; make it dense")
+    return tensors
 
 
 def _packed(spec: TensorSpec) -> tuple[int, tuple[int, ...]]:
@@ -190,8 +232,6 @@ def _packed(spec: TensorSpec) -> tuple[int, tuple[int, ...]]:
 
 
 def _unpacked(raw: bytes) -> Any:
-    if len(raw) > HEADER_LIMIT:
-        raise FrameError(f"a link frame lies: its header has {len(raw)} bytes, at most {HEADER_LIMIT} are allowed")
     try:
         return unpack(raw, max_map_len=0, max_ext_len=0, max_bin_len=0, max_array_len=MOST_TENSORS)
     except Exception as error:  # msgpack raises a dozen types for what is not msgpack
