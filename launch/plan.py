@@ -51,6 +51,8 @@ class Plan:
     devices: tuple[str, ...]
     cores: tuple[tuple[int, ...], ...]
     """For each stage."""
+    data_cores: tuple[int, ...]
+    """For the data process: those that no stage has, or else the last stage's, which has no predictor to pay for."""
     total_steps: int | None
     """As far as it is known beforehand."""
     notes: tuple[str, ...] = ()
@@ -103,7 +105,7 @@ class Plan:
             name=name,
             run=run,
             stages=self.stages,
-            cores=() if name == DATA else self.cores[int(name)],
+            cores=self.data_cores if name == DATA else self.cores[int(name)],
             window=self.config.window,
             prefetch=PREFETCH,
             timeout=self.config.timeout,
@@ -127,6 +129,7 @@ def make_plan(config: Config, job: Job) -> Plan:
         build_groups(layers, cut)  # refuses a weight that would be in two stages
     devices = _devices(config.device, len(cut))
     cores, notes = _cores(devices)
+    others = tuple(sorted(os.sched_getaffinity(0) - {core for own in cores for core in own}))
     total = config.steps
     if total is None and config.epochs is not None and isinstance(job.data, Sized):
         total = config.epochs * len(job.data)
@@ -137,6 +140,7 @@ def make_plan(config: Config, job: Job) -> Plan:
         cut=cut,
         devices=devices,
         cores=cores,
+        data_cores=others or cores[-1],
         total_steps=total,
         notes=notes,
     )
