@@ -4,10 +4,13 @@ cli         the command                     supervisor   watches a run, and ends
 job         what a user wants trained       switchboard  hands workers their ends of the links
 config      settings, from file and flags   rendezvous   torchrun's variables
 plan        groups to workers to devices    folder       where everything that a run leaves is
-run         a run from beginning to end     summary      what came of it
+run         a run from beginning to end     summary      what came of it, as summary.json
 start       forks or starts workers         progress     how far it is, on a terminal or in a file
-interrupts  signals that ask to stop        datasets     data for the demo, the examples, the benchmarks
-export      weights for the uncut model     environment  this machine: for bug reports, and a self-test
+interrupts  signals that ask to stop        words        what a run says to people
+export      weights for the uncut model     datasets     data for the demo, the examples, the benchmarks
+environment this machine, for bug reports   doctor       a self-test of it
+job_digits  the built-in jobs
+job_chars
 
 Names are imported when they are asked for: a command that needs no torch need not wait for it.
 """

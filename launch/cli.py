@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from .config import Config
     from .run import RunResult
 
@@ -107,7 +105,7 @@ def _train(options: argparse.Namespace) -> int:
     console = Console()
 
     def finish(result: RunResult) -> None:
-        _finish(result, console, options.json)
+        _finish(result, options.json)
 
     if torchrun:
         return train_under_torchrun(torchrun, plan, console, finish)
@@ -116,11 +114,7 @@ def _train(options: argparse.Namespace) -> int:
     return result.exit_code
 
 
-def _finish(result: RunResult, console: Console, as_json: bool) -> None:
-    from .summary import closing_lines
-
-    for line in closing_lines(result.summary):
-        console.print(line, highlight=False, soft_wrap=True)
+def _finish(result: RunResult, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result.summary), flush=True)
     if result.words:

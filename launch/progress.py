@@ -44,7 +44,7 @@ class Track:
         self.every_seconds = every_seconds
         self.now = now
         self._notes: dict[str, float] = {}
-        self._samples = 0
+        self._samples = self._done = 0
         self._loss: float | None = None
 
     def note(self, **figures: float) -> None:
@@ -96,9 +96,11 @@ class Track:
     def _take(self, report: StepReport) -> int:
         """Take a report in, and return how many steps are done."""
         self._samples += report.samples
-        # the mean over the last ten or so: one batch says little
-        self._loss = report.loss if self._loss is None else self._loss + (report.loss - self._loss) / 10
-        return report.step + 1
+        # the mean over the last ten steps or so, for one batch says little; a report may cover several
+        done, self._done = self._done, report.step + 1
+        old = 0.0 if self._loss is None else 0.9 ** (self._done - done)
+        self._loss = old * (self._loss or 0.0) + (1 - old) * report.loss
+        return self._done
 
     def _figures(self, done: int, seconds: float, room: int | None = None) -> str:
         """Return the figures, the less important ones only as far as there is room."""

@@ -24,8 +24,9 @@ from .plan import Plan, make_plan
 from .progress import Track
 from .rendezvous import Torchrun
 from .start import fork, start_workers, work_at
-from .summary import exit_code, last_words, summarize, write_summary
+from .summary import exit_code, summarize, write_summary
 from .supervisor import Supervisor
+from .words import first_words, last_words, show_result
 
 __all__ = ["RunResult", "launch", "rejoin", "train", "train_under_torchrun"]
 
@@ -137,7 +138,7 @@ def _supervise(
 
     begun = time.monotonic()
     with Supervisor(folder, listener, plan.stages, say, signals) as supervisor:
-        for line in _opening(plan, folder):
+        for line in first_words(plan, folder):
             say(line)
         start(supervisor)
         loss: float | None = None
@@ -156,13 +157,6 @@ def _supervise(
             seconds=time.monotonic() - begun,
         )
     write_summary(folder, summary)
+    if outcome.reason in ("done", "interrupted"):
+        show_result(summary, folder.path, console)
     return RunResult(summary, exit_code(outcome), last_words(outcome, folder.path))
-
-
-def _opening(plan: Plan, folder: RunFolder) -> list[str]:
-    config = plan.config
-    what = "locked (lockstep)" if config.schedule == "lockstep" else f"decoupled, signal {config.signal}"
-    layers = " + ".join(map(str, plan.cut))
-    where = f"on {', '.join(plan.devices)}"
-    head = f"{config.job}: {plan.stages} stages of {layers} layers {where}; {what}; in {folder.path}"
-    return [head, *(f"note: {note}" for note in plan.notes)]

@@ -1,4 +1,4 @@
-"""What came of a run: `summary.json`, the exit code, and the last words to its user."""
+"""What came of a run: `summary.json`, and the exit code."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import platform
 import signal
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from stepahead.workers import complete_snapshot, log_folder, stage_title
+from stepahead.workers import complete_snapshot
 
 from .folder import RunFolder
 from .plan import Plan
 from .supervisor import Loss, Outcome, Watched
 
-__all__ = ["EXIT_CODES", "closing_lines", "exit_code", "last_words", "summarize", "versions", "write_summary"]
+__all__ = ["EXIT_CODES", "death", "exit_code", "summarize", "versions", "write_summary"]
 
 EXIT_CODES = {"done": 0, "failed": 1, "worker lost": 3, "interrupted": 130}
 USAGE = 2
@@ -83,32 +82,6 @@ def exit_code(outcome: Outcome) -> int:
     return EXIT_CODES[outcome.reason]
 
 
-def last_words(outcome: Outcome, run: Path) -> str:
-    """Return what went wrong, the cause first; empty for a run that did not go wrong."""
-    if outcome.losses:
-        return "\n".join(_obituary(loss, run) for loss in outcome.losses)
-    failure = outcome.failure
-    if outcome.reason != "failed" or failure is None:
-        return ""
-    log = log_folder(run, failure.worker) / "stderr.log"
-    what = "" if failure.expected else failure.traceback.rstrip() + "\n"
-    return (
-        f"{what}{stage_title(failure.worker)} failed after {failure.steps} steps: "
-        f"{failure.error}: {failure.message}\nlog: {log}"
-    )
-
-
-def closing_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Return what a run says of itself at its end."""
-    figures = [f"loss {summary['train_loss']:.4f}"] if summary["train_loss"] is not None else []
-    figures += [f"{name} {value:.4f}" for name, value in summary["metrics"].items() if name != "loss"]
-    rate = f"{summary['samples_per_second']:,.0f} samples/s"
-    return [
-        f"{summary['exit_reason']} after {summary['steps']} steps in {summary['wall_seconds']:.1f} s: "
-        + ", ".join([*figures, rate])
-    ]
-
-
 def versions() -> dict[str, str]:
     """Return the versions that matter."""
     try:
@@ -126,16 +99,11 @@ def _entry(plan: Plan, stage: int, entry: Mapping[str, Any] | None) -> dict[str,
 
 
 def _fault(loss: Loss) -> dict[str, Any]:
-    return {"worker": loss.worker, "steps": loss.steps, "what": _death(loss)}
+    return {"worker": loss.worker, "steps": loss.steps, "what": death(loss)}
 
 
-def _obituary(loss: Loss, run: Path) -> str:
-    hint = " (by hand, or because memory ran out: dmesg would tell)" if loss.status == -signal.SIGKILL else ""
-    log = log_folder(run, loss.worker) / "stderr.log"
-    return f"{stage_title(loss.worker)} {_death(loss)}{hint} after about {loss.steps} steps; log: {log}"
-
-
-def _death(loss: Loss) -> str:
+def death(loss: Loss) -> str:
+    """Return how a worker died."""
     if loss.status is None:
         return "is gone"
     if loss.status < 0:

@@ -65,11 +65,14 @@ def test_a_run_prints_plain_lines(tmp_path: Path) -> None:
     code, text = run(arguments)
     lines = text.strip().splitlines()
     assert code == 0
-    assert lines[0].startswith(f"{FAULTY}: 3 stages of 3 + 3 + 3 layers on cpu, cpu, cpu; decoupled, signal auto; in ")
-    assert lines[-2].startswith("step 20/20 loss ")
-    assert " samples/s" in lines[-2]
-    assert lines[-1].startswith("done after 20 steps in ")
-    assert ", accuracy 0." in lines[-1]
+    assert lines[0] == f"{FAULTY}: 3 stages on cpu x3, decoupled, signal auto"
+    assert lines[1] == f"run folder: {tmp_path}/run"
+    (progress,) = (line for line in lines if line.startswith("step 20/20 loss "))
+    assert " samples/s" in progress
+    assert "stage   useful   tax   idle   cosine   lag   idle mostly for" in text
+    assert lines[-2].startswith("done after 20 steps in ")
+    assert ", accuracy 0." in lines[-2]
+    assert lines[-1].startswith(f"weights: {tmp_path}/run/snapshots/20; stepahead export {tmp_path}/run out.")
     assert "\x1b" not in text
 
     assert outcome("export", str(tmp_path / "run"), str(tmp_path / "out.safetensors")) == 0

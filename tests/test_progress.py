@@ -50,7 +50,8 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
 
 
 def test_a_last_line_however_short_the_run() -> None:
-    assert shown(io.StringIO(), steps=1, every=60).splitlines() == ["digits step 1/1 loss 2.0000 eta 0:00:00 32 samples/s"]
+    line = "digits step 1/1 loss 2.0000 eta 0:00:00 32 samples/s"
+    assert shown(io.StringIO(), steps=1, every=60).splitlines() == [line]
 
 
 def test_a_forced_colour_moves_no_cursor_in_a_file() -> None:

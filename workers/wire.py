@@ -3,8 +3,8 @@
     sequence, step    8 bytes each
     form              [version, edge, kind, flag, [[dtype, [size, ..]], ..], label or nil]
 
-The form is what messages of an edge have in common: it is packed and checked once, and then known by its bytes. The type
-and the range of each field are checked before a byte of payload is looked at; what is not right is a `FrameError`.
+The form is what messages of an edge have in common: it is packed and checked once, and then known by its bytes. The
+type and the range of each field are checked before a byte of payload is looked at; what is not right is a `FrameError`.
 Nothing is ever unpickled. `flag` is what the kind needs besides: training for an activation, truth for a gradient,
 which mark for a mark.
 """
@@ -110,14 +110,12 @@ def header_of(message: Message, sequence: int) -> Header:
     if isinstance(message, Mark):
         form = _form_of(message.edge, Mark, MARKS.index(message.kind), (), None)
     elif isinstance(message, Gradient):
-        shapes = tuple([(tensor.dtype, tensor.shape) for tensor in _dense(message)])
-        form = _form_of(message.edge, Gradient, GRADIENTS.index(message.kind), shapes, None)
+        form = _form_of(message.edge, Gradient, GRADIENTS.index(message.kind), _shapes(message), None)
     else:
-        *shapes, last = [(tensor.dtype, tensor.shape) for tensor in _dense(message)]
-        if message.label is None:
-            form = _form_of(message.edge, Activation, int(message.training), (*shapes, last), None)
-        else:
-            form = _form_of(message.edge, Activation, int(message.training), tuple(shapes), last)
+        shapes, label = _shapes(message), None
+        if message.label is not None:
+            shapes, label = shapes[:-1], shapes[-1]
+        form = _form_of(message.edge, Activation, int(message.training), shapes, label)
     return Header(sequence, message.step, form)
 
 
@@ -158,7 +156,9 @@ def load(header: Header, places: tuple[Tensor, ...], *, own: bool = True) -> Mes
 def places_in(region: Tensor, form: Form) -> tuple[Tensor, ...]:
     """Return each tensor's place in a region of bytes."""
     return tuple(
-        region[start:end].view(spec.dtype).view(spec.shape) if end > start else torch.empty(spec.shape, dtype=spec.dtype)
+        torch.empty(spec.shape, dtype=spec.dtype)
+        if start == end
+        else region[start:end].view(spec.dtype).view(spec.shape)
         for start, end, spec in form.places
     )
 
@@ -169,7 +169,8 @@ Shape = tuple[torch.dtype, tuple[int, ...]]
 @lru_cache(maxsize=1024)
 def _form_of(edge: str, kind: type[Message], flag: int, tensors: tuple[Shape, ...], label: Shape | None) -> Form:
     if len(tensors) > MOST_TENSORS:
-        raise MessageError(f"a message on edge {edge} has {len(tensors)} tensors; a link carries at most {MOST_TENSORS}")
+        what = f"a message on edge {edge} has {len(tensors)} tensors"
+        raise MessageError(f"{what}; a link carries at most {MOST_TENSORS}")
     specs = tuple(_travelling(edge, *shape) for shape in tensors)
     return _make_form(edge, kind, flag, specs, None if label is None else _travelling(edge, *label))
 
@@ -217,14 +218,15 @@ def _tensors(message: Activation | Gradient) -> tuple[Tensor, ...]:
     return message.tensors if label is None else (*message.tensors, label)
 
 
-def _dense(message: Activation | Gradient) -> tuple[Tensor, ...]:
+def _shapes(message: Activation | Gradient) -> tuple[Shape, ...]:
+    """Return dtype and shape of all that travels, after checking that it has values, one behind the other."""
     tensors = _tensors(message)
     for tensor in tensors:
         if tensor.layout is not torch.strided or tensor.is_meta:
             spec = TensorSpec.of(tensor)
             what = "a tensor without values" if tensor.is_meta else f"a tensor {spec} of layout {tensor.layout}"
             raise MessageError(f"{what} cannot travel over edge {message.edge}; make it dense")
-    return tensors
+    return tuple([(tensor.dtype, tensor.shape) for tensor in tensors])
 
 
 def _packed(spec: TensorSpec) -> tuple[int, tuple[int, ...]]:

@@ -94,4 +94,3 @@ def run(stage: Stage, batch: Batch, steps: int) -> None:
         message = Activation(edge=stage.edge_above, step=stage.step, tensors=(batch[0],), label=batch[1])
         for _ in stage.step_ahead(message):
             pass
-

@@ -9,6 +9,7 @@ links and the reports. The first steps, in which the stage and the memory are ma
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from rich.table import Table
 from stepahead.launch import Config, load_job
 from stepahead.launch.plan import Plan, make_plan
 from stepahead.pipeline import Activation, Gradient
-from stepahead.workers import Loop, Wait, work
+from stepahead.workers import Loop, Wait
 
 from .speed import rate
 
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    work.Loop = MeteredLoop  # type: ignore[misc]
+    sys.modules["stepahead.workers.work"].__dict__["Loop"] = MeteredLoop
     config = Config(job=options.job, stages=options.stages, steps=options.steps, device="cpu")
     plan = make_plan(config, load_job(options.job))
     rounds = [overheads(plan) for _ in range(options.rounds)]

@@ -1,0 +1,99 @@
+"""What a run says to people: how it begins, how it went, what went wrong."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from stepahead.workers import log_folder, stage_title
+
+from .folder import RunFolder
+from .plan import Plan
+from .summary import death
+from .supervisor import Loss, Outcome
+
+__all__ = ["first_words", "last_words", "show_result"]
+
+NARROW = 60
+CAUSES = {
+    "wait_input": "a batch",
+    "wait_credit": "room to send on",
+    "wait_gradient": "a gradient",
+    "link": "copying",
+    "other": "other things",
+}
+
+
+def first_words(plan: Plan, folder: RunFolder) -> list[str]:
+    """Return the lines with which a run begins."""
+    config = plan.config
+    what = "locked (lockstep)" if config.schedule == "lockstep" else f"decoupled, signal {config.signal}"
+    devices = ", ".join(_counted(plan.devices))
+    head = [f"{config.job}: {plan.stages} stages on {devices}, {what}", f"run folder: {folder.path}"]
+    return [*head, *(f"note: {note}" for note in plan.notes)]
+
+
+def show_result(summary: Mapping[str, Any], run: Path, console: Console) -> None:
+    """Print how a run went: its figures, and where each stage's time went."""
+    figures = [f"loss {summary['train_loss']:.4f}"] if summary["train_loss"] is not None else []
+    figures += [f"{name} {value:.4f}" for name, value in summary["metrics"].items() if name != "loss"]
+    figures.append(f"{summary['samples_per_second']:,.0f} samples/s")
+    head = f"{summary['exit_reason']} after {summary['steps']} steps in {summary['wall_seconds']:.1f} s"
+    if all("useful" in stage for stage in summary["stages"]):
+        console.print(_table(summary["stages"], narrow=console.width < NARROW))
+    say = [f"{head}: {', '.join(figures)}"]
+    if summary["weights_sha256"]:
+        say.append(f"weights: {run / 'snapshots' / str(summary['steps'])}; stepahead export {run} out.safetensors")
+    for line in say:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def last_words(outcome: Outcome, run: Path) -> str:
+    """Return what went wrong, the cause first; empty for a run that did not go wrong."""
+    if outcome.losses:
+        return "\n".join(_obituary(loss, run) for loss in outcome.losses)
+    failure = outcome.failure
+    if outcome.reason != "failed" or failure is None:
+        return ""
+    log = log_folder(run, failure.worker) / "stderr.log"
+    what = "" if failure.expected else failure.traceback.rstrip() + "\n"
+    return (
+        f"{what}{stage_title(failure.worker)} failed after {failure.steps} steps: "
+        f"{failure.error}: {failure.message}\nlog: {log}"
+    )
+
+
+def _obituary(loss: Loss, run: Path) -> str:
+    hint = " (by hand, or because memory ran out: dmesg would tell)" if loss.status == -signal.SIGKILL else ""
+    log = log_folder(run, loss.worker) / "stderr.log"
+    return f"{stage_title(loss.worker)} {death(loss)}{hint} after about {loss.steps} steps; log: {log}"
+
+
+def _table(stages: list[dict[str, Any]], *, narrow: bool) -> Table:
+    """Return a row for each stage: what its time went into."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("stage", "useful", "tax", "idle", "cosine", "lag", "idle mostly for"):
+        if heading != "idle mostly for" or not narrow:
+            table.add_column(heading, no_wrap=True, justify="left" if heading == "idle mostly for" else "right")
+    for index, stage in enumerate(stages):
+        idle = stage["idle"]
+        most = max(idle, key=lambda cause: idle[cause])
+        shares = [f"{share:.0%}" for share in (stage["useful"], stage["tax"], sum(idle.values()))]
+        predictor, lag = stage["predictor"], stage["lag"]
+        cosine = f"{predictor['cosine']:.2f}" if predictor else ""
+        cells = [str(index), *shares, cosine, str(lag["p50"]) if lag else "", CAUSES[most]]
+        table.add_row(*cells[: len(table.columns)])
+    return table
+
+
+def _counted(names: tuple[str, ...]) -> list[str]:
+    """Return the names, those that come several times in a row with their number."""
+    runs = [(name, len(list(same))) for name, same in groupby(names)]
+    return [name if count == 1 else f"{name} x{count}" for name, count in runs]
