@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except UsageError as error:
         print(f"stepahead: {error}", file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:  # before there was anything to end in order
+        code = 130
     sys.stdout.flush()
     sys.exit(code)
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
-__all__ = ["stop_signals"]
+__all__ = ["ASK_TO_STOP", "stop_signals"]
 
 ASK_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

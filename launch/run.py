@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from stepahead.workers import DATA, listen
 
 from .config import read_config, write_config
 from .folder import RunFolder
-from .interrupts import stop_signals
+from .interrupts import ASK_TO_STOP, stop_signals
 from .job import Job, load_job
 from .plan import Plan, make_plan
 from .progress import Track
@@ -113,6 +114,10 @@ def _start_helpers(plan: Plan, folder: RunFolder, console: Console, finish: Call
     listener, rank_0 = listen(folder.path), os.getpid()
 
     def supervise() -> int:
+        os.setsid()  # torchrun kills rank 0 with all its group, and then there is most to tell
+        for number in ASK_TO_STOP:  # rank 0 hears it, and says so
+            signal.signal(number, signal.SIG_IGN)
+
         def start(supervisor: Supervisor) -> None:
             supervisor.watch("0", rank_0, ours=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import signal
 from collections.abc import Mapping
@@ -55,8 +56,8 @@ def summarize(
         "samples": samples,
         "wall_seconds": wall_seconds,
         "samples_per_second": samples / wall_seconds if wall_seconds else 0.0,
-        "train_loss": train_loss,
-        "metrics": dict(metrics),
+        "train_loss": _finite(train_loss),
+        "metrics": {name: _finite(value) for name, value in metrics.items()},
         "weights_sha256": sha256,
         "speedup": None,
         "baseline": None,
@@ -71,7 +72,7 @@ def summarize(
 def write_summary(folder: RunFolder, summary: Mapping[str, Any]) -> None:
     """Write the summary in one go: whoever reads it reads all of it."""
     partial = folder.summary.with_suffix(".part")
-    partial.write_text(json.dumps(summary, indent=1) + "\n")
+    partial.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
     partial.rename(folder.summary)
 
 
@@ -91,11 +92,17 @@ def versions() -> dict[str, str]:
     return {"stepahead": ours, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
+def _finite(value: float | None) -> float | None:
+    """Return the value, or None for NaN and infinity, which JSON does not have."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _entry(plan: Plan, stage: int, entry: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return a stage's entry; of one that did not come to its end there is little to say."""
     if entry is None:
         return {"device": plan.devices[stage]}
-    return {key: value for key, value in entry.items() if key != "samples"}
+    predictor = entry["predictor"] and {name: _finite(value) for name, value in entry["predictor"].items()}
+    return {key: value for key, value in entry.items() if key != "samples"} | {"predictor": predictor}
 
 
 def _fault(loss: Loss) -> dict[str, Any]:

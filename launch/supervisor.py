@@ -100,7 +100,7 @@ class Supervisor:
         if signals is not None:
             self._selector.register(signals, selectors.EVENT_READ)
         self._interrupted_at: float | None = None
-        self._abandoned = False
+        self._asked = self._abandoned = False
         self._torn_down = False
         self._lost: list[Loss] = []
         self._looked = time.monotonic()
@@ -120,12 +120,14 @@ class Supervisor:
             for name, message in self._switchboard.messages():
                 yield from self._take(name, message)
             self._bury()
+            if self._asked and self._interrupted_at is None:  # after the dead: torchrun tells the others to end then
+                self.interrupt()
             self._look_for_stopped()
             self._keep_deadlines()
 
     def interrupt(self) -> None:
         """End the run in order; called a second time, at once."""
-        if self._interrupted_at is not None:
+        if self._interrupted_at is not None or self._torn_down:
             self._tear_down()
             return
         self._interrupted_at = time.monotonic()
@@ -166,8 +168,8 @@ class Supervisor:
             self.watch(name, message["pid"], ours=False)
             if self._interrupted_at is not None and name == DATA:
                 self._switchboard.tell("stop", DATA)
-        elif kind == "interrupted" and self._interrupted_at is None:
-            self.interrupt()
+        elif kind == "interrupted":
+            self._asked = True
         elif kind == "evaluated":
             self.metrics = dict(message["figures"])
         elif kind == "finished":

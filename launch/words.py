@@ -43,7 +43,7 @@ def first_words(plan: Plan, folder: RunFolder) -> list[str]:
 def show_result(summary: Mapping[str, Any], run: Path, console: Console) -> None:
     """Print how a run went: its figures, and where each stage's time went."""
     figures = [f"loss {summary['train_loss']:.4f}"] if summary["train_loss"] is not None else []
-    figures += [f"{name} {value:.4f}" for name, value in summary["metrics"].items() if name != "loss"]
+    figures += [f"{name} {value:.4f}" for name, value in summary["metrics"].items() if name != "loss" and value is not None]
     figures.append(f"{summary['samples_per_second']:,.0f} samples/s")
     head = f"{summary['exit_reason']} after {summary['steps']} steps in {summary['wall_seconds']:.1f} s"
     if all("useful" in stage for stage in summary["stages"]):
@@ -87,7 +87,7 @@ def _table(stages: list[dict[str, Any]], *, narrow: bool) -> Table:
         most = max(idle, key=lambda cause: idle[cause])
         shares = [f"{share:.0%}" for share in (stage["useful"], stage["tax"], sum(idle.values()))]
         predictor, lag = stage["predictor"], stage["lag"]
-        cosine = f"{predictor['cosine']:.2f}" if predictor else ""
+        cosine = f"{predictor['cosine']:.2f}" if predictor and predictor["cosine"] is not None else ""
         cells = [str(index), *shares, cosine, str(lag["p50"]) if lag else "", CAUSES[most]]
         table.add_row(*cells[: len(table.columns)])
     return table

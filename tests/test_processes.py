@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from launcher import FAULTY, run
+from launcher import FAULTY, faulty, run
 from nets import CLASSES, Batch, adam, cdni, mlp, rows
 from torch import nn
 
@@ -110,6 +110,32 @@ def test_torchrun_gives_the_same_run(tmp_path: Path) -> None:
         for name in ("ours", "theirs")
     ]
     assert layout[0] == layout[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("act", "code", "reason", "said"),
+    [
+        ("kill", 1, "worker lost", "stage 1 is gone after about"),
+        ("raise", 1, "failed", "stage 1 failed after 30 steps: ValueError: the layer has had enough"),
+        ("interrupt", 1, "interrupted", "interrupted after"),
+        ("kill the launcher", -9, "worker lost", "is gone after about"),
+    ],
+)
+def test_torchrun_leaves_a_summary_however_it_ends(
+    tmp_path: Path, act: str, code: int, reason: str, said: str
+) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    arguments = ["-m", "stepahead.launch", *faulty(folder, act, 1, 30)]
+    with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        assert run.stdout is not None
+        text = run.stdout.read()  # to its end: when the last of all processes is gone
+    assert run.returncode == code
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["exit_reason"] == reason
+    assert said in text
+    assert (summary["weights_sha256"] is not None) == (act == "interrupt")
 
 
 def test_the_run_folder_has_what_it_should(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ __all__ = ["DATA", "Place", "Post", "die_with", "log_folder", "run_worker", "sta
 DATA = "data"
 PR_SET_PDEATHSIG = 1
 REPORT_EVERY = 0.2
+LONGEST_WAIT = 0.5
+"""Seconds after which a worker that waits looks up: a signal does not end a wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +89,7 @@ def run_worker(place: Place, work: Callable[[Post], None]) -> int:
     except BaseException as error:  # SystemExit in a user's code is a failure too
         failure = failure_of(error, place.name, post.steps if post else 0)
         write_failure(folder, failure)
-        print(failure.traceback, file=sys.stderr)
+        print(failure.message if failure.kind == "link" else failure.traceback, file=sys.stderr)
         if post:
             post.control.send("failed", name=place.name)
         return 1
@@ -116,6 +118,9 @@ class Post:
         """The launcher wants it to end now, with what there is."""
         self.interrupted = False
         self._reported = 0.0
+        if not place.own_logs:
+            signal.signal(signal.SIGINT, self._note_interruption)
+            signal.signal(signal.SIGTERM, self._note_interruption)
         control.send("hello", name=place.name, pid=os.getpid())
 
     def links(self) -> Links:
@@ -180,9 +185,10 @@ class Post:
                 report()
 
     def _wait(self, waiter: Waiter, wait: Wait, ends: list[LinkEnd], left: float) -> None:
-        with self.spans(wait):
-            happened = left > 0 and waiter.wait(left)
-        if not happened and left <= 0.001:
+        if left > 0:
+            with self.spans(wait):
+                waiter.wait(min(left, LONGEST_WAIT))
+        else:
             raise LinkTimeoutError(
                 f"{stage_title(self.place.name)} did nothing for {self.place.timeout:g} s at step {self.steps} "
                 f"({wait}): {_whom(wait, ends)}; --timeout raises the limit"
@@ -195,6 +201,10 @@ class Post:
         if self.interrupted:
             self.interrupted = False
             self.control.report("interrupted")
+
+    def _note_interruption(self, *_: object) -> None:
+        """Under torchrun a signal comes to every worker; the supervisor, which starts nothing there, hears of it here."""
+        self.interrupted = True
 
     def _take_ends(self) -> dict[str, socket.socket]:
         message, descriptors = self.control.wait_for("links", timeout=self.place.timeout)
