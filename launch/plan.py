@@ -168,7 +168,7 @@ def _cut(config: Config, job: Job, layers: tuple[Layer, ...]) -> Cut:
         return cut_by_count(len(layers), stages)
     if config.cut == "cost":
         if isinstance(job.data, Iterator):
-            raise UsageError("cut is 'cost', which tries a batch; give data that can be run through again, as a list can")
+            raise UsageError("cut is 'cost', which tries a batch; give data that can be run through more than once")
         example = next(iter(job.data(0) if callable(job.data) else job.data))
         costs = measure_costs(layers, (example[0], example[1]), optimizer=job.optimizer, seed=config.seed)
         return cut_by_cost([cost.total for cost in costs], stages)

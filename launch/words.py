@@ -43,7 +43,8 @@ def first_words(plan: Plan, folder: RunFolder) -> list[str]:
 def show_result(summary: Mapping[str, Any], run: Path, console: Console) -> None:
     """Print how a run went: its figures, and where each stage's time went."""
     figures = [f"loss {summary['train_loss']:.4f}"] if summary["train_loss"] is not None else []
-    figures += [f"{name} {value:.4f}" for name, value in summary["metrics"].items() if name != "loss" and value is not None]
+    metrics = {name: value for name, value in summary["metrics"].items() if name != "loss" and value is not None}
+    figures += [f"{name} {value:.4f}" for name, value in metrics.items()]
     figures.append(f"{summary['samples_per_second']:,.0f} samples/s")
     head = f"{summary['exit_reason']} after {summary['steps']} steps in {summary['wall_seconds']:.1f} s"
     if all("useful" in stage for stage in summary["stages"]):

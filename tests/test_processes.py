@@ -122,9 +122,7 @@ def test_torchrun_gives_the_same_run(tmp_path: Path) -> None:
         ("kill the launcher", -9, "worker lost", "is gone after about"),
     ],
 )
-def test_torchrun_leaves_a_summary_however_it_ends(
-    tmp_path: Path, act: str, code: int, reason: str, said: str
-) -> None:
+def test_torchrun_leaves_a_summary_however_it_ends(tmp_path: Path, act: str, code: int, reason: str, said: str) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
     arguments = ["-m", "stepahead.launch", *faulty(folder, act, 1, 30)]

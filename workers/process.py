@@ -203,7 +203,7 @@ class Post:
             self.control.report("interrupted")
 
     def _note_interruption(self, *_: object) -> None:
-        """Under torchrun a signal comes to every worker; the supervisor, which starts nothing there, hears of it here."""
+        """Under torchrun a signal comes to the workers; the supervisor hears of it from them."""
         self.interrupted = True
 
     def _take_ends(self) -> dict[str, socket.socket]:
