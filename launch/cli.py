@@ -103,14 +103,14 @@ def _train(options: argparse.Namespace) -> int:
     if torchrun and flags["stages"] is None:
         flags["stages"] = torchrun.world_size
     config: Config = read_config(options.config, options.set, {**flags, "job": options.job})
-    plan = make_plan(config, load_job(config.job, config.options, seed=config.seed))
     console = Console()
 
     def finish(result: RunResult) -> None:
         _finish(result, options.json)
 
     if torchrun:
-        return train_under_torchrun(torchrun, plan, console, finish)
+        return train_under_torchrun(torchrun, config, console, finish)
+    plan = make_plan(config, load_job(config.job, config.options, seed=config.seed))
     result = launch(plan, console)
     finish(result)
     return result.exit_code

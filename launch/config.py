@@ -23,6 +23,8 @@ CHOICES = {
     "baseline": ("none",),
     "start_method": ("auto", "fork", "spawn"),
 }
+MOST_WINDOW = 64
+NAMES = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", dict: "a table"}
 LEAST = {"stages": 1, "truth_every": 1, "max_lag": 1, "steps": 1, "epochs": 1, "evaluate_every": 1, "window": 1}
 
 
@@ -75,6 +77,10 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{name} is {value}; it must be at least {least}")
+        if self.window > MOST_WINDOW:
+            raise UsageError(f"window is {self.window}; a link may hold at most {MOST_WINDOW} messages")
+        if self.truth == "off" and self.truth_every != 1:
+            raise UsageError(f"truth_every is {self.truth_every}, but truth is 'off'; leave it out")
         if self.timeout <= 0:
             raise UsageError(f"timeout is {self.timeout}; it must be above 0 seconds")
 
@@ -88,7 +94,7 @@ def read_config(
         _merge(settings, _read_toml(file), str(file))
     for assignment in assignments:
         _merge(settings, _parse_assignment(assignment), f"--set {assignment}")
-    _merge(settings, {name: value for name, value in (flags or {}).items() if value is not None}, "the flags")
+    _merge(settings, {name: value for name, value in (flags or {}).items() if value is not None}, "the command")
     return Config(**settings)
 
 
@@ -97,7 +103,7 @@ def write_config(config: Config, file: Path) -> None:
     values = dataclasses.asdict(config)
     options = values.pop("options")
     lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None]
-    lines += ["", "[options]", *(f"{name} = {_toml(value)}" for name, value in options.items())] if options else []
+    lines += ["", "[options]", *(f"{json.dumps(name)} = {_toml(value)}" for name, value in options.items())]
     file.write_text("\n".join(lines) + "\n")
 
 
@@ -139,8 +145,8 @@ def _check_type(name: str, value: object, hint: Any) -> None:
         allowed = (dict,)
     numbers = (int,) if float in allowed else ()
     if isinstance(value, bool) != (bool in allowed) or not isinstance(value, (*allowed, *numbers)):
-        names = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
-        raise UsageError(f"{name} is {value!r}; it must be a {names}")
+        names = " or ".join(NAMES[kind] for kind in allowed if kind is not type(None))
+        raise UsageError(f"{name} is {value!r}; it must be {names}")
 
 
 def _toml(value: object) -> str:
@@ -152,4 +158,6 @@ def _toml(value: object) -> str:
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, bool):
         return str(value).lower()
-    return repr(value)
+    if isinstance(value, (int, float)):
+        return repr(value)
+    raise UsageError(f"an option is {value!r}, which a settings file cannot hold; use numbers, words, lists and tables")

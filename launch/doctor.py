@@ -157,13 +157,12 @@ def _work_rate(cores: Sequence[int]) -> float:
     """Return matrix products a second, of the slowest of as many processes as there are cores, each on its own."""
     rates = [os.pipe() for _ in cores]
     pids = [fork(partial(_multiply, core, writing)) for core, (_, writing) in zip(cores, rates, strict=True)]
-    for pid in pids:
-        os.waitpid(pid, 0)
     results: list[float] = []
-    for reading, writing in rates:
+    for pid, (reading, writing) in zip(pids, rates, strict=True):
+        os.close(writing)
+        os.waitpid(pid, 0)
         results.append(float(os.read(reading, 64) or 0))
         os.close(reading)
-        os.close(writing)
     return min(results)
 
 

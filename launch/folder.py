@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from stepahead.pipeline import UsageError
 
 __all__ = ["RunFolder"]
+
+TIME = "%Y%m%d-%H%M%S"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +32,11 @@ class RunFolder:
     def create(cls, job: str, run_dir: str | None) -> RunFolder:
         """Make a new run folder: the one that is asked for, or one under runs/ named after the job and the time."""
         if run_dir is None:
-            stem = Path(job.partition(":")[0]).stem or "job"
-            path = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-            path = next(
-                free
-                for free in (path, *(path.with_name(f"{path.name}-{n}") for n in range(2, 1000)))
-                if not free.exists()
-            )
-        else:
-            path = Path(run_dir)
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise UsageError(f"{path} is there already and not empty; choose another --run-dir")
-        try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.chmod(0o700)
-        except OSError as error:
-            what = f"the run folder {path} cannot be made: {error.strerror}"
-            raise UsageError(f"{what}; choose another --run-dir") from None
+            return cls(_make_new(Path("runs") / f"{Path(job.partition(':')[0]).stem or 'job'}-{time.strftime(TIME)}"))
+        path = Path(run_dir)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(f"{path} is there already and not empty; choose another --run-dir")
+        _make(path, exist_ok=True)
         return cls(path)
 
     @property
@@ -63,3 +54,26 @@ class RunFolder:
     @property
     def socket(self) -> Path:
         return self.path / "control.sock"
+
+
+def _make_new(path: Path) -> Path:
+    """Make a folder of that name, or of the next one that is free: two runs may begin in the same second."""
+    for number in count(1):
+        free = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            return _make(free, exist_ok=False)
+        except FileExistsError:
+            continue
+    raise AssertionError("numbers do not end")
+
+
+def _make(path: Path, *, exist_ok: bool) -> Path:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=exist_ok)
+        path.chmod(0o700)
+    except OSError as error:
+        if not exist_ok and path.exists():
+            raise
+        what = f"the run folder {path} cannot be made: {error.strerror}"
+        raise UsageError(f"{what}; choose another --run-dir") from None
+    return path

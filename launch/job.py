@@ -25,9 +25,8 @@ from stepahead.pipeline import (
     SignalRecipe,
     UsageError,
     did_you_mean,
-    keyed,
 )
-from stepahead.workers import Batches, seed_everything
+from stepahead.workers import Batches, drawing_apart
 
 __all__ = ["BUILT_IN", "Job", "load_job"]
 
@@ -93,8 +92,7 @@ def load_job(name: str, options: Mapping[str, Any] | None = None, *, seed: int =
 
     Whatever it draws while it is made comes from the seed, so that all processes make the same.
     """
-    with keyed(seed, "job"):
-        seed_everything(seed)
+    with drawing_apart(seed):
         made: object = _find(name)
         if isinstance(made, Job):
             if options:

@@ -103,7 +103,7 @@ class Plan:
         """Return where a worker runs."""
         return Place(
             name=name,
-            run=run,
+            run=run.resolve(),
             stages=self.stages,
             cores=self.data_cores if name == DATA else self.cores[int(name)],
             window=self.config.window,
@@ -122,11 +122,14 @@ def default_lag(mode: LagMode) -> int:
 
 def make_plan(config: Config, job: Job) -> Plan:
     """Settle what the settings and the job leave open, and refuse what cannot be done."""
-    config = _resolve(config, job)
     layers = layers_of(job.model)
     cut = _cut(config, job, layers)
+    if config.cut == "cost":  # whoever makes the plan again from these settings must not measure again
+        firsts = [layers[sum(cut[:stage])].name for stage in range(1, len(cut))]
+        config = replace(config, cut=",".join(firsts) or "count")
     if all(isinstance(layer.source, nn.Module) for layer in layers):
         build_groups(layers, cut)  # refuses a weight that would be in two stages
+    config = _resolve(config, job, len(cut))
     devices = _devices(config.device, len(cut))
     cores, notes = _cores(devices)
     others = tuple(sorted(os.sched_getaffinity(0) - {core for own in cores for core in own}))
@@ -146,7 +149,7 @@ def make_plan(config: Config, job: Job) -> Plan:
     )
 
 
-def _resolve(config: Config, job: Job) -> Config:
+def _resolve(config: Config, job: Job, stages: int) -> Config:
     """Fill in what only the job knows."""
     steps, epochs = config.steps, config.epochs
     if steps is None and epochs is None:
@@ -154,7 +157,7 @@ def _resolve(config: Config, job: Job) -> Config:
     return replace(
         config,
         job=config.job or job.name,
-        stages=config.stages or job.stages,
+        stages=stages,
         steps=steps,
         epochs=epochs,
         evaluate_every=config.evaluate_every or job.evaluate_every,
@@ -173,7 +176,10 @@ def _cut(config: Config, job: Job, layers: tuple[Layer, ...]) -> Cut:
         costs = measure_costs(layers, (example[0], example[1]), optimizer=job.optimizer, seed=config.seed)
         return cut_by_cost([cost.total for cost in costs], stages)
     names = [name.strip() for name in config.cut.split(",")]
-    return cut_at([layer.name for layer in layers], names)
+    cut = cut_at([layer.name for layer in layers], names)
+    if config.stages not in (None, len(cut)):
+        raise UsageError(f"cut names {len(names)} layers, which makes {len(cut)} stages, and stages is {config.stages}")
+    return cut
 
 
 def _signal(name: str, job: Job) -> SignalRecipe:

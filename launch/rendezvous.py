@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from torch.distributed import DistStoreError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from stepahead.pipeline import UsageError
 
 __all__ = ["Torchrun"]
 
 KEY = "run"
+SERVED: list[Store] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +59,14 @@ class Torchrun:
 
     def publish(self, run: Path) -> None:
         """As rank 0: tell all ranks where the run folder is."""
-        self._store(60.0).set(KEY, str(run.resolve()))
+        SERVED.append(store := self._store(60.0))  # where torchrun serves none, it must live on for the others
+        store.set(KEY, str(run.resolve()))
 
     def find(self, timeout: float) -> Path:
         """As another rank: return where the run folder is."""
         try:
             return Path(self._store(timeout).get(KEY).decode())
-        except DistStoreError:
+        except (DistStoreError, DistNetworkError):
             raise UsageError(f"rank {self.rank} waited {timeout:g} s for rank 0 to make the run folder") from None
 
     def _store(self, timeout: float) -> Store:

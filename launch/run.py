@@ -15,9 +15,9 @@ from typing import Any
 from rich.console import Console
 
 from stepahead.pipeline import StepaheadError, TrainingError, UsageError, WorkerLostError
-from stepahead.workers import DATA, listen
+from stepahead.workers import DATA, leave_failure, listen
 
-from .config import read_config, write_config
+from .config import Config, read_config, write_config
 from .folder import RunFolder
 from .interrupts import ASK_TO_STOP, stop_signals
 from .job import Job, load_job
@@ -82,31 +82,42 @@ def launch(plan: Plan, console: Console, *, named: bool = True) -> RunResult:
 
 
 def rejoin(run: Path, name: str, parent: int) -> int:
-    """Be a worker that was started fresh: make the plan again from the run folder, and return the exit code."""
-    folder = RunFolder(run)
-    config = read_config(folder.config)
-    plan = make_plan(config, load_job(config.job, config.options, seed=config.seed))
+    """Be a worker that was started fresh, and return the exit code."""
+    try:
+        plan = _plan_again(run)
+    except BaseException as error:
+        leave_failure(run, name, error)
+        return 1
     return work_at(plan.place(name, run, parent=parent), plan)
 
 
-def train_under_torchrun(torchrun: Torchrun, plan: Plan, console: Console, finish: Callable[[RunResult], None]) -> int:
+def train_under_torchrun(
+    torchrun: Torchrun, config: Config, console: Console, finish: Callable[[RunResult], None]
+) -> int:
     """Be the worker of the stage that torchrun's rank says; rank 0 also starts the data process and the supervisor."""
-    if torchrun.world_size != plan.stages:
-        what = f"torchrun started {torchrun.world_size} processes for {plan.stages} stages"
+    if config.stages != torchrun.world_size:
+        what = f"torchrun started {torchrun.world_size} processes for {config.stages} stages"
         raise UsageError(f"{what}; leave out --stages, or start as many")
     parent = os.getppid()
     helpers: list[int] = []
     if torchrun.rank == 0:
+        plan = make_plan(config, load_job(config.job, config.options, seed=config.seed))
         folder = RunFolder.create(plan.config.job, plan.config.run_dir)
         write_config(plan.config, folder.config)
         helpers = _start_helpers(plan, folder, console, finish)
         torchrun.publish(folder.path)
     else:
         folder = RunFolder(torchrun.find(FIND_TIMEOUT))
+        plan = _plan_again(folder.path)
     code = work_at(plan.place(str(torchrun.rank), folder.path, parent=parent, own_logs=False), plan)
-    for helper in helpers:
-        os.waitpid(helper, 0)
-    return code
+    ends = [os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1]) for helper in helpers]
+    return code or next((end for end in ends if end), 0)
+
+
+def _plan_again(run: Path) -> Plan:
+    """Make the plan of a run that has begun, from the settings in its folder."""
+    config = read_config(RunFolder(run).config)
+    return make_plan(config, load_job(config.job, config.options, seed=config.seed))
 
 
 def _start_helpers(plan: Plan, folder: RunFolder, console: Console, finish: Callable[[RunResult], None]) -> list[int]:
@@ -146,10 +157,8 @@ def _supervise(
         for line in first_words(plan, folder):
             say(line)
         start(supervisor)
-        loss: float | None = None
         track = Track(supervisor.reports(), total=plan.total_steps, console=console)
-        for report in track:
-            loss = report.loss
+        for _ in track:
             track.note(**{name: value for name, value in supervisor.metrics.items() if name != "loss"})
         outcome = supervisor.outcome()
         summary = summarize(
@@ -158,7 +167,6 @@ def _supervise(
             outcome,
             supervisor.workers,
             metrics=supervisor.metrics,
-            train_loss=loss,
             seconds=time.monotonic() - begun,
         )
     write_summary(folder, summary)

@@ -31,7 +31,6 @@ def summarize(
     workers: Mapping[str, Watched],
     *,
     metrics: Mapping[str, float],
-    train_loss: float | None,
     seconds: float,
 ) -> dict[str, Any]:
     """Return the summary of a run, after making a snapshot of the weights that its workers left."""
@@ -56,7 +55,7 @@ def summarize(
         "samples": samples,
         "wall_seconds": wall_seconds,
         "samples_per_second": samples / wall_seconds if wall_seconds else 0.0,
-        "train_loss": _finite(train_loss),
+        "train_loss": _finite(entries[-1]["loss"]) if entries[-1] else None,
         "metrics": {name: _finite(value) for name, value in metrics.items()},
         "weights_sha256": sha256,
         "speedup": None,
@@ -102,7 +101,7 @@ def _entry(plan: Plan, stage: int, entry: Mapping[str, Any] | None) -> dict[str,
     if entry is None:
         return {"device": plan.devices[stage]}
     predictor = entry["predictor"] and {name: _finite(value) for name, value in entry["predictor"].items()}
-    return {key: value for key, value in entry.items() if key != "samples"} | {"predictor": predictor}
+    return {key: value for key, value in entry.items() if key not in ("samples", "loss")} | {"predictor": predictor}
 
 
 def _fault(loss: Loss) -> dict[str, Any]:

@@ -30,6 +30,8 @@ LOOK_EVERY = 0.5
 """Seconds between two looks at whether a worker was stopped."""
 ABANDON_AFTER, KILL_AFTER = 4.0, 8.0
 """Seconds after an interruption: until workers leave what is on its way, until they are killed."""
+BOUNCE = 0.3
+"""Seconds in which a second Ctrl-C is taken for an echo of the first."""
 
 
 @dataclass(slots=True)
@@ -107,28 +109,34 @@ class Supervisor:
 
     def watch(self, name: str, pid: int, *, ours: bool) -> None:
         """Take a worker under supervision."""
-        if name not in self.workers:
-            with suppress(ProcessLookupError):
-                self.workers[name] = Watched(name, pid, os.pidfd_open(pid), ours)
-                self._selector.register(self.workers[name].pidfd, selectors.EVENT_READ)
+        if name in self.workers:
+            return
+        try:
+            worker = self.workers[name] = Watched(name, pid, os.pidfd_open(pid), ours)
+        except ProcessLookupError:  # it said hello and died
+            self.workers[name] = Watched(name, pid, -1, ours, ended=True)
+            self._lost.append(Loss(name, None, 0))
+            self._tear_down()
+        else:
+            self._selector.register(worker.pidfd, selectors.EVENT_READ)
 
     def reports(self) -> Iterator[StepReport]:
         """Supervise until no worker is left, and yield how far the last stage is as it tells."""
         while not self._over:
             self._selector.select(LOOK_EVERY)
             self._hear_signals()
+            dead = self._dead()  # first: what they said last is then there to be read
             for name, message in self._switchboard.messages():
                 yield from self._take(name, message)
-            self._bury()
-            if self._asked and self._interrupted_at is None:  # after the dead: torchrun tells the others to end then
+            self._bury(dead)
+            if self._asked:  # after the dead: torchrun tells the others to end then
                 self.interrupt()
             self._look_for_stopped()
             self._keep_deadlines()
 
     def interrupt(self) -> None:
-        """End the run in order; called a second time, at once."""
+        """End the run in order."""
         if self._interrupted_at is not None or self._torn_down:
-            self._tear_down()
             return
         self._interrupted_at = time.monotonic()
         self._say("interrupted: the workers finish what is on its way and save their weights (again: stop at once)")
@@ -152,7 +160,8 @@ class Supervisor:
         for worker in self.workers.values():
             if worker.ours and not worker.ended:
                 self._reap(worker, os.WEXITED)
-            os.close(worker.pidfd)
+            if worker.pidfd >= 0:
+                os.close(worker.pidfd)
         self._switchboard.close()
         self._selector.close()
         self.folder.socket.unlink(missing_ok=True)
@@ -187,12 +196,18 @@ class Supervisor:
         if self._signals is None:
             return
         with suppress(BlockingIOError):
-            for _ in self._signals.recv(16):
-                self.interrupt()
+            for number in self._signals.recv(16):
+                first = self._interrupted_at
+                if first is None:
+                    self.interrupt()
+                elif number == signal.SIGINT and time.monotonic() - first > BOUNCE:  # some wrappers pass it on again
+                    self._tear_down()
 
-    def _bury(self) -> None:
+    def _dead(self) -> list[Watched]:
+        return [worker for worker in self.workers.values() if not worker.ended and self._is_dead(worker)]
+
+    def _bury(self, dead: list[Watched]) -> None:
         """Take note of who died, and end the run if somebody did so before being finished."""
-        dead = [worker for worker in self.workers.values() if not worker.ended and self._is_dead(worker)]
         for worker in dead:
             worker.ended = True
             self._selector.unregister(worker.pidfd)
@@ -232,7 +247,7 @@ class Supervisor:
             return
         self._looked = time.monotonic()
         for worker in self.workers.values():
-            stopped = not worker.ended and _state_of(worker.pid) in "Tt"
+            stopped = not worker.ended and _state_of(worker.pid) == "T"
             if stopped and not worker.stopped:
                 self._say(
                     f"{stage_title(worker.name)} is stopped (by a signal, at about step {worker.steps}); "

@@ -57,7 +57,7 @@ class Switchboard:
             control.refresh()
             for message, descriptors in control.take():
                 if message["kind"] == "memory":
-                    self._keep((message["edge"], message["role"].partition("_")[0]), descriptors[0])
+                    self._keep((message["edge"], message["way"]), descriptors[0])
                 else:
                     yield name, message
             if control.gone:

@@ -52,6 +52,9 @@ def show_result(summary: Mapping[str, Any], run: Path, console: Console) -> None
     say = [f"{head}: {', '.join(figures)}"]
     if summary["weights_sha256"]:
         say.append(f"weights: {run / 'snapshots' / str(summary['steps'])}; stepahead export {run} out.safetensors")
+    else:
+        unsaved = [stage_title(str(index)) for index, stage in enumerate(summary["stages"]) if "useful" not in stage]
+        say.append(f"no weights were saved: {', '.join(unsaved)} did not come to an end")
     for line in say:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
@@ -63,7 +66,7 @@ def last_words(outcome: Outcome, run: Path) -> str:
     failure = outcome.failure
     if outcome.reason != "failed" or failure is None:
         return ""
-    log = log_folder(run, failure.worker) / "stderr.log"
+    log = _log_of(failure.worker, run)
     what = "" if failure.expected else failure.traceback.rstrip() + "\n"
     return (
         f"{what}{stage_title(failure.worker)} failed after {failure.steps} steps: "
@@ -73,7 +76,7 @@ def last_words(outcome: Outcome, run: Path) -> str:
 
 def _obituary(loss: Loss, run: Path) -> str:
     hint = " (by hand, or because memory ran out: dmesg would tell)" if loss.status == -signal.SIGKILL else ""
-    log = log_folder(run, loss.worker) / "stderr.log"
+    log = _log_of(loss.worker, run)
     return f"{stage_title(loss.worker)} {death(loss)}{hint} after about {loss.steps} steps; log: {log}"
 
 
@@ -92,6 +95,12 @@ def _table(stages: list[dict[str, Any]], *, narrow: bool) -> Table:
         cells = [str(index), *shares, cosine, str(lag["p50"]) if lag else "", CAUSES[most]]
         table.add_row(*cells[: len(table.columns)])
     return table
+
+
+def _log_of(worker: str, run: Path) -> Path:
+    """Return where to read on; what ranks print, torchrun keeps."""
+    folder = log_folder(run, worker)
+    return next((file for file in (folder / "stderr.log", folder / "failure.json") if file.exists()), folder)
 
 
 def _counted(names: tuple[str, ...]) -> list[str]:

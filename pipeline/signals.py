@@ -83,7 +83,7 @@ class Signal(nn.Module):
         return False
 
     def learn(self, h: Tensor, y: Tensor | None, delta: Tensor, step: int) -> None:
-        """Learn from `delta`, the gradient at `h` that came later."""
+        """Learn from `delta`, the gradient at `h` that came later; it is good during the call only."""
 
     def end_step(self) -> None:
         """Take note that a batch is over, whether it was stepped on or not: a learning rate schedule counts it."""

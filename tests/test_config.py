@@ -31,18 +31,20 @@ def test_what_is_written_reads_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"stagse": 3}, "the flags has an unknown setting 'stagse'; did you mean 'stages'?"),
+        ({"stagse": 3}, "the command has an unknown setting 'stagse'; did you mean 'stages'?"),
         ({"stages": 0}, "stages is 0; it must be at least 1"),
-        ({"stages": "four"}, "stages is 'four'; it must be a int"),
-        ({"stages": True}, "stages is True; it must be a int"),
+        ({"stages": "four"}, "stages is 'four'; it must be a whole number"),
+        ({"stages": True}, "stages is True; it must be a whole number"),
         ({"schedule": "decouple"}, "schedule is 'decouple'; did you mean 'decoupled'?"),
         ({"lag": "sometimes"}, "lag is 'sometimes'; known are: free, exact"),
         ({"timeout": 0}, "timeout is 0; it must be above 0 seconds"),
-        ({"timeout": "long"}, "timeout is 'long'; it must be a float"),
+        ({"timeout": "long"}, "timeout is 'long'; it must be a number"),
         ({"window": 0}, "window is 0; it must be at least 1"),
+        ({"window": 65}, "window is 65; a link may hold at most 64 messages"),
+        ({"truth_every": 2}, "truth_every is 2, but truth is 'off'; leave it out"),
         ({"max_lag": 0}, "max_lag is 0; it must be at least 1"),
-        ({"ledger": 1}, "ledger is 1; it must be a bool"),
-        ({"options": 3}, "options is 3; it must be a dict"),
+        ({"ledger": 1}, "ledger is 1; it must be true or false"),
+        ({"options": 3}, "options is 3; it must be a table"),
     ],
 )
 def test_each_wrong_setting_is_one_sentence(settings: dict[str, Any], said: str) -> None:

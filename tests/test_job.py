@@ -107,7 +107,11 @@ def test_a_plan_fills_in_what_is_open() -> None:
     assert plan(simple()).config.epochs == 1
     assert plan(simple(steps=7)).config.epochs is None
     assert plan(simple(), cut="2,5", stages=3).cut == (2, 3, 4)
-    assert sum(plan(simple(), cut="cost", stages=3).cut) == 9
+    measured = plan(simple(), cut="cost", stages=3)
+    assert sum(measured.cut) == 9
+    assert make_plan(measured.config, simple()).cut == measured.cut  # and is not measured again
+    with pytest.raises(UsageError, match="cut is 'cost', which tries a batch; give data that can be run through more"):
+        plan(simple(data=iter(rows(3))), cut="cost")
     assert plan(simple(data=lambda epoch: rows(2)), cut="cost").stages == 2
     assert plan(simple(), schedule="lockstep").signal == "locked"
 
@@ -117,6 +121,7 @@ def test_a_plan_fills_in_what_is_open() -> None:
     [
         ({"stages": 10}, "10"),
         ({"cut": "2,nine"}, "nine"),
+        ({"cut": "1,2", "stages": 4}, "cut names 2 layers, which makes 3 stages, and stages is 4"),
         ({"device": "cuda:7"}, "device cuda:7 is not there"),
         ({"device": "cpu,cpu,cpu"}, "device names 3 devices for 2 stages; name one, or one for each"),
         ({"device": "tpu"}, "tpu"),

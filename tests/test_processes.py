@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import tomllib
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ from launcher import FAULTY, faulty, run
 from nets import CLASSES, Batch, adam, cdni, mlp, rows
 from torch import nn
 
-from stepahead.launch import Job, train
+from stepahead.launch import Job, Track, train
 from stepahead.pipeline import (
     Recipe,
     Reference,
     SignalRecipe,
+    StepReport,
     TrainingError,
     UsageError,
     WorkerLostError,
@@ -184,7 +187,7 @@ def test_a_damaged_snapshot_is_refused(tmp_path: Path) -> None:
     raw = bytearray(file.read_bytes())
     raw[-3] ^= 0x40
     file.write_bytes(raw)
-    with pytest.raises(UsageError, match=r"is damaged: its weights are not those of its manifest.json"):
+    with pytest.raises(UsageError, match=r"stage-1.safetensors is damaged: '\d.\w+' is not what was saved"):
         read_snapshot(newest_snapshot(tmp_path / "run"))
     file.write_bytes(raw[:50])
     with pytest.raises(UsageError, match=r"stage-1.safetensors cannot be read"):
@@ -217,11 +220,46 @@ def test_a_deep_run_folder_is_no_matter(tmp_path: Path) -> None:
     assert train(job_of(mlp(), rows(2)), run_dir=str(deep))["steps"] == 2
 
 
+def test_one_stage_is_a_run_too(tmp_path: Path) -> None:
+    model, batches = mlp(), rows(6)
+    expected = reference_sha256(model, batches, 1, locked, lag=1)
+    assert train(job_of(model, batches), stages=1, run_dir=str(tmp_path / "run"))["weights_sha256"] == expected
+
+
+def test_waiting_too_long_names_who_and_for_whom(tmp_path: Path) -> None:
+    said = r"stage 0 did nothing for 0.3 s at step 2 \(wait_input\): the data process sent no batch; --timeout raises"
+    with pytest.raises(TrainingError, match=said):
+        train(job_of(mlp(), SlowData()), stages=1, timeout=0.3, run_dir=str(tmp_path / "run"))  # type: ignore[arg-type]
+
+
+def test_a_slow_terminal_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that finish while the launcher is busy with its terminal have finished, and are not lost."""
+    given = Track.__iter__
+
+    def slowly(self: Track) -> Iterator[StepReport]:
+        for report in given(self):
+            threading.Event().wait(0.2)
+            yield report
+
+    monkeypatch.setattr(Track, "__iter__", slowly)
+    for number in range(3):
+        summary = train(job_of(mlp(), rows(150)), stages=3, run_dir=str(tmp_path / str(number)))
+        assert summary["exit_reason"] == "done"
+
+
 def test_no_descriptor_is_left_behind(tmp_path: Path) -> None:
     train(job_of(mlp(), rows(2)), run_dir=str(tmp_path / "first"))
     before = os.listdir("/proc/self/fd")
     train(job_of(mlp(), rows(2)), run_dir=str(tmp_path / "second"))
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+class SlowData:
+    """Two batches, and then nothing for long."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from rows(2)
+        threading.Event().wait(30)
 
 
 class Two(nn.Module):

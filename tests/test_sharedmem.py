@@ -74,7 +74,7 @@ def test_no_memory_left_is_said_before_anything_is_written(link: tuple[SharedSen
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
-        with pytest.raises(LinkError, match=r"no memory for edge 0>1: 3 slots of 3.8 MiB cannot be had \(.*--window"):
+        with pytest.raises(LinkError, match=r"no memory for edge 0>1: 3 slots of 3,908 KiB cannot be had \(.*--window"):
             sender.try_send(gradient(0, size=1_000_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -209,6 +209,45 @@ def test_a_new_receiver_takes_the_place_of_a_dead_one() -> None:
     sender.refresh()
     assert sender.credits == 3
     for end in (sender, first, second):
+        end.close()
+
+
+def test_a_borrowed_message_holds_its_place() -> None:
+    sender, receiver = make_link(capacity=1)
+    sender.send(gradient(0), timeout=1)
+    receiver.refresh()
+    borrowed = receiver.try_receive(own=False)
+    assert isinstance(borrowed, Gradient)
+    sender.refresh()
+    assert not sender.try_send(gradient(1))
+    receiver.give_back()
+    sender.refresh()
+    assert sender.try_send(gradient(1))
+    sender.close()
+    receiver.close()
+
+
+def test_a_receiver_that_has_borrowed_adopts_a_new_sender() -> None:
+    duplicates: list[int] = []
+    bells = make_sockets()
+    first = SharedSender(
+        "0>1", "stage 1", 2, bells[0], on_memory=lambda descriptor: duplicates.append(os.dup(descriptor))
+    )
+    receiver = SharedReceiver("0>1", "stage 0", 2, bells[1])
+    for step in range(2):
+        first.send(gradient(step), timeout=1)
+    receiver.refresh()
+    assert receiver.try_receive(own=False) is not None
+    first.bell.close()
+    again = make_sockets()
+    receiver.adopt(again[1])
+    second = SharedSender("0>1", "stage 1", 2, again[0], memory=duplicates[-1])
+    assert (second.waiting, second.credits) == (1, 1)
+    assert receiver.receive(timeout=1).step == 1
+    receiver.give_back()
+    second.refresh()
+    assert (second.waiting, second.credits) == (0, 2)
+    for end in (first, second, receiver):
         end.close()
 
 

@@ -97,14 +97,14 @@ def test_marks_and_modes_travel(kind: MarkKind) -> None:
     ("place", "value", "said"),
     [
         (0, 2, "the version is 2"),
-        (1, 5, "its edge is a int"),
-        (1, "x" * 65, "its edge is a str"),
+        (1, 5, "its edge is 5"),
+        (1, "x" * 65, "its edge is 'xxxx"),
         (2, 3, "the kind is 3"),
         (2, True, "the kind is a bool"),
-        (2, 2, "a Mark with 2 tensors"),
-        (2, 1, "a Gradient with 2 tensors"),
+        (2, 2, "Mark with 2 tensors"),
+        (2, 1, "Gradient with 2 tensors"),
         (3, 2, "the flag is 2"),
-        (4, [], "a Activation with 1 tensors"),
+        (4, [], "Activation with 1 tensors"),
         (4, [[0, [2**20] * 3]], "the number of values is"),
         (4, [[99, [8]]], "a dtype is 99"),
         (4, [[0, [8, -4]]], "a size is -4"),
@@ -147,7 +147,7 @@ def test_numbers_out_of_range_are_refused() -> None:
     for numbers, said in ((b"\xff" * 8 + bytes(8), "the sequence number is"), (bytes(8) + b"\xff" * 8, "the step is")):
         with pytest.raises(FrameError, match=f"a link frame lies: {said} 18446744073709551615"):
             wire.decode_header(numbers + pack(GOOD))
-    with pytest.raises(FrameError, match="a link frame lies: its header has 10 bytes"):
+    with pytest.raises(FrameError, match="a link frame lies: its header has 10 bytes, and 17 to 4096 are allowed"):
         wire.decode_header(bytes(10))
 
 

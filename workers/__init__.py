@@ -13,10 +13,10 @@ from .channels import LinkEnd, LinkStatistics, Receiver, Sender, Waiter, memory_
 from .checkpoints import complete_snapshot, newest_snapshot, read_snapshot, save_stage, weights_sha256
 from .control import Control, connect, listen
 from .failures import Failure, cause_of, read_failure
-from .feed import Batches, Feed, seed_everything
+from .feed import Batches, Feed, drawing_apart, seed_everything
 from .ledger import Ledger, check_ledgers
 from .loop import Lag, Links, Loop, Progress
-from .process import DATA, Place, Post, die_with, log_folder, run_worker, stage_title
+from .process import DATA, Place, Post, die_with, leave_failure, log_folder, run_worker, stage_title
 from .sharedmem import SharedReceiver, SharedSender, make_sockets
 from .spans import Spans, Wait
 from .work import StageWork, feed_pipeline, run_stage
@@ -49,7 +49,9 @@ __all__ = [
     "complete_snapshot",
     "connect",
     "die_with",
+    "drawing_apart",
     "feed_pipeline",
+    "leave_failure",
     "listen",
     "log_folder",
     "make_sockets",

@@ -28,7 +28,7 @@ __all__ = ["complete_snapshot", "newest_snapshot", "read_snapshot", "save_stage"
 
 MANIFEST = "manifest.json"
 PARTIAL = "partial"
-DIGEST = "sha256:"
+DIGEST, BUFFER = "sha256:", "buffer-sha256:"
 
 
 def save_stage(snapshots: Path, group: Group, stage: int) -> None:
@@ -36,7 +36,8 @@ def save_stage(snapshots: Path, group: Group, stage: int) -> None:
     folder = snapshots / PARTIAL
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: _plain(value) for name, value in group.model_state().items() if isinstance(value, Tensor)}
-    digests = {DIGEST + name: _digest(weight) for name, weight in group.named_weights()}
+    weights = {name for name, _ in group.named_weights()}
+    digests = {(DIGEST if name in weights else BUFFER) + name: _digest(value) for name, value in state.items()}
     part, whole = folder / f".stage-{stage}", folder / f"stage-{stage}.safetensors"
     save_file(state, part, metadata=digests)
     with part.open("rb") as file:
@@ -69,19 +70,26 @@ def newest_snapshot(run: Path) -> Path:
 
 def read_snapshot(snapshot: Path) -> dict[str, Tensor]:
     """Return the state dict of the uncut model that a snapshot holds, checked against its digest."""
-    manifest: dict[str, Any] = json.loads((snapshot / MANIFEST).read_text())
+    try:
+        manifest: dict[str, Any] = json.loads((snapshot / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{snapshot / MANIFEST} cannot be read: {error}") from None
     state: dict[str, Tensor] = {}
     weights: dict[str, str] = {}
     for file in manifest["stages"]:
         try:
             with safe_open(snapshot / file, framework="pt") as reader:
                 state |= {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118  it is no mapping
-                names = [key.removeprefix(DIGEST) for key in reader.metadata() or {} if key.startswith(DIGEST)]
+                digests = reader.metadata() or {}
         except (OSError, SafetensorError) as error:
             raise UsageError(f"{snapshot / file} cannot be read: {error}") from error
-        weights |= {name: _digest(state[name]) for name in names}
+        weights |= {key.removeprefix(DIGEST): digest for key, digest in digests.items() if key.startswith(DIGEST)}
+        for key, digest in digests.items():
+            name = key.removeprefix(BUFFER).removeprefix(DIGEST)
+            if name not in state or _digest(state[name]) != digest:
+                raise UsageError(f"{snapshot / file} is damaged: {name!r} is not what was saved")
     if _combine(weights) != manifest["weights_sha256"]:
-        raise UsageError(f"{snapshot} is damaged: its weights are not those of its {MANIFEST}")
+        raise UsageError(f"{snapshot} is damaged: its files are not those of its {MANIFEST}")
     return state
 
 

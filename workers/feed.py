@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -18,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepahead.pipeline import Activation, Batch, Mark, MarkKind, Message, UsageError, edge_name, keyed, seed_for
+from stepahead.pipeline import Activation, Batch, Mark, MarkKind, Message, UsageError, edge_name, seed_for
 
-__all__ = ["Batches", "Feed", "seed_everything"]
+__all__ = ["Batches", "Feed", "drawing_apart", "seed_everything"]
 
 Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
 """A pass over the data, such as a DataLoader; or a function that makes the pass of an epoch."""
@@ -75,7 +76,7 @@ class Feed:
         if self.test is None:
             return
         batches = 0
-        with keyed(self.seed, "test", step):  # the training data's draws go on as if nothing had been
+        with drawing_apart(seed_for(self.seed, "test", step)):
             for item in _pass_of(self.test, 0):
                 x, y = _checked(item, "test")
                 batches += 1
@@ -91,9 +92,24 @@ def seed_everything(seed: int) -> None:
     """Seed torch, `random`, and numpy where it is loaded."""
     torch.manual_seed(seed)
     random.seed(seed)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
+    if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(seed % 2**32)
+
+
+@contextmanager
+def drawing_apart(seed: int) -> Generator[None]:
+    """Draw from streams of a seed's own: torch's, `random`'s and numpy's go on afterwards as if nothing had been."""
+    numpy = sys.modules.get("numpy")
+    of_torch, of_random = torch.get_rng_state(), random.getstate()
+    of_numpy = None if numpy is None else numpy.random.get_state()
+    seed_everything(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(of_torch)
+        random.setstate(of_random)
+        if numpy is not None and of_numpy is not None:
+            numpy.random.set_state(of_numpy)
 
 
 def _pass_of(batches: Batches, epoch: int) -> Iterable[Any]:

@@ -185,10 +185,10 @@ class Loop:
     def _learn(self, gradient: Gradient) -> Iterator[Wait]:
         stage = self.stage
         assert stage is not None, "a gradient is only taken in for a batch that the stage has had"
+        self._unanswered.popleft()
         yield from self._send_all(stage.learn(gradient))
         if self.links.gradients_in is not None:
             self.links.gradients_in.give_back()
-        self._unanswered.popleft()
         if not stage.waits:
             self.progress.lags[self.progress.steps - gradient.step] += 1
 
@@ -244,7 +244,8 @@ class Loop:
         sender = self.links.gradients_out if isinstance(message, Gradient) else self.links.activations_out
         assert sender is not None, f"nobody is there for a {type(message).__name__} on edge {message.edge}"
         while not self._sent(sender, message):
-            self._take_gradients()  # the other side may stand before a full link of its own
+            if not self._waits:  # whose one gradient is at hand, and may lie in the link
+                self._take_gradients()  # the other side may stand before a full link of its own
             yield "wait_credit"
 
     def _sent(self, sender: Sender, message: Message) -> bool:

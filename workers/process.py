@@ -13,9 +13,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,13 +30,13 @@ from .loop import Links
 from .sharedmem import SharedReceiver, SharedSender
 from .spans import Spans, Wait
 
-__all__ = ["DATA", "Place", "Post", "die_with", "log_folder", "run_worker", "stage_title"]
+__all__ = ["DATA", "Place", "Post", "die_with", "leave_failure", "log_folder", "run_worker", "stage_title"]
 
 DATA = "data"
 PR_SET_PDEATHSIG = 1
 REPORT_EVERY = 0.2
 LONGEST_WAIT = 0.5
-"""Seconds after which a worker that waits looks up: a signal does not end a wait."""
+"""Seconds after which a rank of torchrun that waits looks up: a signal to it does not end a wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,16 +88,21 @@ def run_worker(place: Place, work: Callable[[Post], None]) -> int:
         post = Post(place, connect(place.run))
         work(post)
     except BaseException as error:  # SystemExit in a user's code is a failure too
-        failure = failure_of(error, place.name, post.steps if post else 0)
-        write_failure(folder, failure)
-        print(failure.message if failure.kind == "link" else failure.traceback, file=sys.stderr)
-        if post:
-            post.control.send("failed", name=place.name)
+        leave_failure(place.run, place.name, error, post.steps if post else 0)
         return 1
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
     return 0
+
+
+def leave_failure(run: Path, name: str, error: BaseException, steps: int = 0) -> None:
+    """Leave what ends a worker in its log folder, and print it."""
+    folder = log_folder(run, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    failure = failure_of(error, name, steps)
+    write_failure(folder, failure)
+    print(failure.message if failure.kind == "link" else failure.traceback, file=sys.stderr)
 
 
 class Post:
@@ -121,7 +127,12 @@ class Post:
         if not place.own_logs:
             signal.signal(signal.SIGINT, self._note_interruption)
             signal.signal(signal.SIGTERM, self._note_interruption)
-        control.send("hello", name=place.name, pid=os.getpid())
+        self.tell("hello", name=place.name, pid=os.getpid())
+
+    def tell(self, kind: str, descriptors: Sequence[int] = (), **fields: Any) -> None:
+        """Tell the supervisor something that it must know; it may be slow, or stand before a full terminal."""
+        if not self.control.send(kind, descriptors, timeout=self.place.timeout, **fields) and not self.control.gone:
+            raise LinkTimeoutError(f"the supervisor did not listen for {self.place.timeout:g} s to {kind!r}")
 
     def links(self) -> Links:
         """Return the stage's ends of its links."""
@@ -187,7 +198,7 @@ class Post:
     def _wait(self, waiter: Waiter, wait: Wait, ends: list[LinkEnd], left: float) -> None:
         if left > 0:
             with self.spans(wait):
-                waiter.wait(min(left, LONGEST_WAIT))
+                waiter.wait(left if self.place.own_logs else min(left, LONGEST_WAIT))
         else:
             raise LinkTimeoutError(
                 f"{stage_title(self.place.name)} did nothing for {self.place.timeout:g} s at step {self.steps} "
@@ -222,7 +233,8 @@ class Post:
         edge = edge_name(above, below)
 
         def keep(descriptor: int) -> None:
-            self.control.send("memory", [descriptor], edge=edge, role=role)
+            way = "activations" if role == "activations_out" else "gradients"
+            self.tell("memory", [descriptor], edge=edge, way=way)
 
         capacity = capacity or self.place.window
         return SharedSender(edge, stage_title(peer), capacity, ends[role], on_memory=keep)
@@ -246,9 +258,8 @@ def _settle(place: Place, folder: Path) -> None:
     if place.own_logs:
         _redirect(folder)
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
     if place.cores:
         try:
@@ -256,7 +267,7 @@ def _settle(place: Place, folder: Path) -> None:
         except OSError as error:
             who = stage_title(place.name)
             raise UsageError(f"{who} cannot run on cores {place.cores}: {error.strerror}") from error
-        torch.set_num_threads(len(place.cores))
+    torch.set_num_threads(1)  # a pool of threads that the parent had does not survive a fork
 
 
 def _redirect(folder: Path) -> None:

@@ -11,7 +11,7 @@ how large slots must be, and travels over the socket ("+", with the descriptor);
 slots are free, brings larger slots. "!" is a clean end; a socket that ends without it tells that the peer died.
 
 What was sent and taken is counted in the memory too, so that whoever holds a duplicate of the descriptor can set
-another process in the place of one that died (`adopt`, `attach`).
+another process in the place of one that died: the end that lives on calls `adopt`, the new one is made with `memory`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Memory:
             if descriptor >= 0:
                 os.close(descriptor)
             raise LinkError(
-                f"no memory for edge {name}: {slots} slots of {payload_bytes / 2**20:.1f} MiB cannot be had "
+                f"no memory for edge {name}: {slots} slots of {payload_bytes // 1024:,} KiB cannot be had "
                 f"({error.strerror}); free some, or use fewer slots (--window) or smaller batches"
             ) from error
 
@@ -191,6 +191,8 @@ class _SharedEnd(LinkEnd):
             return
         self._hear(rung, _descriptors(attached) if attached else [])
         self._lost = not rung
+        if attached:  # a read ends where a descriptor came
+            self.refresh()
 
     @property
     def gone(self) -> bool:
@@ -223,7 +225,11 @@ class _SharedEnd(LinkEnd):
 
     def _ring(self, what: bytes) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # the next look at the socket will tell
-            if self.bell.send(what) != len(what):
+            try:
+                rung = self.bell.send(what)
+            except BlockingIOError:
+                rung = 0
+            if rung != len(what):
                 raise LinkError(f"edge {self.edge} rang {len(what)} times, and {self.peer} did not listen")
 
 
@@ -349,19 +355,31 @@ class SharedReceiver(_SharedEnd, Receiver):
 
     def adopt(self, bell: socket.socket) -> None:
         super().adopt(bell)
-        self.give_back()
+        if self._lent and self.memory:
+            self.memory.taken = self._messages
+        self._lent = False
         self._available = self._owed = 0  # the new sender announces what is still to be taken
 
     def _hear(self, rung: bytes, descriptors: list[int]) -> None:
         super()._hear(rung, descriptors)
         for descriptor in descriptors:
-            if self.memory:
-                self.memory.close()
-            self.memory = Memory(descriptor)
-            self._messages = self.memory.taken
+            self._take_over(descriptor)
         self._available += rung.count(MESSAGE)
         if self._available > self.capacity:
             raise FrameError(f"on edge {self.edge} {self.peer} rang {self._available} times for {self.capacity} places")
+
+    def _take_over(self, descriptor: int) -> None:
+        """Use the memory that the sender made; one that has none yet goes on where the memory says."""
+        try:
+            memory = Memory(descriptor)
+        except FrameError:
+            os.close(descriptor)
+            raise
+        if self.memory:
+            self.memory.close()
+            if memory.taken != self._messages:
+                raise FrameError(f"on edge {self.edge} {self.peer} goes on at {memory.taken}, not at {self._messages}")
+        self.memory, self._messages = memory, memory.taken
 
 
 def _descriptors(attached: list[tuple[int, int, bytes]]) -> list[int]:

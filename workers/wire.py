@@ -127,7 +127,8 @@ def encode_header(header: Header) -> bytes:
 def decode_header(raw: bytes) -> Header:
     """Return the header that the bytes say, or raise what is wrong with them."""
     if not NUMBERS.size < len(raw) <= HEADER_LIMIT:
-        raise FrameError(f"a link frame lies: its header has {len(raw)} bytes, at most {HEADER_LIMIT} are allowed")
+        limits = f"{NUMBERS.size + 1} to {HEADER_LIMIT}"
+        raise FrameError(f"a link frame lies: its header has {len(raw)} bytes, and {limits} are allowed")
     sequence, step = NUMBERS.unpack_from(raw)
     _count(sequence, "the sequence number", 0, MOST_COUNT)
     _count(step, "the step", 0, MOST_COUNT)
@@ -180,12 +181,12 @@ def _decode_form(raw: bytes) -> Form:
     version, edge, kind, flag, tensors, label = _array(_unpacked(raw), "the header", 6, 6)
     _count(version, "the version", VERSION, VERSION)
     if type(edge) is not str or not 0 < len(edge) <= 64:
-        raise FrameError(f"a link frame lies: its edge is a {type(edge).__name__}, not a name of 1 to 64 letters")
+        raise FrameError(f"a link frame lies: its edge is {edge!r:.80}, not a name of 1 to 64 letters")
     sort = KINDS[_count(kind, "the kind", 0, len(KINDS) - 1)]
     _count(flag, "the flag", 0, FLAGS[sort] - 1)
     specs = tuple(_spec(item) for item in _array(tensors, "the list of tensors", 0, MOST_TENSORS))
     if (sort is Mark) != (not specs) or (label is not None and sort is not Activation):
-        raise FrameError(f"a link frame lies: a {sort.__name__} with {len(specs) + (label is not None)} tensors")
+        raise FrameError(f"a link frame lies: {sort.__name__} with {len(specs) + (label is not None)} tensors")
     return _make_form(edge, sort, flag, specs, None if label is None else _spec(label))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -31,6 +31,7 @@ from .spans import Wait
 
 __all__ = ["StageWork", "feed_pipeline", "run_stage"]
 
+LAST_STEPS = 10
 PREDICTOR = ("cosine", "relative_error", "sign_error")
 
 
@@ -51,24 +52,26 @@ def run_stage(work: StageWork, post: Post) -> None:
     index = post.place.stage
     group = build_group(work.layers, work.cut, index, seed=work.recipe.seed)
     links = post.links()
-    held = _Held(group)
+    held = _Held()
 
     def make_stage(batch: Activation) -> Stage:
         (output,) = example_outputs([group], batch.tensors[0])
-        held.update(batch, output)
-        post.spans.begin()
-        return work.recipe.stage(
+        stage = work.recipe.stage(
             group, index, post.place.stages, output, batch.label, device=work.device, span=post.spans
         )
+        held.begin(group, batch, output)
+        post.spans.begin()
+        return stage
 
     loop = Loop(make_stage, links, work.lag, post.spans, work.metrics)
     reporter = _Reporter(post, loop)
     post.drive(_watched(loop, post, reporter), links.ends, reporter.report)
     summary = _summary(work, post, loop, group)
     summary["peak_activation_bytes"] = held.peak(loop)
+    summary["loss"] = reporter.last_loss()
     reporter.report()
     save_stage(post.place.run / "snapshots", group, index)
-    post.control.send("finished", name=post.place.name, steps=loop.progress.steps, summary=summary)
+    post.tell("finished", name=post.place.name, steps=loop.progress.steps, summary=summary)
     for end in links.ends:
         end.close()
 
@@ -78,7 +81,7 @@ def feed_pipeline(feed: Feed, post: Post) -> None:
     link = post.feed_link()
     ends: list[LinkEnd] = [link]
     post.drive(_feed(feed, post, link), ends, lambda: None)
-    post.control.send("finished", name=post.place.name, steps=post.steps, summary={})
+    post.tell("finished", name=post.place.name, steps=post.steps, summary={})
     link.close()
 
 
@@ -86,7 +89,7 @@ def _feed(feed: Feed, post: Post, link: Sender) -> Iterator[Wait | None]:
     for message in feed.messages(lambda: post.stopping):
         while not link.try_send(message):
             yield "wait_credit"
-        post.steps = message.step + 1
+        post.steps += isinstance(message, Activation) and message.training
         yield None
 
 
@@ -102,18 +105,20 @@ def _watched(loop: Loop, post: Post, reporter: _Reporter) -> Iterator[Wait | Non
 class _Held:
     """What the stage holds at most: a batch's graph, the outputs that wait for a gradient, the inputs in the link."""
 
-    def __init__(self, group: Group) -> None:
-        self._meter = ActivationMeter(group)
+    def __init__(self) -> None:
+        self._meter: ActivationMeter | None = None
         self._input = self._output = 0
 
-    def update(self, batch: Activation, output: Tensor) -> None:
+    def begin(self, group: Group, batch: Activation, output: Tensor) -> None:
+        self._meter = ActivationMeter(group)
         label = 0 if batch.label is None else batch.label.nbytes
         self._input = sum(tensor.nbytes for tensor in batch.tensors) + label
         self._output = output.nbytes + label
 
     def peak(self, loop: Loop) -> int:
         queued = loop.links.activations_in.capacity * self._input
-        return self._meter.saved_bytes + loop.progress.most_unanswered * self._output + queued
+        saved = self._meter.saved_bytes if self._meter else 0
+        return saved + loop.progress.most_unanswered * self._output + queued
 
 
 class _Reporter:
@@ -123,12 +128,18 @@ class _Reporter:
         self._post = post
         self._loop = loop
         self._losses: list[Tensor] = []
+        self._last: deque[Tensor] = deque(maxlen=LAST_STEPS)
         self._evaluations = 0
+
+    def last_loss(self) -> float | None:
+        """Return the mean over the last steps."""
+        return sum(map(float, self._last)) / len(self._last) if self._last else None
 
     def take_step(self) -> None:
         loss = self._loop.progress.loss
         if loss is not None:
             self._losses.append(loss)
+            self._last.append(loss)
 
     def report(self) -> None:
         progress = self._loop.progress
@@ -136,7 +147,7 @@ class _Reporter:
         mean = sum(losses) / len(losses) if losses else float("nan")
         name, samples = self._post.place.name, progress.samples
         for steps, figures in progress.evaluations[self._evaluations :]:
-            self._post.control.send("evaluated", steps=steps, figures=figures)
+            self._post.tell("evaluated", steps=steps, figures=figures)
         self._evaluations = len(progress.evaluations)
         self._post.control.report("progress", name=name, steps=progress.steps, samples=samples, loss=mean)
 
