@@ -6,9 +6,11 @@ config      settings, from file and flags   rendezvous   torchrun's variables
 plan        groups to workers to devices    folder       where everything that a run leaves is
 run         a run from beginning to end     summary      what came of it, as summary.json
 start       forks or starts workers         progress     how far it is, on a terminal or in a file
-interrupts  signals that ask to stop        words        what a run says to people
-export      weights for the uncut model     datasets     data for the demo, the examples, the benchmarks
+interrupts  signals that ask to stop        lifeline     a process that dies with its parent
+export      weights for the uncut model     words        what a run says to people
+datasets    data for the demo, the examples, the benchmarks
 environment this machine, for bug reports   doctor       a self-test of it
+screen      a console that outlives its reader
 job_digits  the built-in jobs
 job_chars
 

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .interrupts import ignore_stop_signals
+from .lifeline import die_with
+
 if TYPE_CHECKING:
     from .config import Config
     from .run import RunResult
@@ -49,17 +52,27 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = _parser().parse_args(arguments)
     for name in THREADS:
         os.environ.setdefault(name, "1")
-    from stepahead.pipeline import UsageError
-
+    if "parent" in options or "RANK" in os.environ:
+        die_with(getattr(options, "parent", os.getppid()))  # before anything that takes time
     try:
-        code = options.run(options)
-    except UsageError as error:
-        print(f"stepahead: {error}", file=sys.stderr)
-        code = 2
+        code = _run(options)
     except KeyboardInterrupt:  # before there was anything to end in order
         code = 130
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from stepahead.pipeline import UsageError
+
+    try:
+        return int(options.run(options))
+    except UsageError as error:
+        print(f"stepahead: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"stepahead: {error}; stepahead doctor tells more about this machine", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,20 +103,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from .config import read_config
     from .job import load_job
     from .plan import make_plan
     from .rendezvous import Torchrun
     from .run import launch, train_under_torchrun
+    from .screen import Screen
 
     torchrun = Torchrun.from_environment()
     flags = {name: getattr(options, name) for name in (key.replace("-", "_") for key in FLAGS)}
     if torchrun and flags["stages"] is None:
         flags["stages"] = torchrun.world_size
     config: Config = read_config(options.config, options.set, {**flags, "job": options.job})
-    console = Console()
+    console = Screen()
 
     def finish(result: RunResult) -> None:
         _finish(result, options.json)
@@ -124,9 +136,10 @@ def _finish(result: RunResult, as_json: bool) -> None:
 
 
 def _worker(options: argparse.Namespace) -> int:
+    ignore_stop_signals()
     from .run import rejoin
 
-    return rejoin(options.run_folder, options.name, options.parent)
+    return rejoin(options.run_folder, options.name)
 
 
 def _export(options: argparse.Namespace) -> int:

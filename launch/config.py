@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -81,8 +82,10 @@ class Config:
             raise UsageError(f"window is {self.window}; a link may hold at most {MOST_WINDOW} messages")
         if self.truth == "off" and self.truth_every != 1:
             raise UsageError(f"truth_every is {self.truth_every}, but truth is 'off'; leave it out")
-        if self.timeout <= 0:
-            raise UsageError(f"timeout is {self.timeout}; it must be above 0 seconds")
+        if not 0 < self.timeout < math.inf:
+            raise UsageError(f"timeout is {self.timeout}; it must be a number of seconds above 0")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed is {self.seed}; it must be a number from 0 to 2^63 - 1")
 
 
 def read_config(

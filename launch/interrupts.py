@@ -8,9 +8,16 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
-__all__ = ["ASK_TO_STOP", "stop_signals"]
+__all__ = ["ASK_TO_STOP", "ignore_stop_signals", "stop_signals"]
 
 ASK_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def ignore_stop_signals() -> None:
+    """Ignore them here: another process judges what to do."""
+    signal.set_wakeup_fd(-1)
+    for number in ASK_TO_STOP:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

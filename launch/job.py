@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from stepahead.pipeline import (
     LRScheduleRecipe,
     Metric,
     Model,
+    NonFinitePolicy,
     OptimizerRecipe,
     PredictorRecipe,
     SignalRecipe,
@@ -52,12 +53,12 @@ class Job:
     """
 
     model: Model
-    """An `nn.Sequential`, a list of layers, or of functions that each make a layer: then each worker makes its own."""
+    """An `nn.Sequential`, a list of layers, or of functions that each make a new one: then workers make their own."""
     data: Batches
     """Pairs of input and label: a DataLoader or another iterable, or a function that makes an epoch's iterable."""
     loss: LossFunction
-    optimizer: OptimizerRecipe
-    """Makes a stage's optimizer from its parameters."""
+    optimizer: OptimizerRecipe | Sequence[OptimizerRecipe | None]
+    """Makes a stage's optimizer from its parameters; a list has one for each stage, None freezes it."""
     name: str = "job"
     test: Batches | None = None
     """Pairs to evaluate on."""
@@ -67,6 +68,8 @@ class Job:
     """Makes a learning rate schedule, which counts batches."""
     clip: float | None = None
     """The most that the norm of one stage's gradient may be."""
+    on_non_finite: NonFinitePolicy = "stop"
+    """What NaN or infinity does: "stop" ends the run, "skip" passes the batch over."""
     classes: int | None = None
     """How many classes the labels name, for predictors that see the label; None for predictors that do not."""
     predictor: PredictorRecipe = "auto"
@@ -114,8 +117,12 @@ def _find(name: str) -> object:
     try:
         return getattr(module, function)
     except AttributeError:
-        made = [key for key in vars(module) if not key.startswith("_")]
+        made = [name for name, value in vars(module).items() if _is_made_here(value, module)]
         raise UsageError(f"{where} has no {function!r}; {did_you_mean(function, made)}") from None
+
+
+def _is_made_here(value: object, module: ModuleType) -> bool:
+    return isinstance(value, Job) or (inspect.isfunction(value) and value.__module__ == module.__name__)
 
 
 def _module_of_file(path: Path) -> ModuleType:
@@ -124,11 +131,13 @@ def _module_of_file(path: Path) -> ModuleType:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)  # as for a script: a job may import its neighbours
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    known = path.stem in sys.modules or path.stem in sys.stdlib_module_names
+    name = f"job_{path.stem}" if known else path.stem  # a job may be called json.py
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except UsageError:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim import Adam
 
 from stepahead.pipeline import (
     Cut,
@@ -29,7 +30,7 @@ from stepahead.pipeline import (
     silent,
     synthetic,
 )
-from stepahead.workers import DATA, Feed, Lag, Place, StageWork
+from stepahead.workers import DATA, Batches, Feed, Lag, Place, StageWork
 
 from .config import Config
 from .job import Job
@@ -81,6 +82,7 @@ class Plan:
             optimizer=job.optimizer,
             lr_schedule=job.lr_schedule,
             clip=job.clip,
+            on_non_finite=job.on_non_finite,
             seed=config.seed,
         )
         mode: LagMode = "exact" if config.lag == "exact" else "free"
@@ -99,7 +101,7 @@ class Plan:
             seed=self.config.seed,
         )
 
-    def place(self, name: str, run: Path, *, parent: int, own_logs: bool = True) -> Place:
+    def place(self, name: str, run: Path, *, own_logs: bool = True) -> Place:
         """Return where a worker runs."""
         return Place(
             name=name,
@@ -110,7 +112,6 @@ class Plan:
             prefetch=PREFETCH,
             timeout=self.config.timeout,
             ledger=self.config.ledger,
-            parent=parent,
             own_logs=own_logs,
         )
 
@@ -134,8 +135,8 @@ def make_plan(config: Config, job: Job) -> Plan:
     cores, notes = _cores(devices)
     others = tuple(sorted(os.sched_getaffinity(0) - {core for own in cores for core in own}))
     total = config.steps
-    if total is None and config.epochs is not None and isinstance(job.data, Sized):
-        total = config.epochs * len(job.data)
+    if total is None and config.epochs is not None:
+        total = _length_of(job.data, config.epochs)
     return Plan(
         config=config,
         job=job,
@@ -173,13 +174,22 @@ def _cut(config: Config, job: Job, layers: tuple[Layer, ...]) -> Cut:
         if isinstance(job.data, Iterator):
             raise UsageError("cut is 'cost', which tries a batch; give data that can be run through more than once")
         example = next(iter(job.data(0) if callable(job.data) else job.data))
-        costs = measure_costs(layers, (example[0], example[1]), optimizer=job.optimizer, seed=config.seed)
+        optimizer = job.optimizer if callable(job.optimizer) else Adam
+        costs = measure_costs(layers, (example[0], example[1]), optimizer=optimizer, seed=config.seed)
         return cut_by_cost([cost.total for cost in costs], stages)
     names = [name.strip() for name in config.cut.split(",")]
     cut = cut_at([layer.name for layer in layers], names)
     if config.stages not in (None, len(cut)):
         raise UsageError(f"cut names {len(names)} layers, which makes {len(cut)} stages, and stages is {config.stages}")
     return cut
+
+
+def _length_of(data: Batches, epochs: int) -> int | None:
+    """Return how many batches so many epochs have, if the data knows; a loader of a stream only seems to."""
+    try:
+        return epochs * len(data) if isinstance(data, Sized) else None
+    except TypeError:
+        return None
 
 
 def _signal(name: str, job: Job) -> SignalRecipe:

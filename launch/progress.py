@@ -88,7 +88,8 @@ class Track:
             if self.now() - printed >= self.every_seconds or done == self.total:
                 printed = self.now()
                 words = [self.title, "step", self._steps(done), self._figures(done, printed - start)]
-                self.console.print(" ".join(word for word in words if word), highlight=False, soft_wrap=True)
+                line = " ".join(word for word in words if word)
+                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _steps(self, done: int) -> str:
         return str(done) if self.total is None else f"{done}/{self.total}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -19,11 +18,12 @@ from stepahead.workers import DATA, leave_failure, listen
 
 from .config import Config, read_config, write_config
 from .folder import RunFolder
-from .interrupts import ASK_TO_STOP, stop_signals
+from .interrupts import stop_signals
 from .job import Job, load_job
 from .plan import Plan, make_plan
 from .progress import Track
 from .rendezvous import Torchrun
+from .screen import Screen
 from .start import fork, start_workers, work_at
 from .summary import exit_code, summarize, write_summary
 from .supervisor import Supervisor
@@ -59,7 +59,7 @@ def train(job: Job | str, **settings: Any) -> dict[str, Any]:
     """
     config = read_config(flags={**settings, "job": job if isinstance(job, str) else job.name})
     made = job if isinstance(job, Job) else load_job(job, config.options, seed=config.seed)
-    result = launch(make_plan(config, made), Console(), named=isinstance(job, str))
+    result = launch(make_plan(config, made), Screen(), named=isinstance(job, str))
     if result.exit_code == 130:
         raise KeyboardInterrupt
     if result.exit_code != 0:
@@ -81,14 +81,14 @@ def launch(plan: Plan, console: Console, *, named: bool = True) -> RunResult:
         return _supervise(plan, folder, console, listener, start, signals)
 
 
-def rejoin(run: Path, name: str, parent: int) -> int:
+def rejoin(run: Path, name: str) -> int:
     """Be a worker that was started fresh, and return the exit code."""
     try:
         plan = _plan_again(run)
     except BaseException as error:
         leave_failure(run, name, error)
         return 1
-    return work_at(plan.place(name, run, parent=parent), plan)
+    return work_at(plan.place(name, run), plan)
 
 
 def train_under_torchrun(
@@ -98,7 +98,6 @@ def train_under_torchrun(
     if config.stages != torchrun.world_size:
         what = f"torchrun started {torchrun.world_size} processes for {config.stages} stages"
         raise UsageError(f"{what}; leave out --stages, or start as many")
-    parent = os.getppid()
     helpers: list[int] = []
     if torchrun.rank == 0:
         plan = make_plan(config, load_job(config.job, config.options, seed=config.seed))
@@ -109,7 +108,7 @@ def train_under_torchrun(
     else:
         folder = RunFolder(torchrun.find(FIND_TIMEOUT))
         plan = _plan_again(folder.path)
-    code = work_at(plan.place(str(torchrun.rank), folder.path, parent=parent, own_logs=False), plan)
+    code = work_at(plan.place(str(torchrun.rank), folder.path, own_logs=False), plan)
     ends = [os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1]) for helper in helpers]
     return code or next((end for end in ends if end), 0)
 
@@ -126,8 +125,6 @@ def _start_helpers(plan: Plan, folder: RunFolder, console: Console, finish: Call
 
     def supervise() -> int:
         os.setsid()  # torchrun kills rank 0 with all its group, and then there is most to tell
-        for number in ASK_TO_STOP:  # rank 0 hears it, and says so
-            signal.signal(number, signal.SIG_IGN)
 
         def start(supervisor: Supervisor) -> None:
             supervisor.watch("0", rank_0, ours=False)
@@ -135,9 +132,9 @@ def _start_helpers(plan: Plan, folder: RunFolder, console: Console, finish: Call
         finish(_supervise(plan, folder, console, listener, start, None))
         return 0
 
-    supervisor = fork(supervise)
+    supervisor = fork(supervise, tied=False)
     listener.close()
-    data = fork(partial(work_at, plan.place(DATA, folder.path, parent=rank_0), plan))
+    data = fork(partial(work_at, plan.place(DATA, folder.path), plan))
     return [supervisor, data]
 
 

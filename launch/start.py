@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -18,6 +19,8 @@ from stepahead.pipeline import UsageError
 from stepahead.workers import DATA, Place, feed_pipeline, run_stage, run_worker
 
 from .folder import RunFolder
+from .interrupts import ASK_TO_STOP, ignore_stop_signals
+from .lifeline import die_with
 from .plan import Plan
 from .supervisor import Supervisor
 
@@ -34,7 +37,7 @@ def start_workers(plan: Plan, folder: RunFolder, supervisor: Supervisor, *, name
     if not fresh:
         _warm_up()
     for name in plan.names:
-        place = plan.place(name, folder.path, parent=os.getpid())
+        place = plan.place(name, folder.path)
         pid = _start(place) if fresh else fork(partial(work_at, place, plan))
         supervisor.watch(name, pid, ours=True)
 
@@ -46,13 +49,22 @@ def work_at(place: Place, plan: Plan) -> int:
     return run_worker(place, partial(run_stage, plan.work(place.stage)))
 
 
-def fork(work: Callable[[], int]) -> int:
-    """Run `work` in a child process, which ends with what it returns; return the child's pid."""
+def fork(work: Callable[[], int], *, tied: bool = True) -> int:
+    """Run `work` in a child process, which ends with what it returns, and dies with this one if `tied`.
+
+    Signals that ask to stop are for this process to judge; the child ignores them from its first moment.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
+    parent, before = os.getpid(), signal.pthread_sigmask(signal.SIG_BLOCK, ASK_TO_STOP)
     with warnings.catch_warnings():  # the threads that a user's process may have are not needed in the child
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
+    if pid == 0:
+        if tied:
+            die_with(parent)
+        ignore_stop_signals()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if pid == 0:
         _end_with(work)
     return pid
@@ -89,6 +101,6 @@ def _start_fresh(plan: Plan, named: bool) -> bool:
 
 
 def _start(place: Place) -> int:
-    command = [sys.executable, "-m", "stepahead.launch", "worker", str(place.run), place.name, str(place.parent)]
+    command = [sys.executable, "-m", "stepahead.launch", "worker", str(place.run), place.name, str(os.getpid())]
     silence = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
     return os.posix_spawn(sys.executable, command, os.environ, file_actions=silence)

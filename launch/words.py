@@ -6,6 +6,7 @@ import signal
 from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -51,7 +52,8 @@ def show_result(summary: Mapping[str, Any], run: Path, console: Console) -> None
         console.print(_table(summary["stages"], narrow=console.width < NARROW))
     say = [f"{head}: {', '.join(figures)}"]
     if summary["weights_sha256"]:
-        say.append(f"weights: {run / 'snapshots' / str(summary['steps'])}; stepahead export {run} out.safetensors")
+        snapshot = run / "snapshots" / str(summary["steps"])
+        say.append(f"weights: {snapshot}; stepahead export {quote(str(run))} out.safetensors")
     else:
         unsaved = [stage_title(str(index)) for index, stage in enumerate(summary["stages"]) if "useful" not in stage]
         say.append(f"no weights were saved: {', '.join(unsaved)} did not come to an end")

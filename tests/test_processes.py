@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from faulty import job as faulty_job
 from launcher import FAULTY, faulty, run
-from nets import CLASSES, Batch, adam, cdni, mlp, rows
+from nets import CLASSES, Batch, adam, cdni, cnn, images, mlp, rows
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from stepahead.launch import Job, Track, train
 from stepahead.pipeline import (
@@ -45,6 +47,7 @@ SIGNALS: dict[str, SignalRecipe] = {
     "every third batch": synthetic("linear", classes=CLASSES, optimizer=adam, every=3, rows=0.5),
     "locked": locked,
     "blend": blend(0.5, "linear", classes=CLASSES, optimizer=adam),
+    "auto shape": synthetic(optimizer=adam),
     "probe": probe(loss=nn.CrossEntropyLoss(), optimizer=adam, classes=CLASSES),
     "silent": silent,
 }
@@ -74,6 +77,22 @@ def test_exact_processes_are_the_reference_to_the_bit(name: str, stages: int, tm
     assert check_ledgers(Path(run_dir)) >= 8 * stages
 
 
+@pytest.mark.parametrize("lag", [2, 4])
+def test_exact_processes_are_the_reference_with_buffers_and_dropout_too(lag: int, tmp_path: Path) -> None:
+    layers = list(cnn().children())
+    model = nn.Sequential(*layers[:-1], nn.Dropout(0.3), layers[-1])
+    batches = [*images(6), *images(1, size=5)]
+    groups = cut_model(deepcopy(model), 3)
+    recipe = Recipe(loss=nn.CrossEntropyLoss(), signal=SIGNALS["auto shape"], optimizer=adam)
+    list(Reference(assemble(groups, batches[0], recipe), lag=lag).train(batches))
+    expected = {name: value for group in groups for name, value in group.model_state().items()}
+    run = tmp_path / "run"
+    train(job_of(model, batches, signal=SIGNALS["auto shape"]), stages=3, lag="exact", max_lag=lag, run_dir=str(run))
+    state = read_snapshot(newest_snapshot(run))
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
 def test_the_same_run_twice_gives_the_same_weights(tmp_path: Path) -> None:
     options = ["--set", 'options.act="none"', "--steps", "30", "--lag", "exact", "--evaluate-every", "10", "--json"]
     runs = [run(["train", str(FAULTY), "--run-dir", str(tmp_path / name), *options]) for name in ("a", "b")]
@@ -81,6 +100,7 @@ def test_the_same_run_twice_gives_the_same_weights(tmp_path: Path) -> None:
     assert [code for code, _ in runs] == [0, 0]
     assert summaries[0]["weights_sha256"] == summaries[1]["weights_sha256"]
     assert summaries[0]["metrics"] == summaries[1]["metrics"]
+    assert summaries[0]["train_loss"] == summaries[1]["train_loss"]
     assert summaries[0] == json.loads((tmp_path / "a" / "summary.json").read_text())
 
 
@@ -93,6 +113,39 @@ def test_fresh_workers_give_the_same_weights_as_forked_ones(tmp_path: Path) -> N
         assert code == 0, text
         digests.append(json.loads(text.splitlines()[-1])["weights_sha256"])
     assert digests[0] == digests[1]
+
+
+@pytest.mark.slow
+def test_fresh_workers_do_not_measure_the_cut_again(tmp_path: Path) -> None:
+    options = ["--set", 'options.act="none"', "--steps", "3", "--cut", "cost", "--start-method", "spawn"]
+    code, text = run(["train", str(FAULTY), "--run-dir", str(tmp_path / "run"), *options])
+    assert code == 0, text
+    state = read_snapshot(newest_snapshot(tmp_path / "run"))
+    faulty_job().model.load_state_dict(state, strict=True)  # type: ignore[union-attr]
+
+
+def test_what_is_not_a_number_is_null_in_the_summary(tmp_path: Path) -> None:
+    def nothing(output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(float("nan"))
+
+    folder = tmp_path / "run"
+    train(job_of(mlp(), rows(3), test=rows(1), metrics={"nothing": nothing}), run_dir=str(folder))
+    summary = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["metrics"]["nothing"] is None
+
+
+def test_a_loader_of_a_stream_is_data_too(tmp_path: Path) -> None:
+    loader = DataLoader(Stream(), batch_size=4)
+    assert train(job_of(mlp(), loader, epochs=2), run_dir=str(tmp_path / "run"))["steps"] == 6  # type: ignore[arg-type]
+
+
+def test_the_run_outlives_its_reader(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stepahead.launch", "train", str(FAULTY), "--run-dir", str(tmp_path / "run")]
+    with subprocess.Popen([*command, "--steps", "30"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(timeout=50) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 30
 
 
 def test_torchrun_gives_the_same_run(tmp_path: Path) -> None:
@@ -260,6 +313,14 @@ class SlowData:
     def __iter__(self) -> Iterator[Batch]:
         yield from rows(2)
         threading.Event().wait(30)
+
+
+class Stream(IterableDataset[Batch]):
+    """Twelve samples, one by one."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(12):
+            yield torch.randn(12), torch.tensor(1)
 
 
 class Two(nn.Module):

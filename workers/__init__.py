@@ -16,7 +16,7 @@ from .failures import Failure, cause_of, read_failure
 from .feed import Batches, Feed, drawing_apart, seed_everything
 from .ledger import Ledger, check_ledgers
 from .loop import Lag, Links, Loop, Progress
-from .process import DATA, Place, Post, die_with, leave_failure, log_folder, run_worker, stage_title
+from .process import DATA, Place, Post, leave_failure, log_folder, run_worker, stage_title
 from .sharedmem import SharedReceiver, SharedSender, make_sockets
 from .spans import Spans, Wait
 from .work import StageWork, feed_pipeline, run_stage
@@ -48,7 +48,6 @@ __all__ = [
     "check_ledgers",
     "complete_snapshot",
     "connect",
-    "die_with",
     "drawing_apart",
     "feed_pipeline",
     "leave_failure",

@@ -1,4 +1,4 @@
-"""The process around a worker: it dies with its launcher, takes its cores, connects, works, and says how it ended.
+"""The process around a worker: it takes its cores, connects, works, and says how it ended.
 
 Each worker has a name: its stage's number, or "data" for the feed. Its log folder holds what it printed, and what it
 raised. A worker ignores Ctrl-C: the launcher decides, and tells it over the control connection.
@@ -6,7 +6,6 @@ raised. A worker ignores Ctrl-C: the launcher decides, and tells it over the con
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import signal
@@ -30,10 +29,9 @@ from .loop import Links
 from .sharedmem import SharedReceiver, SharedSender
 from .spans import Spans, Wait
 
-__all__ = ["DATA", "Place", "Post", "die_with", "leave_failure", "log_folder", "run_worker", "stage_title"]
+__all__ = ["DATA", "Place", "Post", "leave_failure", "log_folder", "run_worker", "stage_title"]
 
 DATA = "data"
-PR_SET_PDEATHSIG = 1
 REPORT_EVERY = 0.2
 LONGEST_WAIT = 0.5
 """Seconds after which a rank of torchrun that waits looks up: a signal to it does not end a wait."""
@@ -56,8 +54,6 @@ class Place:
     """Batches that the link from the data holds."""
     timeout: float = 600.0
     """Seconds to wait for another worker before giving up."""
-    parent: int = 0
-    """The process to die with; 0 for none."""
     ledger: bool = False
     """Whether to write down every message that is sent or received."""
     own_logs: bool = True
@@ -178,14 +174,16 @@ class Post:
     def _drive(
         self, actions: Iterator[Wait | None], waiter: Waiter, ends: list[LinkEnd], report: Callable[[], None]
     ) -> None:
-        since, looked = time.monotonic(), self.steps
+        since, looked, waiting = time.monotonic(), self.steps, False
         for wait in actions:
             now = time.monotonic()
+            if not waiting:
+                since = now
+            waiting = wait is not None
             if wait is None:
                 if self.steps != looked:  # a look at the links is dear; once a step is enough
                     waiter.wait(0)
                     looked = self.steps
-                since = now
             else:
                 self._wait(waiter, wait, ends, since + self.place.timeout - now)
             self._listen()
@@ -240,26 +238,9 @@ class Post:
         return SharedSender(edge, stage_title(peer), capacity, ends[role], on_memory=keep)
 
 
-def die_with(parent: int) -> None:
-    """Let this process, and all that it forks, be killed when its parent ends, however that ends."""
-
-    def bind() -> None:
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    bind()
-    os.register_at_fork(after_in_child=bind)
-    if os.getppid() != parent:  # it ended before we were bound to it
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def _settle(place: Place, folder: Path) -> None:
-    if place.parent:
-        die_with(place.parent)
     if place.own_logs:
         _redirect(folder)
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
     if place.cores:
         try:

@@ -101,7 +101,7 @@ class Memory:
                 os.close(descriptor)
             raise LinkError(
                 f"no memory for edge {name}: {slots} slots of {payload_bytes // 1024:,} KiB cannot be had "
-                f"({error.strerror}); free some, or use fewer slots (--window) or smaller batches"
+                f"({error.strerror}); free some or raise the limit, or use fewer slots (--window) or smaller batches"
             ) from error
 
     @property

@@ -1,0 +1,20 @@
+"""The console of a run: it outlives its reader."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from rich.console import Console
+
+__all__ = ["Screen"]
+
+
+class Screen(Console):
+    """A console that falls silent when nobody reads any more (`stepahead train .. | head`); the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
