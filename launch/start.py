@@ -20,7 +20,7 @@ from stepahead.workers import DATA, Place, feed_pipeline, run_stage, run_worker
 
 from .folder import RunFolder
 from .interrupts import ASK_TO_STOP, ignore_stop_signals
-from .lifeline import die_with
+from .lifeline import die_with, live_on
 from .plan import Plan
 from .supervisor import Supervisor
 
@@ -63,6 +63,8 @@ def fork(work: Callable[[], int], *, tied: bool = True) -> int:
     if pid == 0:
         if tied:
             die_with(parent)
+        else:
+            live_on()
         ignore_stop_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if pid == 0:
