@@ -1,6 +1,6 @@
 """What the loop and the links cost: CPU time a step, of everything in a worker that is not its stage.
 
-    python -m benchmarks.processes.overhead [--job digits] [--stages 2] [--steps 300] [--rounds 7]
+    python -m benchmarks.processes.overhead [--job digits] [--stages 2] [--rounds 7] [--set options.batch=180]
 
 The workers run as always; the CPU clock is read around each call into the stage, and what is left over is the loop, the
 links and the reports. The first steps, in which the stage and the memory are made, do not count.
@@ -21,7 +21,8 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from stepahead.launch import Config, load_job
+from stepahead.launch import load_job
+from stepahead.launch.config import read_config
 from stepahead.launch.plan import Plan, make_plan
 from stepahead.pipeline import Activation, Gradient
 from stepahead.workers import Loop, Wait
@@ -73,11 +74,13 @@ def main() -> None:
     parser.add_argument("--stages", type=int, default=2)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--set", action="append", default=[], help="as for the command")
     options = parser.parse_args()
     torch.set_num_threads(1)
     sys.modules["stepahead.workers.work"].__dict__["Loop"] = MeteredLoop
-    config = Config(job=options.job, stages=options.stages, steps=options.steps, device="cpu")
-    plan = make_plan(config, load_job(options.job))
+    flags = {"job": options.job, "stages": options.stages, "steps": options.steps, "device": "cpu"}
+    config = read_config(assignments=options.set, flags=flags)
+    plan = make_plan(config, load_job(options.job, config.options))
     rounds = [overheads(plan) for _ in range(options.rounds)]
     result = Table("stage", "us of CPU a step, median", "least", "most", box=MARKDOWN)
     for stage, found in enumerate(zip(*rounds, strict=True)):
