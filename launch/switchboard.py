@@ -63,7 +63,6 @@ class Switchboard:
             if control.gone:
                 self._drop(control)
                 del self._members[name]
-                yield name, {"kind": "left"}
 
     def tell(self, kind: str, *names: str) -> None:
         """Send a word to some workers, or to all."""

@@ -43,6 +43,13 @@ class Pipeline:
 
     def run(self, choose: Choose) -> None:
         """Let feed and loops take turns as `choose` says, until all are through."""
+        try:
+            self._take_turns(choose)
+        finally:
+            for end in self.ends:
+                end.close()
+
+    def _take_turns(self, choose: Choose) -> None:
         actors: list[Iterator[Wait | None]] = [self._feed, *(loop.run() for loop in self.loops)]
         idle: set[int] = set()
         while actors:
@@ -59,8 +66,6 @@ class Pipeline:
                 idle.clear()  # what went over a link may be what another one waits for
             if wait is not None:
                 idle.add(index)
-        for end in self.ends:
-            end.close()
 
     def _loop(
         self,

@@ -3,7 +3,8 @@
 wire        messages as bytes              control     a worker's connection to its supervisor
 channels    what a link is; one in memory  process     the process around a worker
 sharedmem   a link through shared memory   work        what workers do: run a stage, feed the pipeline
-loop        feeds a stage from its links   checkpoints weights on disk
+post        where a worker runs and waits  checkpoints weights on disk
+loop        feeds a stage from its links
 feed        draws batches from the data    failures    what a worker raised, and what was the cause
 memory      what a stage holds, in bytes
 spans       where a worker's time goes     ledger      what went through the links, for proofs
@@ -16,7 +17,8 @@ from .failures import Failure, cause_of, read_failure
 from .feed import Batches, Feed, drawing_apart, seed_everything
 from .ledger import Ledger, check_ledgers
 from .loop import Lag, Links, Loop, Progress
-from .process import DATA, Place, Post, leave_failure, log_folder, run_worker, stage_title
+from .post import DATA, Place, Post, log_folder, stage_title
+from .process import leave_failure, run_worker
 from .sharedmem import SharedReceiver, SharedSender, make_sockets
 from .spans import Spans, Wait
 from .work import StageWork, feed_pipeline, run_stage

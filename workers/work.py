@@ -26,7 +26,7 @@ from .checkpoints import save_stage
 from .feed import Feed
 from .loop import Lag, Loop
 from .memory import ActivationMeter
-from .process import Post
+from .post import Post
 from .spans import Wait
 
 __all__ = ["StageWork", "feed_pipeline", "run_stage"]
