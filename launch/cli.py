@@ -104,8 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> int:
     from .config import read_config
-    from .job import load_job
-    from .plan import make_plan
+    from .plan import plan_run
     from .rendezvous import Torchrun
     from .run import launch, train_under_torchrun
     from .screen import Screen
@@ -122,8 +121,7 @@ def _train(options: argparse.Namespace) -> int:
 
     if torchrun:
         return train_under_torchrun(torchrun, config, console, finish)
-    plan = make_plan(config, load_job(config.job, config.options, seed=config.seed))
-    result = launch(plan, console)
+    result = launch(plan_run(config), console)
     finish(result)
     return result.exit_code
 

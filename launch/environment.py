@@ -8,7 +8,9 @@ import resource
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["cgroup_limit", "core_quota", "describe", "gpus", "memory"]
+import torch
+
+__all__ = ["cgroup_limit", "core_quota", "describe", "gpus", "memory", "version_of"]
 
 PACKAGES = ("stepahead", "torch", "pyzmq", "msgpack", "rich", "safetensors", "numpy", "nvidia-ml-py")
 LIMITS = {
@@ -24,7 +26,7 @@ GIB = 2**30
 
 def describe() -> str:
     """Return all of it as lines of name and value."""
-    lines = [(name, _version(name)) for name in PACKAGES]
+    lines = [(name, version_of(name)) for name in PACKAGES]
     lines += [("python", platform.python_version()), ("system", platform.platform()), ("processor", _processor())]
     lines += [("cores", _cores()), ("memory", _memory()), ("/dev/shm", _shared())]
     lines += [(f"limit: {name}", _limit(number)) for name, number in LIMITS.items()]
@@ -34,10 +36,16 @@ def describe() -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
 
+def version_of(package: str) -> str:
+    """Return the version of a package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def gpus() -> list[str]:
     """Return the names of the CUDA devices that torch sees."""
-    import torch
-
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
@@ -62,13 +70,6 @@ def core_quota() -> float | None:
 
 def _kib(text: str) -> int:
     return int(text.split()[0]) * 1024
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _processor() -> str:

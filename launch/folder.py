@@ -47,14 +47,6 @@ class RunFolder:
     def summary(self) -> Path:
         return self.path / "summary.json"
 
-    @property
-    def snapshots(self) -> Path:
-        return self.path / "snapshots"
-
-    @property
-    def socket(self) -> Path:
-        return self.path / "control.sock"
-
 
 def _make_new(path: Path) -> Path:
     """Make a folder of that name, or of the next one that is free: two runs may begin in the same second."""

@@ -6,24 +6,24 @@ import ctypes
 import os
 import signal
 
-__all__ = ["die_with", "live_on"]
+__all__ = ["die_with", "hold_children"]
 
 PR_SET_PDEATHSIG = 1
 
 
 def die_with(parent: int) -> None:
-    """Let this process, and all that it forks, be killed when its parent ends."""
-
-    _bind(signal.SIGKILL)
-    os.register_at_fork(after_in_child=lambda: _bind(signal.SIGKILL))
+    """Let this process be killed when its parent ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before we were bound to it
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def live_on() -> None:
-    """Let this process see its parent's end."""
-    _bind(0)
+def hold_children() -> None:
+    """Let all that this process forks from now on be killed when it ends: a loader's processes, for example."""
+    parent = 0
 
+    def note() -> None:  # a child that forks is a parent too
+        nonlocal parent
+        parent = os.getpid()
 
-def _bind(number: int) -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    os.register_at_fork(before=note, after_in_child=lambda: die_with(parent))

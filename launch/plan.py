@@ -30,12 +30,12 @@ from stepahead.pipeline import (
     silent,
     synthetic,
 )
-from stepahead.workers import DATA, Batches, Feed, Lag, Place, StageWork
+from stepahead.workers import DATA, Batches, Feed, Lag, Place, StageWork, worker_names
 
 from .config import Config
-from .job import Job
+from .job import Job, load_job
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "make_plan", "plan_run"]
 
 PREFETCH = 4
 
@@ -66,7 +66,7 @@ class Plan:
     @property
     def names(self) -> list[str]:
         """Of all workers."""
-        return [DATA, *map(str, range(self.stages))]
+        return worker_names(self.stages)
 
     @property
     def signal(self) -> str:
@@ -101,7 +101,7 @@ class Plan:
             seed=self.config.seed,
         )
 
-    def place(self, name: str, run: Path, *, own_logs: bool = True) -> Place:
+    def place(self, name: str, run: Path, *, torchrun: bool = False) -> Place:
         """Return where a worker runs."""
         return Place(
             name=name,
@@ -112,13 +112,18 @@ class Plan:
             prefetch=PREFETCH,
             timeout=self.config.timeout,
             ledger=self.config.ledger,
-            own_logs=own_logs,
+            torchrun=torchrun,
         )
 
 
 def default_lag(mode: LagMode) -> int:
     """Return the lag where none is given: an exact one of 2 leaves no slack, of 3 it leaves a step."""
     return 3 if mode == "exact" else 8
+
+
+def plan_run(config: Config) -> Plan:
+    """Load the job that the settings name, and plan its run."""
+    return make_plan(config, load_job(config.job, config.options, seed=config.seed))
 
 
 def make_plan(config: Config, job: Job) -> Plan:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 
 from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
@@ -15,10 +16,10 @@ from stepahead.pipeline import UsageError
 __all__ = ["Torchrun"]
 
 KEY = "run"
-SERVED: list[Store] = []
+CONNECT_TIMEOUT = timedelta(seconds=120)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Torchrun:
     """One rank of a torchrun launch: the worker of the stage of that number."""
 
@@ -59,23 +60,25 @@ class Torchrun:
 
     def publish(self, run: Path) -> None:
         """As rank 0: tell all ranks where the run folder is."""
-        SERVED.append(store := self._store(60.0))  # where torchrun serves none, it must live on for the others
-        store.set(KEY, str(run.resolve()))
+        self._store.set(KEY, str(run.resolve()))
 
     def find(self, timeout: float) -> Path:
         """As another rank: return where the run folder is."""
         try:
-            return Path(self._store(timeout).get(KEY).decode())
+            self._store.set_timeout(timedelta(seconds=timeout))
+            return Path(self._store.get(KEY).decode())
         except (DistStoreError, DistNetworkError):
             raise UsageError(f"rank {self.rank} waited {timeout:g} s for rank 0 to make the run folder") from None
 
-    def _store(self, timeout: float) -> Store:
+    @cached_property
+    def _store(self) -> Store:
+        """What all ranks read; where torchrun serves none, rank 0's must live on for the others."""
         store = TCPStore(
             self.host,
             self.port,
             self.world_size,
             is_master=self.rank == 0 and not self.agent_store,
-            timeout=timedelta(seconds=timeout),
+            timeout=CONNECT_TIMEOUT,
             wait_for_workers=False,
         )
         return PrefixStore(f"stepahead/{self.run_id}", store)

@@ -19,8 +19,8 @@ from stepahead.workers import DATA, leave_failure, listen
 from .config import Config, read_config, write_config
 from .folder import RunFolder
 from .interrupts import stop_signals
-from .job import Job, load_job
-from .plan import Plan, make_plan
+from .job import Job
+from .plan import Plan, make_plan, plan_run
 from .progress import Track
 from .rendezvous import Torchrun
 from .screen import Screen
@@ -58,8 +58,8 @@ def train(job: Job | str, **settings: Any) -> dict[str, Any]:
         KeyboardInterrupt: The run was interrupted; the weights are saved.
     """
     config = read_config(flags={**settings, "job": job if isinstance(job, str) else job.name})
-    made = job if isinstance(job, Job) else load_job(job, config.options, seed=config.seed)
-    result = launch(make_plan(config, made), Screen(), named=isinstance(job, str))
+    plan = make_plan(config, job) if isinstance(job, Job) else plan_run(config)
+    result = launch(plan, Screen(), named=isinstance(job, str))
     if result.exit_code == 130:
         raise KeyboardInterrupt
     if result.exit_code != 0:
@@ -70,8 +70,7 @@ def train(job: Job | str, **settings: Any) -> dict[str, Any]:
 
 def launch(plan: Plan, console: Console, *, named: bool = True) -> RunResult:
     """Run a plan with workers of our own."""
-    folder = RunFolder.create(plan.config.job, plan.config.run_dir)
-    write_config(plan.config, folder.config)
+    folder = _open_folder(plan.config)
     with stop_signals() as signals:
         listener = listen(folder.path)
 
@@ -84,7 +83,7 @@ def launch(plan: Plan, console: Console, *, named: bool = True) -> RunResult:
 def rejoin(run: Path, name: str) -> int:
     """Be a worker that was started fresh, and return the exit code."""
     try:
-        plan = _plan_again(run)
+        plan = plan_run(read_config(RunFolder(run).config))
     except BaseException as error:
         leave_failure(run, name, error)
         return 1
@@ -100,23 +99,23 @@ def train_under_torchrun(
         raise UsageError(f"{what}; leave out --stages, or start as many")
     helpers: list[int] = []
     if torchrun.rank == 0:
-        plan = make_plan(config, load_job(config.job, config.options, seed=config.seed))
-        folder = RunFolder.create(plan.config.job, plan.config.run_dir)
-        write_config(plan.config, folder.config)
+        plan = plan_run(config)
+        folder = _open_folder(plan.config)
         helpers = _start_helpers(plan, folder, console, finish)
         torchrun.publish(folder.path)
     else:
         folder = RunFolder(torchrun.find(FIND_TIMEOUT))
-        plan = _plan_again(folder.path)
-    code = work_at(plan.place(str(torchrun.rank), folder.path, own_logs=False), plan)
+        plan = plan_run(read_config(folder.config))
+    code = work_at(plan.place(str(torchrun.rank), folder.path, torchrun=True), plan)
     ends = [os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1]) for helper in helpers]
     return code or next((end for end in ends if end), 0)
 
 
-def _plan_again(run: Path) -> Plan:
-    """Make the plan of a run that has begun, from the settings in its folder."""
-    config = read_config(RunFolder(run).config)
-    return make_plan(config, load_job(config.job, config.options, seed=config.seed))
+def _open_folder(config: Config) -> RunFolder:
+    """Make the run folder, with the settings in it: workers that start fresh plan from them again."""
+    folder = RunFolder.create(config.job, config.run_dir)
+    write_config(config, folder.config)
+    return folder
 
 
 def _start_helpers(plan: Plan, folder: RunFolder, console: Console, finish: Callable[[RunResult], None]) -> list[int]:

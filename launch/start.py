@@ -20,7 +20,7 @@ from stepahead.workers import DATA, Place, feed_pipeline, run_stage, run_worker
 
 from .folder import RunFolder
 from .interrupts import ASK_TO_STOP, ignore_stop_signals
-from .lifeline import die_with, live_on
+from .lifeline import die_with, hold_children
 from .plan import Plan
 from .supervisor import Supervisor
 
@@ -44,6 +44,7 @@ def start_workers(plan: Plan, folder: RunFolder, supervisor: Supervisor, *, name
 
 def work_at(place: Place, plan: Plan) -> int:
     """Be the worker of a place, in this process, and return its exit code."""
+    hold_children()
     if place.name == DATA:
         return run_worker(place, partial(feed_pipeline, plan.feed()))
     return run_worker(place, partial(run_stage, plan.work(place.stage)))
@@ -63,8 +64,6 @@ def fork(work: Callable[[], int], *, tied: bool = True) -> int:
     if pid == 0:
         if tied:
             die_with(parent)
-        else:
-            live_on()
         ignore_stop_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if pid == 0:

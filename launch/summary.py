@@ -7,13 +7,13 @@ import math
 import platform
 import signal
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from stepahead.workers import complete_snapshot
+from stepahead.workers import complete_snapshot, write_whole
 
+from .environment import version_of
 from .folder import RunFolder
 from .plan import Plan
 from .supervisor import Loss, Outcome, Watched
@@ -41,7 +41,7 @@ def summarize(
     samples = entries[-1]["samples"] if entries[-1] else (last.samples if last else 0)
     wall_seconds = entries[-1]["seconds"] if entries[-1] else seconds
     complete = all(entry is not None for entry in entries)
-    sha256 = complete_snapshot(folder.snapshots, plan.stages, steps) if complete else None
+    sha256 = complete_snapshot(folder.path, plan.stages, steps) if complete else None
     config = plan.config
     return {
         "job": config.job,
@@ -69,10 +69,8 @@ def summarize(
 
 
 def write_summary(folder: RunFolder, summary: Mapping[str, Any]) -> None:
-    """Write the summary in one go: whoever reads it reads all of it."""
-    partial = folder.summary.with_suffix(".part")
-    partial.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    partial.rename(folder.summary)
+    """Write the summary into its run folder."""
+    write_whole(folder.summary, json.dumps(summary, indent=1, allow_nan=False) + "\n")
 
 
 def exit_code(outcome: Outcome) -> int:
@@ -84,11 +82,11 @@ def exit_code(outcome: Outcome) -> int:
 
 def versions() -> dict[str, str]:
     """Return the versions that matter."""
-    try:
-        ours = version("stepahead")
-    except PackageNotFoundError:
-        ours = "unknown"
-    return {"stepahead": ours, "torch": str(torch.__version__), "python": platform.python_version()}
+    return {
+        "stepahead": version_of("stepahead"),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
 
 
 def _finite(value: float | None) -> float | None:

@@ -19,7 +19,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from stepahead.pipeline import StepReport
-from stepahead.workers import DATA, Failure, cause_of, log_folder, read_failure, stage_title
+from stepahead.workers import (
+    DATA,
+    SOCKET,
+    Failure,
+    cause_of,
+    log_folder,
+    read_failure,
+    stage_title,
+    worker_names,
+)
 
 from .folder import RunFolder
 from .switchboard import Switchboard
@@ -94,7 +103,7 @@ class Supervisor:
         self.workers: dict[str, Watched] = {}
         self.metrics: dict[str, float] = {}
         """What the last evaluation gave."""
-        self._names = [DATA, *map(str, range(stages))]
+        self._names = worker_names(stages)
         self._signals = signals
         self._say = say
         self._selector = selectors.DefaultSelector()
@@ -118,14 +127,14 @@ class Supervisor:
             self._lost.append(Loss(name, None, 0))
             self._tear_down()
         else:
-            self._selector.register(worker.pidfd, selectors.EVENT_READ)
+            self._selector.register(worker.pidfd, selectors.EVENT_READ, data=worker)
 
     def reports(self) -> Iterator[StepReport]:
         """Supervise until no worker is left, and yield how far the last stage is as it tells."""
         while not self._over:
-            self._selector.select(LOOK_EVERY)
+            events = self._selector.select(LOOK_EVERY)
+            dead = [key.data for key, _ in events if key.data is not None]  # what they said last can be read now
             self._hear_signals()
-            dead = self._dead()  # first: what they said last is then there to be read
             for name, message in self._switchboard.messages():
                 yield from self._take(name, message)
             self._bury(dead)
@@ -159,12 +168,12 @@ class Supervisor:
         self._tear_down()
         for worker in self.workers.values():
             if worker.ours and not worker.ended:
-                self._reap(worker, os.WEXITED)
+                self._reap(worker)
             if worker.pidfd >= 0:
                 os.close(worker.pidfd)
         self._switchboard.close()
         self._selector.close()
-        self.folder.socket.unlink(missing_ok=True)
+        (self.folder.path / SOCKET).unlink(missing_ok=True)
 
     @property
     def _over(self) -> bool:
@@ -203,14 +212,11 @@ class Supervisor:
                 elif number == signal.SIGINT and time.monotonic() - first > BOUNCE:  # some wrappers pass it on again
                     self._tear_down()
 
-    def _dead(self) -> list[Watched]:
-        return [worker for worker in self.workers.values() if not worker.ended and self._is_dead(worker)]
-
     def _bury(self, dead: list[Watched]) -> None:
         """Take note of who died, and end the run if somebody did so before being finished."""
         for worker in dead:
-            worker.ended = True
             self._selector.unregister(worker.pidfd)
+            self._reap(worker)
             if worker.summary is None and not self._torn_down:
                 failed = read_failure(log_folder(self.folder.path, worker.name)) is not None
                 if not failed:
@@ -218,20 +224,11 @@ class Supervisor:
         if any(worker.summary is None for worker in dead):
             self._tear_down()
 
-    def _is_dead(self, worker: Watched) -> bool:
-        if worker.ours:
-            return self._reap(worker, os.WEXITED | os.WNOHANG)
-        with selectors.PollSelector() as alone:
-            alone.register(worker.pidfd, selectors.EVENT_READ)
-            return bool(alone.select(0))
-
-    def _reap(self, worker: Watched, options: int) -> bool:
-        result = os.waitid(os.P_PIDFD, worker.pidfd, options)
-        if result is None:
-            return False
-        exited = result.si_code == os.CLD_EXITED
-        worker.status = result.si_status if exited else -result.si_status
-        return True
+    def _reap(self, worker: Watched) -> None:
+        """Hear how a worker ended; of one that is not ours nobody tells."""
+        worker.ended = True
+        if worker.ours and (result := os.waitid(os.P_PIDFD, worker.pidfd, os.WEXITED)) is not None:
+            worker.status = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
     def _tear_down(self) -> None:
         """Kill what is ours and still lives; who died of itself until now has been taken note of."""

@@ -12,13 +12,12 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from stepahead.pipeline import edge_name
-from stepahead.workers import DATA, Control, make_sockets
+from stepahead.workers import Control, ends_of, make_sockets
 
 __all__ = ["Switchboard"]
 
 Link = tuple[str, str]
-"""The name of an edge, and which way: "activations" or "gradients"."""
+"""The name of an edge, and what flows: "activations" or "gradients"."""
 
 
 class Switchboard:
@@ -38,7 +37,7 @@ class Switchboard:
         self._selector = selector
         self._strangers: list[Control] = []
         self._members: dict[str, Control] = {}
-        self._ends: dict[tuple[Link, str], socket.socket] = {}
+        self._bells: dict[tuple[Link, bool], socket.socket] = {}
         selector.register(listener, selectors.EVENT_READ)
 
     def messages(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -46,7 +45,7 @@ class Switchboard:
         self._accept()
         for control in list(self._strangers):
             control.refresh()
-            for message, _ in control.take("hello"):
+            for message, _ in control.take():
                 self._strangers.remove(control)
                 self._join(message["name"], control)
                 yield message["name"], message
@@ -57,7 +56,7 @@ class Switchboard:
             control.refresh()
             for message, descriptors in control.take():
                 if message["kind"] == "memory":
-                    self._keep((message["edge"], message["way"]), descriptors[0])
+                    self._keep((message["edge"], message["flow"]), descriptors[0])
                 else:
                     yield name, message
             if control.gone:
@@ -74,8 +73,8 @@ class Switchboard:
         """Let go of all connections and of the links' memory."""
         for control in [*self._strangers, *self._members.values()]:
             self._drop(control)
-        for end in self._ends.values():
-            end.close()
+        for bell in self._bells.values():
+            bell.close()
         for descriptor in self.memory.values():
             os.close(descriptor)
         self._selector.unregister(self._listener)
@@ -93,15 +92,16 @@ class Switchboard:
 
     def _join(self, name: str, control: Control) -> None:
         self._members[name] = control
-        ends = {role: self._end(link, side) for role, (link, side) in _roles(name, self.stages).items()}
-        control.send("links", [end.fileno() for end in ends.values()], ends=list(ends))
-        for end in ends.values():
-            end.close()
+        bells = {end.role: self._bell((end.edge, end.flow), end.sends) for end in ends_of(name, self.stages)}
+        control.send("links", [bell.fileno() for bell in bells.values()], ends=list(bells))
+        for bell in bells.values():
+            bell.close()
 
-    def _end(self, link: Link, side: str) -> socket.socket:
-        if (link, side) not in self._ends:
-            self._ends[link, "sender"], self._ends[link, "receiver"] = make_sockets()
-        return self._ends.pop((link, side))
+    def _bell(self, link: Link, sends: bool) -> socket.socket:
+        """Return one socket of a link's pair; the other waits for its worker."""
+        if (link, sends) not in self._bells:
+            self._bells[link, True], self._bells[link, False] = make_sockets()
+        return self._bells.pop((link, sends))
 
     def _keep(self, link: Link, descriptor: int) -> None:
         if link in self.memory:
@@ -111,18 +111,3 @@ class Switchboard:
     def _drop(self, control: Control) -> None:
         self._selector.unregister(control)
         control.close()
-
-
-def _roles(name: str, stages: int) -> dict[str, tuple[Link, str]]:
-    """Return a worker's ends of links by their role."""
-    if name == DATA:
-        return {"activations_out": ((edge_name(-1, 0), "activations"), "sender")}
-    stage = int(name)
-    above, below = edge_name(stage - 1, stage), edge_name(stage, stage + 1)
-    roles: dict[str, tuple[Link, str]] = {"activations_in": ((above, "activations"), "receiver")}
-    if stage > 0:
-        roles["gradients_out"] = ((above, "gradients"), "sender")
-    if stage < stages - 1:
-        roles["activations_out"] = ((below, "activations"), "sender")
-        roles["gradients_in"] = ((below, "gradients"), "receiver")
-    return roles

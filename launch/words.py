@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from stepahead.workers import log_folder, stage_title
+from stepahead.workers import log_folder, newest_snapshot, stage_title
 
 from .folder import RunFolder
 from .plan import Plan
@@ -52,8 +52,7 @@ def show_result(summary: Mapping[str, Any], run: Path, console: Console) -> None
         console.print(_table(summary["stages"], narrow=console.width < NARROW))
     say = [f"{head}: {', '.join(figures)}"]
     if summary["weights_sha256"]:
-        snapshot = run / "snapshots" / str(summary["steps"])
-        say.append(f"weights: {snapshot}; stepahead export {quote(str(run))} out.safetensors")
+        say.append(f"weights: {newest_snapshot(run)}; stepahead export {quote(str(run))} out.safetensors")
     else:
         unsaved = [stage_title(str(index)) for index, stage in enumerate(summary["stages"]) if "useful" not in stage]
         say.append(f"no weights were saved: {', '.join(unsaved)} did not come to an end")

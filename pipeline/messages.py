@@ -52,6 +52,11 @@ class Activation:
         if self.label is not None and not isinstance(self.label, Tensor):
             raise MessageError(f"the label on edge {self.edge} is a {type(self.label).__name__}, not a tensor")
 
+    @property
+    def values(self) -> tuple[Tensor, ...]:
+        """All that travels, the label last."""
+        return self.tensors if self.label is None else (*self.tensors, self.label)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Gradient:
@@ -66,6 +71,11 @@ class Gradient:
         _check_head(self.edge, self.step)
         _check_tensors(self.edge, self.tensors)
 
+    @property
+    def values(self) -> tuple[Tensor, ...]:
+        """All that travels."""
+        return self.tensors
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
@@ -77,6 +87,11 @@ class Mark:
 
     def __post_init__(self) -> None:
         _check_head(self.edge, self.step)
+
+    @property
+    def values(self) -> tuple[Tensor, ...]:
+        """A mark carries none."""
+        return ()
 
 
 Message = Activation | Gradient | Mark

@@ -17,10 +17,14 @@ from stepahead.pipeline import (
     Group,
     Message,
     Recipe,
+    SignalRecipe,
     Stage,
     assemble,
+    blend,
     keyed,
     locked,
+    probe,
+    silent,
     synthetic,
 )
 
@@ -28,6 +32,17 @@ Batch = tuple[Tensor, Tensor]
 CLASSES = 5
 adam = partial(Adam, lr=1e-2)
 cdni = synthetic("linear", classes=CLASSES, optimizer=adam)
+SIGNALS: dict[str, SignalRecipe] = {
+    "synthetic": cdni,
+    "without labels": synthetic("mlp", optimizer=adam),
+    "every third batch": synthetic("linear", classes=CLASSES, optimizer=adam, every=3, rows=0.5),
+    "locked": locked,
+    "blend": blend(0.5, "linear", classes=CLASSES, optimizer=adam),
+    "auto shape": synthetic(optimizer=adam),
+    "probe": probe(loss=nn.CrossEntropyLoss(), optimizer=adam, classes=CLASSES),
+    "silent": silent,
+}
+"""One of each kind."""
 
 
 class Block(nn.Module):

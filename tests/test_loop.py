@@ -12,9 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import (
-    CLASSES,
+    SIGNALS,
     Batch,
-    adam,
     assert_equal,
     cdni,
     make_stages,
@@ -37,29 +36,13 @@ from stepahead.pipeline import (
     Message,
     MessageError,
     Reference,
-    SignalRecipe,
     Stage,
     UsageError,
     accuracy,
-    blend,
     cut_model,
-    locked,
-    probe,
-    silent,
-    synthetic,
 )
 from stepahead.workers import Feed, Lag
 from stepahead.workers.ledger import compare
-
-SIGNALS: dict[str, SignalRecipe] = {
-    "synthetic": cdni,
-    "without labels": synthetic("mlp", optimizer=adam),
-    "every third batch": synthetic("linear", classes=CLASSES, optimizer=adam, every=3, rows=0.5),
-    "locked": locked,
-    "blend": blend(0.5, "linear", classes=CLASSES, optimizer=adam),
-    "probe": probe(loss=nn.CrossEntropyLoss(), optimizer=adam, classes=CLASSES),
-    "silent": silent,
-}
 
 
 def feed(batches: list[Batch], **settings: Any) -> list[Message]:
@@ -208,12 +191,12 @@ def test_the_lag_that_was_seen_is_counted() -> None:
 def test_messages_in_the_wrong_direction_are_refused() -> None:
     stray = Gradient(edge="data>0", step=0, tensors=(torch.zeros(1),), kind=GradientKind.TARGET)
     with pytest.raises(MessageError, match="a Gradient came down on edge data>0, where batches do"):
-        Pipeline(stubs([False, False]), [stray], Lag()).run(lambda count: 0)
+        Pipeline(stubs([False, False]), [stray], Lag("free", 8)).run(lambda count: 0)
 
 
 def test_lags_that_cannot_be_are_refused() -> None:
     with pytest.raises(UsageError, match="the lag is 'late'; it must be 'exact' or 'free'"):
-        Lag(cast(Any, "late"))
+        Lag(cast(Any, "late"), 3)
     with pytest.raises(UsageError, match="the most steps that a gradient may lag are 0"):
         Lag("exact", 0)
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from faulty import job as faulty_job
 from launcher import FAULTY, faulty, run
-from nets import CLASSES, Batch, adam, cdni, cnn, images, mlp, rows
+from nets import CLASSES, SIGNALS, Batch, adam, cnn, images, mlp, rows
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -32,25 +32,10 @@ from stepahead.pipeline import (
     WorkerLostError,
     accuracy,
     assemble,
-    blend,
     cut_model,
     locked,
-    probe,
-    silent,
-    synthetic,
 )
 from stepahead.workers import check_ledgers, newest_snapshot, read_snapshot, weights_sha256
-
-SIGNALS: dict[str, SignalRecipe] = {
-    "synthetic": cdni,
-    "without labels": synthetic("mlp", optimizer=adam),
-    "every third batch": synthetic("linear", classes=CLASSES, optimizer=adam, every=3, rows=0.5),
-    "locked": locked,
-    "blend": blend(0.5, "linear", classes=CLASSES, optimizer=adam),
-    "auto shape": synthetic(optimizer=adam),
-    "probe": probe(loss=nn.CrossEntropyLoss(), optimizer=adam, classes=CLASSES),
-    "silent": silent,
-}
 
 
 def job_of(model: nn.Module, batches: list[Batch], **more: Any) -> Job:

@@ -86,9 +86,9 @@ def test_no_memory_left_is_said_before_anything_is_written(link: tuple[SharedSen
     [
         (b"x" * 8192, False, "is not sealed"),
         (b"x" * 100, True, "has 100 bytes, and needs at least 4096"),
-        (HEAD.pack(b"wrong!!!", 1, 0, 0) + bytes(8192), True, "the memory of a link lies"),
-        (HEAD.pack(MAGIC, 9999, 0, 4096) + bytes(8192), True, "the memory of a link lies: 9999 slots"),
-        (HEAD.pack(MAGIC, 2, 0, 2**40) + bytes(8192), True, "the memory of a link lies"),
+        (HEAD.pack(b"wrong!!!", 1, 0) + bytes(8192), True, "the memory of a link lies"),
+        (HEAD.pack(MAGIC, 9999, 4096) + bytes(8192), True, "the memory of a link lies: 9999 slots"),
+        (HEAD.pack(MAGIC, 2, 2**40) + bytes(8192), True, "the memory of a link lies"),
     ],
 )
 def test_memory_that_lies_is_refused(content: bytes, seal: bool, said: str) -> None:

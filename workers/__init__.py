@@ -8,16 +8,19 @@ loop        feeds a stage from its links
 feed        draws batches from the data    failures    what a worker raised, and what was the cause
 memory      what a stage holds, in bytes
 spans       where a worker's time goes     ledger      what went through the links, for proofs
+ends        which ends each worker has      files       files that are there whole
 """
 
 from .channels import LinkEnd, LinkStatistics, Receiver, Sender, Waiter, memory_link
 from .checkpoints import complete_snapshot, newest_snapshot, read_snapshot, save_stage, weights_sha256
-from .control import Control, connect, listen
+from .control import SOCKET, Control, connect, listen
+from .ends import DATA, ends_of, stage_title, worker_names
 from .failures import Failure, cause_of, read_failure
 from .feed import Batches, Feed, drawing_apart, seed_everything
+from .files import write_whole
 from .ledger import Ledger, check_ledgers
 from .loop import Lag, Links, Loop, Progress
-from .post import DATA, Place, Post, log_folder, stage_title
+from .post import Place, Post, log_folder
 from .process import leave_failure, run_worker
 from .sharedmem import SharedReceiver, SharedSender, make_sockets
 from .spans import Spans, Wait
@@ -25,6 +28,7 @@ from .work import StageWork, feed_pipeline, run_stage
 
 __all__ = [
     "DATA",
+    "SOCKET",
     "Batches",
     "Control",
     "Failure",
@@ -51,6 +55,7 @@ __all__ = [
     "complete_snapshot",
     "connect",
     "drawing_apart",
+    "ends_of",
     "feed_pipeline",
     "leave_failure",
     "listen",
@@ -66,4 +71,6 @@ __all__ = [
     "seed_everything",
     "stage_title",
     "weights_sha256",
+    "worker_names",
+    "write_whole",
 ]

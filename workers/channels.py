@@ -16,26 +16,21 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from threading import Lock
 from typing import Protocol
 
-import torch
-from torch import Tensor
-
 from stepahead.pipeline import (
     FrameError,
-    Gradient,
     LinkClosedError,
     LinkTimeoutError,
-    Mark,
     Message,
     MessageError,
     PeerEndedError,
     PeerGoneError,
 )
 
-from .wire import Header, header_of
+from .wire import Header, header_of, load
 
 __all__ = ["LinkEnd", "LinkStatistics", "Receiver", "Sender", "Waitable", "Waiter", "memory_link"]
 
@@ -141,6 +136,7 @@ class Sender(LinkEnd):
         )
 
     def header_for(self, message: Message) -> Header:
+        """Return the header with which the message would be sent now."""
         if message.edge != self.edge:
             raise MessageError(f"a message for edge {message.edge} was to be sent on edge {self.edge}")
         return header_of(message, self._messages)
@@ -223,7 +219,7 @@ class Waiter:
             end = self._ends[descriptor]
             end.refresh()
             if event & (select.EPOLLHUP | select.EPOLLERR) and end.gone:
-                self.forget(end)  # it would report that for ever
+                self._poll.unregister(descriptor)  # it would report that for ever
         return bool(events)
 
     def rounds(self, timeout: float) -> Iterator[None]:
@@ -234,13 +230,6 @@ class Waiter:
         while (left := deadline - time.monotonic()) > 0:
             self.wait(left)
             yield
-
-    def forget(self, end: Waitable) -> None:
-        """Do not wait for this end any more."""
-        for descriptor, known in list(self._ends.items()):
-            if known is end:
-                self._poll.unregister(descriptor)
-                del self._ends[descriptor]
 
     def close(self) -> None:
         self._poll.close()
@@ -315,7 +304,8 @@ class _MemorySender(_MemoryEnd, Sender):
             raise self._over(True, "send")
         if not self.credits:
             return False
-        self._shared.queue.append((header, _copy(message)))
+        values = tuple([value.detach() for value in message.values])
+        self._shared.queue.append((header, load(header, values)))
         self._count(header, message)
         self._ring()
         return True
@@ -334,17 +324,3 @@ class _MemoryReceiver(_MemoryEnd, Receiver):
         self._count(header, message)
         self._ring()
         return message
-
-
-def _copy(message: Message) -> Message:
-    """Return the message with values of its own, contiguous as every link delivers them."""
-    if isinstance(message, Mark):
-        return message
-    tensors = tuple(_copy_tensor(tensor) for tensor in message.tensors)
-    if isinstance(message, Gradient) or message.label is None:
-        return replace(message, tensors=tensors)
-    return replace(message, tensors=tensors, label=_copy_tensor(message.label))
-
-
-def _copy_tensor(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone(memory_format=torch.contiguous_format)

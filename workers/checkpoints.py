@@ -9,7 +9,6 @@ Nothing here is pickled or unpickled.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
@@ -24,16 +23,18 @@ from torch import Tensor, nn
 
 from stepahead.pipeline import Group, UsageError
 
+from .wire import bytes_of
+
 __all__ = ["complete_snapshot", "newest_snapshot", "read_snapshot", "save_stage", "weights_sha256"]
 
+SNAPSHOTS, PARTIAL = "snapshots", "partial"
 MANIFEST = "manifest.json"
-PARTIAL = "partial"
 DIGEST, BUFFER = "sha256:", "buffer-sha256:"
 
 
-def save_stage(snapshots: Path, group: Group, stage: int) -> None:
-    """Write the group's weights and buffers into the snapshot that is being made."""
-    folder = snapshots / PARTIAL
+def save_stage(run: Path, group: Group, stage: int) -> None:
+    """Write the group's weights and buffers into the snapshot that is being made in a run folder."""
+    folder = run / SNAPSHOTS / PARTIAL
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: _plain(value) for name, value in group.model_state().items() if isinstance(value, Tensor)}
     weights = {name for name, _ in group.named_weights()}
@@ -45,9 +46,9 @@ def save_stage(snapshots: Path, group: Group, stage: int) -> None:
     part.rename(whole)
 
 
-def complete_snapshot(snapshots: Path, stages: int, steps: int) -> str:
+def complete_snapshot(run: Path, stages: int, steps: int) -> str:
     """Turn what the stages wrote into the snapshot after `steps` steps, and return the digest of its weights."""
-    folder = snapshots / PARTIAL
+    folder = run / SNAPSHOTS / PARTIAL
     files = [f"stage-{stage}.safetensors" for stage in range(stages)]
     digests: dict[str, str] = {}
     for file in files:
@@ -56,15 +57,15 @@ def complete_snapshot(snapshots: Path, stages: int, steps: int) -> str:
     sha256 = _combine({name.removeprefix(DIGEST): digest for name, digest in digests.items()})
     manifest = {"steps": steps, "stages": files, "weights_sha256": sha256}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    folder.rename(snapshots / str(steps))
+    folder.rename(folder.with_name(str(steps)))
     return sha256
 
 
 def newest_snapshot(run: Path) -> Path:
     """Return the newest complete snapshot of a run folder."""
-    complete = [path.parent for path in (run / "snapshots").glob(f"*/{MANIFEST}") if path.parent.name.isdigit()]
+    complete = [path.parent for path in (run / SNAPSHOTS).glob(f"*/{MANIFEST}") if path.parent.name.isdigit()]
     if not complete:
-        raise UsageError(f"{run} has no complete snapshot: there is no snapshots/<step>/{MANIFEST} in it")
+        raise UsageError(f"{run} has no complete snapshot: there is no {SNAPSHOTS}/<step>/{MANIFEST} in it")
     return max(complete, key=lambda folder: int(folder.name))
 
 
@@ -104,9 +105,8 @@ def _combine(digests: Mapping[str, str]) -> str:
 
 
 def _digest(tensor: Tensor) -> str:
-    plain = _plain(tensor)
-    digest = hashlib.sha256(f"{plain.dtype} {list(plain.shape)}\n".encode())
-    digest.update((ctypes.c_char * (plain.numel() * plain.element_size())).from_address(plain.data_ptr()))
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
+    digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from stepahead.pipeline import LinkTimeoutError, PeerGoneError, UsageError
 
 from .packing import pack, unpack
 
-__all__ = ["Control", "connect", "listen"]
+__all__ = ["SOCKET", "Control", "connect", "listen"]
 
 SOCKET = "control.sock"
 PACKET_LIMIT = 65536
@@ -40,47 +40,28 @@ class Control:
 
     def refresh(self) -> None:
         """Read what has come."""
-        while not self.gone:
-            try:
-                packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_LIMIT, MOST_DESCRIPTORS)
-            except BlockingIOError:
-                return
-            except ConnectionResetError:
-                packet, descriptors = b"", []
-            if packet:
-                self._messages.append((unpack(packet), list(descriptors)))
-            else:
-                self.gone = True
+        with suppress(BlockingIOError):
+            while not self.gone:
+                self._read()
 
-    @property
-    def heard(self) -> bool:
-        """Whether messages have been read that nobody took yet."""
-        return bool(self._messages)
-
-    def take(self, kind: str | None = None) -> Iterator[tuple[dict[str, Any], list[int]]]:
-        """Yield the messages that have been read, or those of a kind."""
+    def take(self) -> list[tuple[dict[str, Any], list[int]]]:
+        """Return the messages that have been read since."""
         messages, self._messages = self._messages, []
-        for message in messages:
-            if kind in (None, message[0]["kind"]):
-                yield message
-            else:
-                self._messages.append(message)
+        return messages
 
-    def wait_for(self, kind: str, timeout: float) -> tuple[dict[str, Any], list[int]]:
-        """Return the next message of a kind, and wait for it for at most `timeout` seconds."""
+    def receive(self, timeout: float) -> tuple[dict[str, Any], list[int]]:
+        """Return the next message, and wait for it for at most `timeout` seconds."""
         self._socket.settimeout(timeout)
         try:
-            while True:
-                for message in list(self.take(kind)):
-                    return message
-                packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_LIMIT, MOST_DESCRIPTORS)
-                if not packet:
-                    raise PeerGoneError(f"cannot receive {kind!r}: {self.peer} is gone")
-                self._messages.append((unpack(packet), list(descriptors)))
+            while not self._messages:
+                self._read()
+                if self.gone:
+                    raise PeerGoneError(f"cannot receive a word from {self.peer}: it is gone")
         except TimeoutError:
-            raise LinkTimeoutError(f"cannot receive {kind!r}: {self.peer} said nothing for {timeout:g} s") from None
+            raise LinkTimeoutError(f"cannot receive a word from {self.peer}: it said none for {timeout:g} s") from None
         finally:
             self._socket.setblocking(False)
+        return self._messages.pop(0)
 
     def send(self, kind: str, /, descriptors: Sequence[int] = (), *, timeout: float = 5.0, **fields: Any) -> bool:
         """Send a message, and return whether the other end could take it within `timeout` seconds."""
@@ -104,6 +85,16 @@ class Control:
 
     def close(self) -> None:
         self._socket.close()
+
+    def _read(self) -> None:
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_LIMIT, MOST_DESCRIPTORS)
+        except ConnectionResetError:
+            packet, descriptors = b"", []
+        if packet:
+            self._messages.append((unpack(packet), list(descriptors)))
+        else:
+            self.gone = True
 
 
 def listen(folder: Path) -> socket.socket:

@@ -18,6 +18,8 @@ from typing import Literal
 
 from stepahead.pipeline import PeerEndedError, PeerGoneError, StepaheadError, UsageError
 
+from .files import write_whole
+
 __all__ = ["Failure", "cause_of", "failure_of", "read_failure", "write_failure"]
 
 FILE = "failure.json"
@@ -62,9 +64,7 @@ def failure_of(error: BaseException, worker: str, steps: int) -> Failure:
 
 def write_failure(folder: Path, failure: Failure) -> None:
     """Leave the failure in a worker's log folder."""
-    partial = folder / f"{FILE}.part"
-    partial.write_text(json.dumps(asdict(failure), indent=1))
-    partial.rename(folder / FILE)
+    write_whole(folder / FILE, json.dumps(asdict(failure), indent=1))
 
 
 def read_failure(folder: Path) -> Failure | None:

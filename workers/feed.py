@@ -61,7 +61,7 @@ class Feed:
             seed_everything(seed_for(self.seed, "data", epoch))
             begun = drawn
             for item in _pass_of(self.train, epoch):
-                if stopped() or drawn == self.steps:
+                if stopped():
                     return
                 drawn += 1
                 yield _checked(item, "training")
@@ -100,13 +100,13 @@ def seed_everything(seed: int) -> None:
 def drawing_apart(seed: int) -> Generator[None]:
     """Draw from streams of a seed's own: torch's, `random`'s and numpy's go on afterwards as if nothing had been."""
     numpy = sys.modules.get("numpy")
-    of_torch, of_random = torch.get_rng_state(), random.getstate()
+    of_random = random.getstate()
     of_numpy = None if numpy is None else numpy.random.get_state()
-    seed_everything(seed)
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            seed_everything(seed)
+            yield
     finally:
-        torch.set_rng_state(of_torch)
         random.setstate(of_random)
         if numpy is not None and of_numpy is not None:
             numpy.random.set_state(of_numpy)

@@ -2,14 +2,13 @@
 
 Off unless asked for (`--set ledger=true`): then each worker writes a line for every message that it sent or received,
 
-    ["sent", "0>1", "Activation", 17, 17, 2915381066]      edge, kind, sequence number, step, checksum of the values
+    ["sent", "0>1", "activations", 17, 17, 2915381066]     edge, flow, sequence number, step, checksum of the values
 
 into logs/<stage>/ledger.jsonl, and `check_ledgers` compares the two ends of every link.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import zlib
 from collections import defaultdict
@@ -17,16 +16,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, TextIO
 
-from torch import Tensor
-
 from stepahead.pipeline import Activation, FrameError, Mark, Message
+
+from .wire import bytes_of
 
 __all__ = ["Entry", "Ledger", "check_ledgers", "compare", "entry_of"]
 
 FILE = "ledger.jsonl"
 Way = Literal["sent", "received"]
 Entry = tuple[str, str, str, int, int, int]
-"""Way, edge, direction, sequence number, step, checksum."""
+"""Way, edge, flow, sequence number, step, checksum."""
 
 
 class Ledger:
@@ -45,7 +44,7 @@ class Ledger:
 
 def entry_of(way: Way, sequence: int, message: Message) -> Entry:
     """Return the entry for a message."""
-    return (way, message.edge, _direction(message), sequence, message.step, _checksum(message))
+    return (way, message.edge, _flow(message), sequence, message.step, _checksum(message))
 
 
 def check_ledgers(run: Path) -> int:
@@ -58,24 +57,24 @@ def compare(entries: Iterable[Entry]) -> int:
     """Check that every link brought what was sent, all of it, once, in order; return how many messages there were."""
     links: defaultdict[tuple[str, str], dict[str, list[tuple[int, int, int]]]]
     links = defaultdict(lambda: {"sent": [], "received": []})
-    for way, edge, direction, *rest in entries:
+    for way, edge, flow, *rest in entries:
         sequence, step, checksum = rest
-        links[edge, direction][way].append((sequence, step, checksum))
-    for (edge, direction), ways in links.items():
+        links[edge, flow][way].append((sequence, step, checksum))
+    for (edge, flow), ways in links.items():
         numbers = [sequence for sequence, _, _ in ways["sent"]]
         if numbers != list(range(len(numbers))):
-            raise FrameError(f"on edge {edge} the {direction} that were sent are numbered {numbers}")
+            raise FrameError(f"on edge {edge} the {flow} that were sent are numbered {numbers}")
         if ways["sent"] != ways["received"]:
             pairs = enumerate(zip(ways["sent"], ways["received"], strict=False))
             place = next((index for index, (left, right) in pairs if left != right), "the end")
             raise FrameError(
-                f"on edge {edge} {len(ways['sent'])} {direction} were sent and {len(ways['received'])} received; "
+                f"on edge {edge} {len(ways['sent'])} {flow} were sent and {len(ways['received'])} received; "
                 f"they differ from {place} on"
             )
     return sum(len(ways["sent"]) for ways in links.values())
 
 
-def _direction(message: Message) -> str:
+def _flow(message: Message) -> str:
     return "activations" if isinstance(message, (Activation, Mark)) else "gradients"
 
 
@@ -83,12 +82,6 @@ def _checksum(message: Message) -> int:
     if isinstance(message, Mark):
         return zlib.crc32(message.kind.encode())
     checksum = 0
-    label = message.label if isinstance(message, Activation) else None
-    for tensor in (*message.tensors, *(() if label is None else (label,))):
-        checksum = zlib.crc32(_bytes_of(tensor), checksum)
+    for value in message.values:
+        checksum = zlib.crc32(bytes_of(value), checksum)
     return checksum
-
-
-def _bytes_of(tensor: Tensor) -> bytes:
-    plain = tensor.detach().cpu().contiguous()
-    return ctypes.string_at(plain.data_ptr(), plain.numel() * plain.element_size()) if plain.numel() else b""

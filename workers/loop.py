@@ -41,6 +41,9 @@ from .spans import SpanName, Wait
 
 __all__ = ["Lag", "Links", "Loop", "Progress"]
 
+RECENT = 10
+"""Losses that are kept for a mean: one batch says little."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lag:
@@ -50,8 +53,8 @@ class Lag:
     always after `most` steps, which makes a run reproducible to the bit.
     """
 
-    mode: LagMode = "free"
-    most: int = 8
+    mode: LagMode
+    most: int
 
     def __post_init__(self) -> None:
         if self.mode not in ("exact", "free"):
@@ -74,10 +77,6 @@ class Links:
         ends = (self.activations_in, self.activations_out, self.gradients_in, self.gradients_out)
         return [end for end in ends if end is not None]
 
-    @property
-    def senders(self) -> list[Sender]:
-        return [end for end in (self.activations_out, self.gradients_out) if end is not None]
-
 
 @dataclass(slots=True)
 class Progress:
@@ -87,12 +86,19 @@ class Progress:
     samples: int = 0
     most_unanswered: int = 0
     """How many batches waited for their gradient at the same time."""
-    loss: Tensor | None = None
-    """The signal's objective on the last batch: the loss itself at the last stage."""
+    recent: deque[Tensor] = field(default_factory=lambda: deque[Tensor](maxlen=RECENT))
+    """The signal's objective on the last batches: the loss itself at the last stage."""
     lags: Counter[int] = field(default_factory=Counter[int])
     """How many gradients were learnt from after so many steps."""
     evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list[tuple[int, dict[str, float]]])
     """At the last stage: after how many steps, and what came out."""
+    told: int = 0
+    """How many of them the supervisor has heard of."""
+
+    @property
+    def loss(self) -> float | None:
+        """The mean of the last losses; to read it waits for the device."""
+        return sum(map(float, self.recent)) / len(self.recent) if self.recent else None
 
 
 class Loop:
@@ -104,6 +110,7 @@ class Loop:
         lag: When gradients are learnt from.
         span: Times what the loop does; the stage times its own parts.
         metrics: What the last stage measures in an evaluation.
+        progress: Where to note how far it is.
     """
 
     def __init__(
@@ -113,12 +120,13 @@ class Loop:
         lag: Lag,
         span: Callable[[SpanName], AbstractContextManager[None]],
         metrics: Mapping[str, Metric] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.links = links
         self.lag = lag
-        self._senders = links.senders
         self.stage: Stage | None = None
-        self.progress = Progress()
+        self.progress = progress or Progress()
+        self._senders = [end for end in (links.activations_out, links.gradients_out) if end is not None]
         self._make_stage = make_stage
         self._span = span
         self._metrics = metrics or {}
@@ -210,8 +218,9 @@ class Loop:
             self._unanswered.append(batch.step)
             self.progress.most_unanswered = max(self.progress.most_unanswered, len(self._unanswered))
         self.progress.steps += 1
-        self.progress.samples += len(batch.tensors[0])
-        self.progress.loss = stage.signal.loss
+        self.progress.samples += batch.tensors[0].shape[0]
+        if stage.signal.loss is not None:
+            self.progress.recent.append(stage.signal.loss)
 
     def _evaluate(self, stage: Stage, batch: Activation) -> Iterator[Wait]:
         with self._span("evaluate"):
@@ -244,8 +253,7 @@ class Loop:
         sender = self.links.gradients_out if isinstance(message, Gradient) else self.links.activations_out
         assert sender is not None, f"nobody is there for a {type(message).__name__} on edge {message.edge}"
         while not self._sent(sender, message):
-            if not self._waits:  # whose one gradient is at hand, and may lie in the link
-                self._take_gradients()  # the other side may stand before a full link of its own
+            self._take_gradients()  # the other side may stand before a full link of its own
             yield "wait_credit"
 
     def _sent(self, sender: Sender, message: Message) -> bool:

@@ -7,24 +7,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stepahead.pipeline import Activation
+
 __all__ = ["ActivationMeter"]
 
 
 class ActivationMeter:
-    """Counts what a group's forward pass keeps for its backward pass, once, at its first training batch.
+    """Counts once, at a stage's first training batch, and says what the stage held at most.
 
-    Weights and buffers do not count; a tensor that is kept twice counts once.
+    Of a batch's graph, what the forward pass keeps for the backward pass: weights and buffers do not count, a tensor
+    that is kept twice counts once. Besides, the outputs that wait for a gradient, and the inputs that the link holds.
     """
 
-    def __init__(self, group: nn.Module) -> None:
-        self.saved_bytes = 0
-        self._sizes: dict[int, int] = {}
-        self._own = {tensor.untyped_storage().data_ptr() for tensor in group.state_dict().values()}
+    def __init__(self) -> None:
+        self._saved: dict[int, int] = {}
+        self._own: set[int] = set()
         self._hooks: Any = None
+        self._handles: list[Any] = []
+        self._input = self._output = 0
+
+    def begin(self, group: nn.Module, batch: Activation, output: Tensor) -> None:
+        """Get ready for the group's first batch, given it and an example of the output."""
+        self._own = {tensor.untyped_storage().data_ptr() for tensor in group.state_dict().values()}
+        self._input = sum(value.nbytes for value in batch.values)
+        self._output = output.nbytes + (0 if batch.label is None else batch.label.nbytes)
         self._handles = [
             group.register_forward_pre_hook(self._begin),
             group.register_forward_hook(self._end, always_call=True),
         ]
+
+    def peak(self, unanswered: int, queued: int) -> int:
+        """Return the bytes held, with so many outputs waiting for a gradient and so many inputs in the link."""
+        return sum(self._saved.values()) + unanswered * self._output + queued * self._input
 
     def _begin(self, group: nn.Module, arguments: Any) -> None:
         if torch.is_grad_enabled():
@@ -38,10 +52,9 @@ class ActivationMeter:
         self._hooks = None
         for handle in self._handles:
             handle.remove()
-        self.saved_bytes = sum(self._sizes.values())
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._own:
-            self._sizes[storage.data_ptr()] = storage.nbytes()
+            self._saved[storage.data_ptr()] = storage.nbytes()
         return tensor

@@ -6,23 +6,23 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepahead.pipeline import LinkTimeoutError, PeerEndedError, PeerGoneError, edge_name
+from stepahead.pipeline import LinkTimeoutError, PeerEndedError, PeerGoneError
 
-from .channels import LinkEnd, Sender, Waiter
+from .channels import LinkEnd, Waiter
 from .control import Control
+from .ends import DATA, End, ends_of, stage_title
 from .ledger import Ledger
-from .loop import Links
+from .loop import Progress
 from .sharedmem import SharedReceiver, SharedSender
 from .spans import Spans, Wait
 
-__all__ = ["DATA", "Place", "Post", "log_folder", "stage_title"]
+__all__ = ["Place", "Post", "log_folder"]
 
-DATA = "data"
 REPORT_EVERY = 0.2
 LONGEST_WAIT = 0.5
 """Seconds after which a rank of torchrun that waits looks up: a signal to it does not end a wait."""
@@ -47,18 +47,13 @@ class Place:
     """Seconds to wait for another worker before giving up."""
     ledger: bool
     """Whether to write down every message that is sent or received."""
-    own_logs: bool
-    """Whether what is printed goes to the log folder; torchrun has its own."""
+    torchrun: bool
+    """Whether torchrun started this: then it keeps what is printed, and signals come to the worker itself."""
 
     @property
     def stage(self) -> int:
         """The stage's number; -1 for the data."""
         return -1 if self.name == DATA else int(self.name)
-
-
-def stage_title(name: str) -> str:
-    """Return what to call a worker in a message to people."""
-    return "the data process" if name == DATA else f"stage {name}"
 
 
 def log_folder(run: Path, name: str) -> Path:
@@ -77,14 +72,14 @@ class Post:
         self.place = place
         self.control = control
         self.spans = Spans()
-        self.steps = 0
+        self.progress = Progress()
         self.stopping = False
         """The launcher wants the run to end in order: no batch more."""
         self.abandoned = False
         """The launcher wants it to end now, with what there is."""
         self.interrupted = False
         self._reported = 0.0
-        if not place.own_logs:
+        if place.torchrun:
             signal.signal(signal.SIGINT, self._note_interruption)
             signal.signal(signal.SIGTERM, self._note_interruption)
         self.tell("hello", name=place.name, pid=os.getpid())
@@ -94,35 +89,18 @@ class Post:
         if not self.control.send(kind, descriptors, timeout=self.place.timeout, **fields) and not self.control.gone:
             raise LinkTimeoutError(f"the supervisor did not listen for {self.place.timeout:g} s to {kind!r}")
 
-    def links(self) -> Links:
-        """Return the stage's ends of its links."""
-        place, ends = self.place, self._take_ends()
-        above, below = place.stage - 1, place.stage + 1
-        activations_in = SharedReceiver(
-            edge_name(above, place.stage),
-            stage_title(DATA if above < 0 else str(above)),
-            place.window if above >= 0 else place.prefetch,
-            ends["activations_in"],
-        )
-        last, first = place.stage == place.stages - 1, place.stage == 0
-        links = Links(
-            activations_in=activations_in,
-            activations_out=None if last else self._sender("activations_out", place.stage, below, str(below), ends),
-            gradients_in=None
-            if last
-            else SharedReceiver(
-                edge_name(place.stage, below), stage_title(str(below)), place.window, ends["gradients_in"]
-            ),
-            gradients_out=None if first else self._sender("gradients_out", above, place.stage, str(above), ends),
-        )
-        self._keep_ledger(links.ends)
-        return links
-
-    def feed_link(self) -> SharedSender:
-        """Return the data process's end of the link to the first stage."""
-        link = self._sender("activations_out", -1, 0, "0", self._take_ends(), capacity=self.place.prefetch)
-        self._keep_ledger([link])
-        return link
+    def ends(self) -> dict[str, SharedSender | SharedReceiver]:
+        """Return the worker's ends of its links by their role."""
+        place = self.place
+        message, descriptors = self.control.receive(place.timeout)
+        bells = dict(zip(message["ends"], descriptors, strict=True))
+        ledger = Ledger(log_folder(place.run, place.name)) if place.ledger else None
+        made: dict[str, SharedSender | SharedReceiver] = {}
+        for end in ends_of(place.name, place.stages):
+            made[end.role] = self._make(end, socket.socket(fileno=bells[end.role]))
+            if ledger is not None:
+                made[end.role].on_message = ledger.recorder("sent" if end.sends else "received")
+        return made
 
     def drive(self, actions: Iterator[Wait | None], ends: list[LinkEnd], report: Callable[[], None]) -> None:
         """Run a loop to its end: wait when it has nothing to do, and report from time to time."""
@@ -138,16 +116,16 @@ class Post:
     def _drive(
         self, actions: Iterator[Wait | None], waiter: Waiter, ends: list[LinkEnd], report: Callable[[], None]
     ) -> None:
-        since, looked, waiting = time.monotonic(), self.steps, False
+        since, looked, waiting = time.monotonic(), self.progress.steps, False
         for wait in actions:
             now = time.monotonic()
             if not waiting:
                 since = now
             waiting = wait is not None
             if wait is None:
-                if self.steps != looked:  # a look at the links is dear; once a step is enough
+                if self.progress.steps != looked:  # a look at the links is dear; once a step is enough
                     waiter.wait(0)
-                    looked = self.steps
+                    looked = self.progress.steps
             else:
                 self._wait(waiter, wait, ends, since + self.place.timeout - now)
             self._listen()
@@ -160,15 +138,15 @@ class Post:
     def _wait(self, waiter: Waiter, wait: Wait, ends: list[LinkEnd], left: float) -> None:
         if left > 0:
             with self.spans(wait):
-                waiter.wait(left if self.place.own_logs else min(left, LONGEST_WAIT))
+                waiter.wait(min(left, LONGEST_WAIT) if self.place.torchrun else left)
         else:
             raise LinkTimeoutError(
-                f"{stage_title(self.place.name)} did nothing for {self.place.timeout:g} s at step {self.steps} "
-                f"({wait}): {_whom(wait, ends)}; --timeout raises the limit"
+                f"{stage_title(self.place.name)} did nothing for {self.place.timeout:g} s at step "
+                f"{self.progress.steps} ({wait}): {_whom(wait, ends)}; --timeout raises the limit"
             )
 
     def _listen(self) -> None:
-        for message, _ in self.control.take() if self.control.heard else ():
+        for message, _ in self.control.take():
             self.stopping = self.stopping or message["kind"] == "stop"
             self.abandoned = self.abandoned or message["kind"] == "abandon"
         if self.interrupted:
@@ -179,27 +157,15 @@ class Post:
         """Under torchrun a signal comes to the workers; the supervisor hears of it from them."""
         self.interrupted = True
 
-    def _take_ends(self) -> dict[str, socket.socket]:
-        message, descriptors = self.control.wait_for("links", timeout=self.place.timeout)
-        return dict(zip(message["ends"], (socket.socket(fileno=fd) for fd in descriptors), strict=True))
-
-    def _keep_ledger(self, ends: Iterable[LinkEnd]) -> None:
-        if self.place.ledger:
-            ledger = Ledger(log_folder(self.place.run, self.place.name))
-            for end in ends:
-                end.on_message = ledger.recorder("sent" if isinstance(end, Sender) else "received")
-
-    def _sender(
-        self, role: str, above: int, below: int, peer: str, ends: dict[str, socket.socket], capacity: int = 0
-    ) -> SharedSender:
-        edge = edge_name(above, below)
+    def _make(self, end: End, bell: socket.socket) -> SharedSender | SharedReceiver:
+        capacity = self.place.prefetch if DATA in (self.place.name, end.peer) else self.place.window
+        if not end.sends:
+            return SharedReceiver(end.edge, stage_title(end.peer), capacity, bell)
 
         def keep(descriptor: int) -> None:
-            way = "activations" if role == "activations_out" else "gradients"
-            self.tell("memory", [descriptor], edge=edge, way=way)
+            self.tell("memory", [descriptor], edge=end.edge, flow=end.flow)
 
-        capacity = capacity or self.place.window
-        return SharedSender(edge, stage_title(peer), capacity, ends[role], on_memory=keep)
+        return SharedSender(end.edge, stage_title(end.peer), capacity, bell, on_memory=keep)
 
 
 def _whom(wait: Wait, ends: list[LinkEnd]) -> str:
@@ -209,5 +175,4 @@ def _whom(wait: Wait, ends: list[LinkEnd]) -> str:
         return ", ".join(f"{end.peer} took nothing more on edge {end.edge}" for end in full) or "a link was full"
     gradients = wait == "wait_gradient"
     silent = [end for end in ends if isinstance(end, SharedReceiver)]
-    index = -1 if gradients else 0
-    return f"{silent[index].peer} sent no {'gradient' if gradients else 'batch'}"
+    return f"{silent[-1 if gradients else 0].peer} sent no {'gradient' if gradients else 'batch'}"

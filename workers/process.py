@@ -17,8 +17,9 @@ import torch
 from stepahead.pipeline import UsageError
 
 from .control import connect
+from .ends import stage_title
 from .failures import failure_of, write_failure
-from .post import Place, Post, log_folder, stage_title
+from .post import Place, Post, log_folder
 
 __all__ = ["leave_failure", "run_worker"]
 
@@ -33,7 +34,7 @@ def run_worker(place: Place, work: Callable[[Post], None]) -> int:
         post = Post(place, connect(place.run))
         work(post)
     except BaseException as error:  # SystemExit in a user's code is a failure too
-        leave_failure(place.run, place.name, error, post.steps if post else 0)
+        leave_failure(place.run, place.name, error, post.progress.steps if post else 0)
         return 1
     finally:
         sys.stdout.flush()
@@ -51,7 +52,7 @@ def leave_failure(run: Path, name: str, error: BaseException, steps: int = 0) ->
 
 
 def _settle(place: Place, folder: Path) -> None:
-    if place.own_logs:
+    if not place.torchrun:
         _redirect(folder)
     faulthandler.enable()
     if place.cores:

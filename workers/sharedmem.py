@@ -37,7 +37,7 @@ __all__ = ["Memory", "SharedReceiver", "SharedSender", "make_sockets"]
 
 MESSAGE, MEMORY, END = b".", b"+", b"!"
 CONTROL_BYTES = 4096
-HEAD = struct.Struct("<8sIIQ")
+HEAD = struct.Struct("<8sI4xQ")
 MAGIC = b"stepahd1"
 SENT, TAKEN = slice(64, 72), slice(128, 136)
 """Where the counters are: each on a cache line that only one end writes."""
@@ -73,7 +73,7 @@ class Memory:
         if size < CONTROL_BYTES:
             raise FrameError(f"the memory of a link has {size} bytes, and needs at least {CONTROL_BYTES}")
         self._map = mmap.mmap(descriptor, size)
-        magic, self.slots, _, self.payload_bytes = HEAD.unpack_from(self._map)
+        magic, self.slots, self.payload_bytes = HEAD.unpack_from(self._map)
         self._stride = _page(LENGTH.size + HEADER_LIMIT) + self.payload_bytes
         if magic != MAGIC or not 0 < self.slots <= MOST_SLOTS or CONTROL_BYTES + self.slots * self._stride != size:
             self._map.close()
@@ -94,7 +94,7 @@ class Memory:
             descriptor = os.memfd_create(f"stepahead-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.posix_fallocate(descriptor, 0, size)  # or a full machine would kill whoever touches it, by SIGBUS
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
-            os.pwrite(descriptor, HEAD.pack(MAGIC, slots, 0, payload_bytes), 0)
+            os.pwrite(descriptor, HEAD.pack(MAGIC, slots, payload_bytes), 0)
             return cls(descriptor)
         except OSError as error:
             if descriptor >= 0:
@@ -224,13 +224,14 @@ class _SharedEnd(LinkEnd):
         self._ended = self._ended or END in rung
 
     def _ring(self, what: bytes) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # the next look at the socket will tell
-            try:
-                rung = self.bell.send(what)
-            except BlockingIOError:
-                rung = 0
-            if rung != len(what):
-                raise LinkError(f"edge {self.edge} rang {len(what)} times, and {self.peer} did not listen")
+        try:
+            rung = self.bell.send(what)
+        except BlockingIOError:
+            rung = 0
+        except (BrokenPipeError, ConnectionResetError):  # the next look at the socket will tell
+            return
+        if rung != len(what):
+            raise LinkError(f"edge {self.edge} rang {len(what)} times, and {self.peer} did not listen")
 
 
 class SharedSender(_SharedEnd, Sender):

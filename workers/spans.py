@@ -68,9 +68,7 @@ class Spans:
     def shares(self) -> dict[str, float | dict[str, float]]:
         """Return useful, tax, and idle by cause, as shares of the wall time: they add up to 1."""
         wall = self.wall
-        if wall <= 0:
-            return {"useful": 0.0, "tax": 0.0, "idle": {"other": 1.0}}
-        share = {name: seconds / wall for name, seconds in self.seconds.items()}
+        share = {name: seconds / wall if wall > 0 else 0.0 for name, seconds in self.seconds.items()}
         useful, tax = sum(share[name] for name in USEFUL), sum(share[name] for name in TAX)
         waits, link = {name: share[name] for name in get_args(Wait)}, share["send"]
         other = 1.0 - useful - tax - link - sum(waits.values())

@@ -11,6 +11,7 @@ which mark for a mark.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import struct
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ __all__ = [
     "HEADER_LIMIT",
     "Form",
     "Header",
+    "bytes_of",
     "decode_header",
     "encode_header",
     "header_of",
@@ -87,12 +89,12 @@ class Form:
     edge: str
     kind: type[Message]
     flag: int
-    tensors: tuple[TensorSpec, ...]
-    label: TensorSpec | None
+    labelled: bool
+    """Whether the last tensor is a label."""
     raw: bytes
     """The form as bytes."""
     places: tuple[tuple[int, int, TensorSpec], ...]
-    """Where in the payload each tensor begins and ends; a label comes last."""
+    """Where in the payload each tensor begins and ends."""
     payload_bytes: int
 
 
@@ -137,9 +139,8 @@ def decode_header(raw: bytes) -> Header:
 
 def store(message: Message, places: Sequence[Tensor]) -> None:
     """Write the values of a message to the places in its payload."""
-    if not isinstance(message, Mark):
-        for source, place in zip(_tensors(message), places, strict=True):
-            place.copy_(source.detach())
+    for value, place in zip(message.values, places, strict=True):
+        place.copy_(value.detach())
 
 
 def load(header: Header, places: tuple[Tensor, ...], *, own: bool = True) -> Message:
@@ -147,11 +148,17 @@ def load(header: Header, places: tuple[Tensor, ...], *, own: bool = True) -> Mes
     form, step = header.form, header.step
     if form.kind is Mark:
         return Mark(edge=form.edge, step=step, kind=MARKS[form.flag])
-    values = tuple([place.clone() for place in places]) if own else places
+    values = tuple([place.clone(memory_format=torch.contiguous_format) for place in places]) if own else places
     if form.kind is Gradient:
         return Gradient(edge=form.edge, step=step, tensors=values, kind=GRADIENTS[form.flag])
-    tensors, label = (values, None) if form.label is None else (values[:-1], values[-1])
+    tensors, label = (values[:-1], values[-1]) if form.labelled else (values, None)
     return Activation(edge=form.edge, step=step, tensors=tensors, label=label, training=bool(form.flag))
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """Return a tensor's values as they would lie in a payload."""
+    plain = tensor.detach().cpu().contiguous()
+    return ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.nbytes else b""
 
 
 def places_in(region: Tensor, form: Form) -> tuple[Tensor, ...]:
@@ -201,7 +208,7 @@ def _make_form(
         start += -(-size // ALIGNMENT) * ALIGNMENT
     packed = [_packed(spec) for spec in tensors]
     raw = pack((VERSION, edge, KINDS.index(kind), flag, packed, None if label is None else _packed(label)))
-    return Form(edge, kind, flag, tensors, label, raw, tuple(places), start)
+    return Form(edge, kind, flag, label is not None, raw, tuple(places), start)
 
 
 def _travelling(edge: str, dtype: torch.dtype, shape: tuple[int, ...]) -> TensorSpec:
@@ -214,20 +221,14 @@ def _travelling(edge: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor
     return spec
 
 
-def _tensors(message: Activation | Gradient) -> tuple[Tensor, ...]:
-    label = message.label if isinstance(message, Activation) else None
-    return message.tensors if label is None else (*message.tensors, label)
-
-
 def _shapes(message: Activation | Gradient) -> tuple[Shape, ...]:
     """Return dtype and shape of all that travels, after checking that it has values, one behind the other."""
-    tensors = _tensors(message)
-    for tensor in tensors:
+    for tensor in message.values:
         if tensor.layout is not torch.strided or tensor.is_meta:
             spec = TensorSpec.of(tensor)
             what = "a tensor without values" if tensor.is_meta else f"a tensor {spec} of layout {tensor.layout}"
             raise MessageError(f"{what} cannot travel over edge {message.edge}; make it dense")
-    return tuple([(tensor.dtype, tensor.shape) for tensor in tensors])
+    return tuple([(tensor.dtype, tensor.shape) for tensor in message.values])
 
 
 def _packed(spec: TensorSpec) -> tuple[int, tuple[int, ...]]:

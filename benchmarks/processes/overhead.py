@@ -9,21 +9,20 @@ links and the reports. The first steps, in which the stage and the memory are ma
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import torch
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from stepahead.launch import load_job
 from stepahead.launch.config import read_config
-from stepahead.launch.plan import Plan, make_plan
+from stepahead.launch.plan import Plan, plan_run
 from stepahead.pipeline import Activation, Gradient
 from stepahead.workers import Loop, Wait
 
@@ -77,11 +76,11 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="as for the command")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    sys.modules["stepahead.workers.work"].__dict__["Loop"] = MeteredLoop
     flags = {"job": options.job, "stages": options.stages, "steps": options.steps, "device": "cpu"}
     config = read_config(assignments=options.set, flags=flags)
-    plan = make_plan(config, load_job(options.job, config.options))
-    rounds = [overheads(plan) for _ in range(options.rounds)]
+    plan = plan_run(config)
+    with patch("stepahead.workers.work.Loop", MeteredLoop):
+        rounds = [overheads(plan) for _ in range(options.rounds)]
     result = Table("stage", "us of CPU a step, median", "least", "most", box=MARKDOWN)
     for stage, found in enumerate(zip(*rounds, strict=True)):
         result.add_row(str(stage), f"{median(found):.0f}", f"{min(found):.0f}", f"{max(found):.0f}")

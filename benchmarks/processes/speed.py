@@ -22,8 +22,8 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from stepahead.launch import Config, load_job
-from stepahead.launch.plan import Plan, make_plan
+from stepahead.launch import Config
+from stepahead.launch.plan import Plan, plan_run
 from stepahead.launch.run import launch
 
 from .ceiling import ceiling
@@ -81,7 +81,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = Config(job=options.job, stages=options.stages, steps=options.steps, device="cpu")
-    plan = make_plan(config, load_job(options.job))
+    plan = plan_run(config)
     rates = measure(plan, options.rounds)
     shares = rate(plan, "decoupled")["stages"]
     versions = {"python": platform.python_version(), "torch": torch.__version__}
