@@ -70,6 +70,9 @@ def _run(options: argparse.Namespace) -> int:
     except UsageError as error:
         print(f"stepahead: {error}", file=sys.stderr)
         return 2
+    except PermissionError as error:
+        print(f"stepahead: no permission for {error.filename or error}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"stepahead: {error}; stepahead doctor tells more about this machine", file=sys.stderr)
         return 1

@@ -34,10 +34,13 @@ class RunFolder:
         if run_dir is None:
             return cls(_make_new(Path("runs") / f"{Path(job.partition(':')[0]).stem or 'job'}-{time.strftime(TIME)}"))
         path = Path(run_dir)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        try:
+            taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        except OSError as error:
+            raise _unusable(path, error) from None
+        if taken:
             raise UsageError(f"{path} is there already and not empty; choose another --run-dir")
-        _make(path, exist_ok=True)
-        return cls(path)
+        return cls(_make(path, exist_ok=True))
 
     @property
     def config(self) -> Path:
@@ -66,6 +69,9 @@ def _make(path: Path, *, exist_ok: bool) -> Path:
     except OSError as error:
         if not exist_ok and path.exists():
             raise
-        what = f"the run folder {path} cannot be made: {error.strerror}"
-        raise UsageError(f"{what}; choose another --run-dir") from None
+        raise _unusable(path, error) from None
     return path
+
+
+def _unusable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"the run folder {path} cannot be made: {error.strerror}; choose another --run-dir")

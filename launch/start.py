@@ -24,7 +24,7 @@ from .lifeline import die_with, hold_children
 from .plan import Plan
 from .supervisor import Supervisor
 
-__all__ = ["fork", "start_workers", "work_at"]
+__all__ = ["fork", "start_fresh", "start_workers", "work_at"]
 
 
 def start_workers(plan: Plan, folder: RunFolder, supervisor: Supervisor, *, named: bool) -> None:
@@ -33,13 +33,26 @@ def start_workers(plan: Plan, folder: RunFolder, supervisor: Supervisor, *, name
     Args:
         named: Whether a fresh process could find the job by its name.
     """
-    fresh = _start_fresh(plan, named)
+    fresh = start_fresh(plan, named=named)
     if not fresh:
         _warm_up()
     for name in plan.names:
         place = plan.place(name, folder.path)
         pid = _start(place) if fresh else fork(partial(work_at, place, plan))
         supervisor.watch(name, pid, ours=True)
+
+
+def start_fresh(plan: Plan, *, named: bool) -> bool:
+    """Return whether workers must be processes of their own from the beginning."""
+    on_gpu = any(device.startswith("cuda") for device in plan.devices)
+    method = plan.config.start_method
+    if method == "auto":
+        method = "spawn" if on_gpu and named else "fork"
+    if method == "spawn" and not named:
+        raise UsageError("a fresh process cannot find a job that is an object; give train() the job's file or module")
+    if method == "fork" and on_gpu and torch.cuda.is_initialized():
+        raise UsageError("this process has used CUDA, which forked workers could not; give train() the job's file")
+    return method == "spawn"
 
 
 def work_at(place: Place, plan: Plan) -> int:
@@ -87,18 +100,6 @@ def _end_with(work: Callable[[], int]) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def _start_fresh(plan: Plan, named: bool) -> bool:
-    on_gpu = any(device.startswith("cuda") for device in plan.devices)
-    method = plan.config.start_method
-    if method == "auto":
-        method = "spawn" if on_gpu and named else "fork"
-    if method == "spawn" and not named:
-        raise UsageError("a fresh process cannot find a job that is an object; give train() the job's file or module")
-    if method == "fork" and on_gpu and torch.cuda.is_initialized():
-        raise UsageError("this process has used CUDA, which forked workers could not; give train() the job's file")
-    return method == "spawn"
 
 
 def _start(place: Place) -> int:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launcher import FAULTY, all_gone, faulty, gone, launched, note, run, session
+from launcher import FAULTY, all_gone, faulty, gone, launched, note, obey_permissions, run, session
 
 from stepahead.launch.export import export_weights
 
@@ -164,6 +164,26 @@ def test_no_memory_for_the_links_is_one_sentence(tmp_path: Path) -> None:
     assert code == 1
     assert "Traceback" not in text
     assert "LinkError: no memory for edge data>0: 4 slots of 4 KiB cannot be had (File too large)" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "faulty:job", "--run-dir", "{shut}/run"], "the run folder {shut}/run cannot be made: Permission"),
+        (["train", "faulty:job", "--run-dir", "{shut}"], "the run folder {shut} cannot be made: Permission denied"),
+        (["train", "{shut}/job.py"], "no permission for {shut}/job.py"),
+        (["train", "faulty:job", "--config", "{shut}/c.toml"], "{shut}/c.toml cannot be read: Permission denied"),
+        (["export", "{shut}/run", "out.safetensors"], "no permission for {shut}/run"),
+    ],
+)
+def test_no_permission_is_one_sentence(arguments: list[str], said: str, tmp_path: Path) -> None:
+    shut = tmp_path / "shut"
+    shut.mkdir(mode=0)
+
+    code, text = run([part.format(shut=shut) for part in arguments], prepare=obey_permissions)
+    assert code == 2
+    assert said.format(shut=shut) in text
+    assert text.count("\n") == 1
 
 
 def test_a_worker_that_is_already_dead_is_gone() -> None:

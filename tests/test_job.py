@@ -13,6 +13,7 @@ from torch import nn
 from stepahead.launch import Job, load_job
 from stepahead.launch.config import Config
 from stepahead.launch.plan import Plan, make_plan
+from stepahead.launch.start import start_fresh
 from stepahead.pipeline import CutError, UsageError, layers_of
 
 HEAD = """
@@ -132,6 +133,41 @@ def test_what_cannot_be_planned_is_one_sentence(settings: dict[str, Any], said: 
     with pytest.raises(UsageError) as caught:
         plan(simple(), **settings).work(0)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "setting", "devices", "fresh"),
+    [
+        (0, "auto", ("cpu",) * 3, False),
+        (3, "auto", ("cuda:0", "cuda:1", "cuda:2"), True),
+        (2, "auto", ("cuda:0", "cuda:1", "cuda:0"), True),
+        (2, "cuda", ("cuda:0", "cuda:1", "cuda:0"), True),
+        (2, "cuda:1", ("cuda:1",) * 3, True),
+        (2, "cpu,cuda:1,cuda:0", ("cpu", "cuda:1", "cuda:0"), True),
+        (2, "cpu", ("cpu",) * 3, False),
+    ],
+)
+def test_stages_go_to_gpus_where_there_are_some(
+    gpus: int, setting: str, devices: tuple[str, ...], fresh: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    made = plan(simple(), stages=3, device=setting)
+    assert made.devices == devices
+    assert all(bool(cores) == (device == "cpu") for device, cores in zip(devices, made.cores, strict=True))
+    assert start_fresh(made, named=True) is fresh
+    shared = len({device for device in devices if device != "cpu"}) < sum(device != "cpu" for device in devices)
+    assert any("share" in note and "GPU" in note for note in made.notes) == shared
+
+
+def test_a_job_that_is_an_object_forks_onto_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    made = plan(simple(), device="cuda")
+    assert not start_fresh(made, named=False)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(UsageError, match=r"this process has used CUDA, .* give train\(\) the job's file"):
+        start_fresh(made, named=False)
+    with pytest.raises(UsageError, match="a fresh process cannot find a job that is an object"):
+        start_fresh(plan(simple(), device="cuda", start_method="spawn"), named=False)
 
 
 def test_tied_weights_across_the_cut_are_refused_beforehand() -> None:
