@@ -15,7 +15,7 @@ import torch
 
 from stepahead.pipeline import FrameError, Gradient, GradientKind, LinkError, PeerGoneError
 from stepahead.workers import SharedReceiver, SharedSender, Waiter, make_sockets
-from stepahead.workers.sharedmem import CONTROL_BYTES, HEAD, MAGIC, SEALS, Memory
+from stepahead.workers.sharedmem import CONTROL_BYTES, HEAD, MAGIC, SEALS, SENT, TAKEN, Memory
 from stepahead.workers.wire import encode_header
 
 
@@ -122,18 +122,54 @@ def test_a_header_that_claims_more_than_its_slot_is_refused(link: tuple[SharedSe
         receiver.receive(timeout=1)
 
 
-def test_ringing_too_often_is_refused(bells: tuple[socket.socket, socket.socket]) -> None:
-    receiver = SharedReceiver("0>1", "stage 0", 3, bells[1])
-    bells[0].send(b"....")
-    with pytest.raises(FrameError, match="on edge 0>1 stage 0 rang 4 times for 3 places"):
-        receiver.refresh()
-
-
-def test_ringing_without_memory_is_refused(bells: tuple[socket.socket, socket.socket]) -> None:
-    receiver = SharedReceiver("0>1", "stage 0", 3, bells[1])
-    bells[0].send(b".")
-    with pytest.raises(FrameError, match="rang without having sent the memory"):
+@pytest.mark.parametrize("count", [0, 6, 2**63])
+def test_a_count_of_messages_that_cannot_be_is_refused(link: tuple[SharedSender, SharedReceiver], count: int) -> None:
+    sender, receiver = link
+    for step in range(2):
+        sender.send(gradient(step), timeout=1)
         receiver.receive(timeout=1)
+    assert sender.memory is not None
+    sender.memory[SENT] = count
+    with pytest.raises(FrameError, match=r"on edge 0>1 stage 0 sent what makes -?\d+ of 3 messages wait"):
+        receiver.try_receive()
+    sender.memory[TAKEN] = max(count, 3)
+    with pytest.raises(FrameError, match=r"on edge 0>1 stage 1 took what makes -\d+ of 3 messages wait"):
+        sender.try_send(gradient(2))
+
+
+def test_no_wake_is_lost_between_processes() -> None:
+    """Both wait for each other's next message all the time; one that is not rung for would time out."""
+    there, back = make_sockets(), make_sockets()
+
+    def echo() -> None:
+        there[0].close()
+        back[1].close()
+        receiver, sender = SharedReceiver("0>1", "above", 1, there[1]), SharedSender("0>1", "above", 1, back[0])
+        for _ in range(5000):
+            sender.send(receiver.receive(timeout=10), timeout=10)
+
+    with child(echo):
+        there[1].close()
+        back[0].close()
+        sender, receiver = SharedSender("0>1", "below", 1, there[0]), SharedReceiver("0>1", "below", 1, back[1])
+        for step in range(5000):
+            sender.send(gradient(step), timeout=10)
+            assert receiver.receive(timeout=10).step == step
+    sender.close()
+    receiver.close()
+
+
+def test_who_is_awake_is_not_rung_for(link: tuple[SharedSender, SharedReceiver]) -> None:
+    sender, receiver = link
+    sender.send(gradient(0), timeout=1)
+    receiver.refresh()  # the memory comes over the socket
+    sender.send(gradient(1), timeout=1)
+    with Waiter([receiver]) as waiter:
+        assert not waiter.look()
+        assert receiver.waiting == 2
+        receiver.doze(True)
+        sender.send(gradient(2), timeout=1)
+        assert waiter.look()
 
 
 def test_a_sender_that_is_killed_is_gone_after_its_last_message(bells: tuple[socket.socket, socket.socket]) -> None:

@@ -6,12 +6,12 @@ sharedmem   a link through shared memory   work        what workers do: run a st
 post        where a worker runs and waits  checkpoints weights on disk
 loop        feeds a stage from its links
 feed        draws batches from the data    failures    what a worker raised, and what was the cause
-memory      what a stage holds, in bytes
+memory      what a stage holds, in bytes    waiting     for several ends at once
 spans       where a worker's time goes     ledger      what went through the links, for proofs
 ends        which ends each worker has      files       files that are there whole
 """
 
-from .channels import LinkEnd, LinkStatistics, Receiver, Sender, Waiter, memory_link
+from .channels import LinkEnd, LinkStatistics, Receiver, Sender, memory_link
 from .checkpoints import complete_snapshot, newest_snapshot, read_snapshot, save_stage, weights_sha256
 from .control import SOCKET, Control, connect, listen
 from .ends import DATA, ends_of, stage_title, worker_names
@@ -24,6 +24,7 @@ from .post import Place, Post, log_folder
 from .process import leave_failure, run_worker
 from .sharedmem import SharedReceiver, SharedSender, make_sockets
 from .spans import Spans, Wait
+from .waiting import Waiter
 from .work import StageWork, feed_pipeline, run_stage
 
 __all__ = [

@@ -10,15 +10,12 @@ Every implementation numbers its messages and is held to the same contract by `t
 from __future__ import annotations
 
 import os
-import select
-import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
-from typing import Protocol
 
 from stepahead.pipeline import (
     FrameError,
@@ -30,9 +27,10 @@ from stepahead.pipeline import (
     PeerGoneError,
 )
 
+from .waiting import Waitable, Waiter
 from .wire import Header, header_of, load
 
-__all__ = ["LinkEnd", "LinkStatistics", "Receiver", "Sender", "Waitable", "Waiter", "memory_link"]
+__all__ = ["LinkEnd", "LinkStatistics", "Receiver", "Sender", "memory_link"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +47,7 @@ class LinkStatistics:
     """Messages that the link holds."""
 
 
-class LinkEnd(ABC):
+class LinkEnd(Waitable):
     """What both ends have in common.
 
     Args:
@@ -67,19 +65,6 @@ class LinkEnd(ABC):
         """Called with each message that was sent or received, and its number."""
         self._messages = 0
         self._bytes = 0
-
-    @abstractmethod
-    def fileno(self) -> int:
-        """Return a descriptor that becomes readable when something changed at the other end."""
-
-    @abstractmethod
-    def refresh(self) -> None:
-        """Take note of what changed at the other end; call it when the descriptor is readable."""
-
-    @property
-    @abstractmethod
-    def gone(self) -> bool:
-        """Whether the other end is no more, and all that it did before has been noted."""
 
     @abstractmethod
     def close(self) -> None:
@@ -177,62 +162,6 @@ class Receiver(LinkEnd):
                 f"on edge {self.edge} {self.peer} sent message {header.sequence} in the place of {self._messages}: "
                 f"{'something was lost' if lost else 'a message came twice'}"
             )
-
-
-class Waitable(Protocol):
-    """What a `Waiter` can wait for: a link end, or a control connection."""
-
-    def fileno(self) -> int:
-        """Return a descriptor that becomes readable when something happened."""
-        ...
-
-    def refresh(self) -> None:
-        """Take note of what happened."""
-        ...
-
-    @property
-    def gone(self) -> bool:
-        """Whether nothing can happen any more: the other side is no more."""
-        ...
-
-
-class Waiter:
-    """Waits until something changed at the other side of any of several link ends."""
-
-    def __init__(self, ends: Iterable[Waitable]) -> None:
-        self._poll = select.epoll()
-        self._ends: dict[int, Waitable] = {}
-        for end in ends:
-            self._ends[end.fileno()] = end
-            self._poll.register(end.fileno(), select.EPOLLIN)
-
-    def __enter__(self) -> Waiter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def wait(self, timeout: float) -> bool:
-        """Wait for at most `timeout` seconds, let the ends take note, and return whether anything happened."""
-        events = self._poll.poll(timeout)
-        for descriptor, event in events:
-            end = self._ends[descriptor]
-            end.refresh()
-            if event & (select.EPOLLHUP | select.EPOLLERR) and end.gone:
-                self._poll.unregister(descriptor)  # it would report that for ever
-        return bool(events)
-
-    def rounds(self, timeout: float) -> Iterator[None]:
-        """Yield at once, and again whenever something changed, until `timeout` seconds are over."""
-        deadline = time.monotonic() + timeout
-        self.wait(0)
-        yield
-        while (left := deadline - time.monotonic()) > 0:
-            self.wait(left)
-            yield
-
-    def close(self) -> None:
-        self._poll.close()
 
 
 def memory_link(

@@ -17,6 +17,7 @@ from typing import Any
 from stepahead.pipeline import LinkTimeoutError, PeerGoneError, UsageError
 
 from .packing import pack, unpack
+from .waiting import Waitable
 
 __all__ = ["SOCKET", "Control", "connect", "listen"]
 
@@ -25,23 +26,27 @@ PACKET_LIMIT = 65536
 MOST_DESCRIPTORS = 8
 
 
-class Control:
+class Control(Waitable):
     """One end of the connection; the worker's and the supervisor's are alike."""
 
     def __init__(self, connection: socket.socket, peer: str) -> None:
         connection.setblocking(False)
         self.peer = peer
         self._socket = connection
-        self.gone = False
+        self._gone = False
         self._messages: list[tuple[dict[str, Any], list[int]]] = []
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
+    @property
+    def gone(self) -> bool:
+        return self._gone
+
     def refresh(self) -> None:
         """Read what has come."""
         with suppress(BlockingIOError):
-            while not self.gone:
+            while not self._gone:
                 self._read()
 
     def take(self) -> list[tuple[dict[str, Any], list[int]]]:
@@ -72,7 +77,7 @@ class Control:
         except (TimeoutError, BlockingIOError):
             return False
         except (BrokenPipeError, ConnectionResetError):
-            self.gone = True
+            self._gone = True
             return False
         finally:
             with suppress(OSError):
@@ -94,7 +99,7 @@ class Control:
         if packet:
             self._messages.append((unpack(packet), list(descriptors)))
         else:
-            self.gone = True
+            self._gone = True
 
 
 def listen(folder: Path) -> socket.socket:

@@ -13,13 +13,14 @@ from typing import Any
 
 from stepahead.pipeline import LinkTimeoutError, PeerEndedError, PeerGoneError
 
-from .channels import LinkEnd, Waiter
+from .channels import LinkEnd
 from .control import Control
 from .ends import DATA, End, ends_of, stage_title
 from .ledger import Ledger
 from .loop import Progress
 from .sharedmem import SharedReceiver, SharedSender
 from .spans import Spans, Wait
+from .waiting import Waiter
 
 __all__ = ["Place", "Post", "log_folder"]
 
@@ -116,23 +117,20 @@ class Post:
     def _drive(
         self, actions: Iterator[Wait | None], waiter: Waiter, ends: list[LinkEnd], report: Callable[[], None]
     ) -> None:
-        since, looked, waiting = time.monotonic(), self.progress.steps, False
+        since, waiting = time.monotonic(), False
         for wait in actions:
             now = time.monotonic()
             if not waiting:
                 since = now
             waiting = wait is not None
-            if wait is None:
-                if self.progress.steps != looked:  # a look at the links is dear; once a step is enough
-                    waiter.wait(0)
-                    looked = self.progress.steps
-            else:
+            if wait is not None:
                 self._wait(waiter, wait, ends, since + self.place.timeout - now)
             self._listen()
             if self.abandoned:
                 return
             if now - self._reported >= REPORT_EVERY:
                 self._reported = now
+                waiter.look()  # one that never waits would never hear its supervisor
                 report()
 
     def _wait(self, waiter: Waiter, wait: Wait, ends: list[LinkEnd], left: float) -> None:

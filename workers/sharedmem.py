@@ -1,17 +1,22 @@
-"""Links through shared memory: payloads in a ring of slots, and a socket that rings for each.
+"""Links through shared memory: payloads in a ring of slots, and a socket that rings for whoever waits.
 
     sender                                                        receiver
       writes header and values into a free slot,
-      rings "." over the socket           ---------- . -------->    reads them out of the slot,
-      has its credit back                <---------- . ---------    rings "." for the freed slot
+      counts it as sent                   ---- . if it dozes --->   reads them out of the slot,
+      has a credit again                 <---- . if it dozes ----   counts it as taken
+
+The counters are in the memory, each written by one end only. Before an end waits it leaves word there that it dozes,
+and looks once more; the other end counts first, and then reads whether to ring. Python promises no order between what
+one process writes and another reads, and not every processor keeps it: a lock that is let go and taken again does, so
+every access to a counter has one (`Memory.fence`).
 
 The memory is a sealed, fully allocated memfd: it has no name that could leak, it cannot shrink under a reader, and
 when the machine has no memory left the sender hears of it before it writes. It is made when the first message shows
 how large slots must be, and travels over the socket ("+", with the descriptor); a larger message later, once all
 slots are free, brings larger slots. "!" is a clean end; a socket that ends without it tells that the peer died.
 
-What was sent and taken is counted in the memory too, so that whoever holds a duplicate of the descriptor can set
-another process in the place of one that died: the end that lives on calls `adopt`, the new one is made with `memory`.
+Whoever holds a duplicate of its descriptor can set another process in the place of one that died: the end that lives
+on calls `adopt`, the new one is made with `memory`.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -35,12 +41,12 @@ from .wire import HEADER_LIMIT, Form, Header, decode_header, encode_header, load
 
 __all__ = ["Memory", "SharedReceiver", "SharedSender", "make_sockets"]
 
-MESSAGE, MEMORY, END = b".", b"+", b"!"
+WAKE, MEMORY, END = b".", b"+", b"!"
 CONTROL_BYTES = 4096
 HEAD = struct.Struct("<8sI4xQ")
 MAGIC = b"stepahd1"
-SENT, TAKEN = slice(64, 72), slice(128, 136)
-"""Where the counters are: each on a cache line that only one end writes."""
+SENT, TAKEN, SENDER_DOZES, RECEIVER_DOZES = 8, 16, 24, 32
+"""Where the counters and the words are, in numbers of 8 bytes: each on a cache line that only one end writes."""
 LENGTH = struct.Struct("<I")
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 MOST_SLOTS = 4096
@@ -80,9 +86,9 @@ class Memory:
             raise FrameError(f"the memory of a link lies: {self.slots} slots of {self.payload_bytes} in {size} bytes")
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self._known: dict[tuple[int, bytes], tuple[Tensor, ...]] = {}
-        words = memoryview(self._map)
-        self._sent: memoryview[int] = words[SENT].cast("Q")
-        self._taken: memoryview[int] = words[TAKEN].cast("Q")
+        self._numbers: memoryview[int] = memoryview(self._map)[:CONTROL_BYTES].cast("Q")
+        self._lock = Lock()
+        self._lock.acquire()
 
     @classmethod
     def create(cls, slots: int, payload_bytes: int, name: str) -> Memory:
@@ -104,21 +110,22 @@ class Memory:
                 f"({error.strerror}); free some or raise the limit, or use fewer slots (--window) or smaller batches"
             ) from error
 
-    @property
-    def sent(self) -> int:
-        return self._sent[0]
+    def __getitem__(self, which: int) -> int:
+        """Return a counter or a word; nothing that comes later is read or written before it."""
+        value = self._numbers[which]
+        self.fence()
+        return value
 
-    @sent.setter
-    def sent(self, count: int) -> None:
-        self._sent[0] = count
+    def __setitem__(self, which: int, value: int) -> None:
+        """Set it, after all that came before was written, and before anything later is read or written."""
+        self.fence()
+        self._numbers[which] = value
+        self.fence()
 
-    @property
-    def taken(self) -> int:
-        return self._taken[0]
-
-    @taken.setter
-    def taken(self, count: int) -> None:
-        self._taken[0] = count
+    def fence(self) -> None:
+        """Keep what comes before and what comes after apart, as other processes see it."""
+        self._lock.release()
+        self._lock.acquire()
 
     def write(self, number: int, header: Header, message: Message) -> None:
         """Put a message into the slot of its number, and count it as sent."""
@@ -127,7 +134,7 @@ class Memory:
         LENGTH.pack_into(self._map, start, len(raw))
         self._map[start + LENGTH.size : start + LENGTH.size + len(raw)] = raw
         store(message, self._places(number, header.form))
-        self.sent = number + 1
+        self[SENT] = number + 1
 
     def read_header(self, number: int) -> Header:
         """Return the header in the slot of a number, checked."""
@@ -147,8 +154,7 @@ class Memory:
 
     def close(self) -> None:
         """Let go of the memory here; it is freed when all others have."""
-        self._sent.release()
-        self._taken.release()
+        self._numbers.release()
         del self._bytes
         self._known.clear()
         with suppress(BufferError):  # a tensor that somebody still holds keeps it mapped
@@ -215,6 +221,12 @@ class _SharedEnd(LinkEnd):
             self.memory.close()
             self.memory = None
 
+    def _checked(self, waiting: int, did: str) -> int:
+        """Return how many messages wait, as the other end's counter has it, after checking that it can be."""
+        if 0 <= waiting <= self.capacity:
+            return waiting
+        raise FrameError(f"on edge {self.edge} {self.peer} {did} what makes {waiting} of {self.capacity} messages wait")
+
     def _use(self, bell: socket.socket) -> None:
         bell.setblocking(False)
         self.bell = bell
@@ -223,15 +235,10 @@ class _SharedEnd(LinkEnd):
         """Take note of what was rung."""
         self._ended = self._ended or END in rung
 
-    def _ring(self, what: bytes) -> None:
-        try:
-            rung = self.bell.send(what)
-        except BlockingIOError:
-            rung = 0
-        except (BrokenPipeError, ConnectionResetError):  # the next look at the socket will tell
-            return
-        if rung != len(what):
-            raise LinkError(f"edge {self.edge} rang {len(what)} times, and {self.peer} did not listen")
+    def _wake(self) -> None:
+        """Ring for the other end; if it is gone, or rung for already, the next look at the socket will tell."""
+        with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            self.bell.send(WAKE)
 
 
 class SharedSender(_SharedEnd, Sender):
@@ -254,46 +261,53 @@ class SharedSender(_SharedEnd, Sender):
         memory: int | None = None,
         on_memory: Callable[[int], None] | None = None,
     ) -> None:
-        self._taken = 0
         self._on_memory = on_memory
+        self._refused = False
         super().__init__(edge, peer, capacity, bell)
         if memory is not None:
             self.memory = Memory(memory)
-            self._messages = self.memory.sent
-            self._announce()
+            self._messages = self.memory[SENT]
+            self._hand_over(self.memory)
 
     @property
     def waiting(self) -> int:
-        return self._messages - self._taken
+        return self._checked(self._messages - self.memory[TAKEN], "took") if self.memory else 0
+
+    def news(self) -> int:
+        return self.memory[TAKEN] if self.memory else 0
+
+    def doze(self, dozing: bool) -> None:
+        if self.memory:  # with room left there is nothing to be rung for
+            self.memory[SENDER_DOZES] = dozing and (self._refused or not self.credits)
 
     def try_send(self, message: Message) -> bool:
         self._check_open("send")
         header = self.header_for(message)
         if self._lost or self._ended:
             raise self._over(self._ended, "send")
-        if not self.credits:
+        waiting = self.waiting
+        fits = self.memory is not None and header.form.payload_bytes <= self.memory.payload_bytes
+        # larger slots can come when the smaller ones are all free
+        self._refused = waiting >= self.capacity or (not fits and waiting > 0)
+        if self._refused:
             return False
-        if self.memory is None or header.form.payload_bytes > self.memory.payload_bytes:
-            if self.waiting:
-                return False  # larger slots can come when the smaller ones are all free
+        if not fits:
             self._make_memory(header.form.payload_bytes)
         assert self.memory is not None
         self.memory.write(self._messages, header, message)
         self._count(header, message)
-        self._ring(MESSAGE)
+        if self.memory[RECEIVER_DOZES]:
+            self._wake()
         return True
 
     def adopt(self, bell: socket.socket) -> None:
         super().adopt(bell)
-        self._announce()
-
-    def _hear(self, rung: bytes, descriptors: list[int]) -> None:
-        super()._hear(rung, descriptors)
-        self._taken += rung.count(MESSAGE)
+        if self.memory:
+            self._hand_over(self.memory)
 
     def _make_memory(self, payload_bytes: int) -> None:
         memory = Memory.create(self.capacity, payload_bytes, self.edge)
-        memory.sent = memory.taken = self._messages
+        memory[SENT] = memory[TAKEN] = self._messages
         if self.memory:
             self.memory.close()
         self.memory = memory
@@ -301,14 +315,8 @@ class SharedSender(_SharedEnd, Sender):
             self._on_memory(memory.descriptor)
         self._hand_over(memory)
 
-    def _announce(self) -> None:
-        """Tell a new process at the other end what memory there is, and what it has not taken yet."""
-        if self.memory:
-            self._taken = self.memory.taken
-            self._hand_over(self.memory)
-            self._ring(MESSAGE * self.waiting)
-
     def _hand_over(self, memory: Memory) -> None:
+        """Give the memory to the process at the other end."""
         with suppress(BrokenPipeError, ConnectionResetError):
             socket.send_fds(self.bell, [MEMORY], [memory.descriptor])
 
@@ -317,27 +325,30 @@ class SharedReceiver(_SharedEnd, Receiver):
     """The receiving end; `bell` is the receiver's socket of `make_sockets`."""
 
     def __init__(self, edge: str, peer: str, capacity: int, bell: socket.socket) -> None:
-        self._available = self._owed = 0
         self._lent = False
         super().__init__(edge, peer, capacity, bell)
 
     @property
     def waiting(self) -> int:
-        return self._available
+        return self._checked(self.memory[SENT] - self._messages, "sent") if self.memory else 0
+
+    def news(self) -> int:
+        return self.memory[SENT] if self.memory else 0
+
+    def doze(self, dozing: bool) -> None:
+        if self.memory:
+            self.memory[RECEIVER_DOZES] = dozing
 
     def try_receive(self, *, own: bool = True) -> Message | None:
         self._check_open("receive")
         self.give_back()
-        if not self._available:
+        if self.memory is None or not self.waiting:
             if self._ended or self._lost:
                 raise self._over(self._ended, "receive")
             return None
-        if self.memory is None:
-            raise FrameError(f"on edge {self.edge} {self.peer} rang without having sent the memory")
         header = self.memory.read_header(self._messages)
         self._check_turn(header)
         message = self.memory.read(self._messages, header, own=own)
-        self._available -= 1
         self._lent = True
         self._count(header, message)
         if own:
@@ -348,26 +359,18 @@ class SharedReceiver(_SharedEnd, Receiver):
         if not self._lent or self.memory is None:
             return
         self._lent = False
-        self.memory.taken = self._messages
-        self._owed += 1
-        if self._owed > self.capacity // 2 or not self._available:  # to ring for several wakes the sender less often
-            self._ring(MESSAGE * self._owed)
-            self._owed = 0
+        self.memory[TAKEN] = self._messages
+        if self.memory[SENDER_DOZES] and self.waiting < self.capacity / 2:  # to wake costs more than a few messages
+            self._wake()
 
     def adopt(self, bell: socket.socket) -> None:
+        self.give_back()
         super().adopt(bell)
-        if self._lent and self.memory:
-            self.memory.taken = self._messages
-        self._lent = False
-        self._available = self._owed = 0  # the new sender announces what is still to be taken
 
     def _hear(self, rung: bytes, descriptors: list[int]) -> None:
         super()._hear(rung, descriptors)
         for descriptor in descriptors:
             self._take_over(descriptor)
-        self._available += rung.count(MESSAGE)
-        if self._available > self.capacity:
-            raise FrameError(f"on edge {self.edge} {self.peer} rang {self._available} times for {self.capacity} places")
 
     def _take_over(self, descriptor: int) -> None:
         """Use the memory that the sender made; one that has none yet goes on where the memory says."""
@@ -376,11 +379,12 @@ class SharedReceiver(_SharedEnd, Receiver):
         except FrameError:
             os.close(descriptor)
             raise
+        taken = memory[TAKEN]
         if self.memory:
             self.memory.close()
-            if memory.taken != self._messages:
-                raise FrameError(f"on edge {self.edge} {self.peer} goes on at {memory.taken}, not at {self._messages}")
-        self.memory, self._messages = memory, memory.taken
+            if taken != self._messages:
+                raise FrameError(f"on edge {self.edge} {self.peer} goes on at {taken}, not at {self._messages}")
+        self.memory, self._messages = memory, taken
 
 
 def _descriptors(attached: list[tuple[int, int, bytes]]) -> list[int]:

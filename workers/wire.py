@@ -140,7 +140,7 @@ def decode_header(raw: bytes) -> Header:
 def store(message: Message, places: Sequence[Tensor]) -> None:
     """Write the values of a message to the places in its payload."""
     for value, place in zip(message.values, places, strict=True):
-        place.copy_(value.detach())
+        place.copy_(value.detach() if value.requires_grad else value)
 
 
 def load(header: Header, places: tuple[Tensor, ...], *, own: bool = True) -> Message:

@@ -1,0 +1,97 @@
+"""Waiting for several things at once: link ends, and the connection to the supervisor.
+
+Some of what can happen rings at a descriptor. The rest is only seen by looking, at a number in shared memory for
+example, until one says that one dozes: from then on it rings too. So whoever is awake is never rung for in vain.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+
+__all__ = ["Waitable", "Waiter"]
+
+
+class Waitable(ABC):
+    """One thing to wait for, with somebody at its other side."""
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when something happened."""
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """Take note of what happened; call it when the descriptor is readable."""
+
+    @property
+    @abstractmethod
+    def gone(self) -> bool:
+        """Whether the other side is no more, and all that it did before has been noted."""
+
+    def news(self) -> int:
+        """Return a number that changes with what happens and may not ring."""
+        return 0
+
+    def doze(self, dozing: bool) -> None:  # noqa: B027  there are things that always ring
+        """Say whether all that happens must ring."""
+
+
+class Waiter:
+    """Waits until something happened at the other side of any of several."""
+
+    def __init__(self, ends: Iterable[Waitable]) -> None:
+        self._ends = list(ends)
+        self._by_descriptor = {end.fileno(): end for end in self._ends}
+        self._known = [end.news() for end in self._ends]
+        self._poll = select.epoll()
+        for descriptor in self._by_descriptor:
+            self._poll.register(descriptor, select.EPOLLIN)
+
+    def __enter__(self) -> Waiter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def look(self) -> bool:
+        """Let the ends take note of what has rung, and return whether anything had."""
+        return self._hear(0.0)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for at most `timeout` seconds, let the ends take note, and return whether anything happened."""
+        if self._is_news():
+            return True
+        for end in self._ends:
+            end.doze(True)
+        try:
+            return self._is_news() or self._hear(timeout)  # what happened before we dozed has not rung
+        finally:
+            for end in self._ends:
+                end.doze(False)
+
+    def rounds(self, timeout: float) -> Iterator[None]:
+        """Yield at once, and again whenever something happened, until `timeout` seconds are over."""
+        deadline = time.monotonic() + timeout
+        self.look()
+        yield
+        while (left := deadline - time.monotonic()) > 0:
+            self.wait(left)
+            yield
+
+    def close(self) -> None:
+        self._poll.close()
+
+    def _is_news(self) -> bool:
+        before, self._known = self._known, [end.news() for end in self._ends]
+        return self._known != before
+
+    def _hear(self, timeout: float) -> bool:
+        events = self._poll.poll(timeout)
+        for descriptor, event in events:
+            end = self._by_descriptor[descriptor]
+            end.refresh()
+            if event & (select.EPOLLHUP | select.EPOLLERR) and end.gone:
+                self._poll.unregister(descriptor)  # it would report that for ever
+        return bool(events)
