@@ -1,4 +1,4 @@
-"""The command: `stepahead train JOB`, `export`, `env`, `doctor`.
+"""The command: `stepahead train JOB`, `top`, `playback`, `export`, `env`, `doctor`.
 
 Exit codes: 0 done, 1 training failed, 2 usage, 3 a worker was lost, 130 interrupted.
 """
@@ -13,8 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from rich.console import Console
+
 from .interrupts import ignore_stop_signals
 from .lifeline import die_with
+from .recording import FILE, RecordingError
+from .terminal import is_usable
 
 if TYPE_CHECKING:
     from .config import Config
@@ -42,7 +46,8 @@ FLAGS: dict[str, dict[str, Any]] = {
     "evaluate-every": {"type": int, "metavar": "N", "help": "evaluate after every so many steps"},
     "seed": {"type": int, "metavar": "N", "help": "of everything that is drawn"},
     "run-dir": {"metavar": "DIR", "help": "the run folder; runs/<job>-<time> unless given"},
-    "baseline": {"metavar": "NAME", "help": "none"},
+    "baseline": {"metavar": "NAME", "help": "lockstep (measured first, for seconds), none, or an earlier run"},
+    "view": {"metavar": "HOW", "help": "auto, live (a dashboard on a terminal) or lines"},
     "start-method": {"metavar": "HOW", "help": "auto, fork or spawn"},
 }
 
@@ -63,11 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from stepahead.pipeline import UsageError
-
     try:
         return int(options.run(options))
-    except UsageError as error:
+    except RecordingError as error:
         print(f"stepahead: {error}", file=sys.stderr)
         return 2
     except PermissionError as error:
@@ -76,6 +79,13 @@ def _run(options: argparse.Namespace) -> int:
     except OSError as error:
         print(f"stepahead: {error}; stepahead doctor tells more about this machine", file=sys.stderr)
         return 1
+    except Exception as error:
+        from stepahead.pipeline import UsageError  # only now: a viewer need not wait for torch
+
+        if not isinstance(error, UsageError):
+            raise
+        print(f"stepahead: {error}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,6 +101,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, or options.KEY")
     train.add_argument("--json", action="store_true", help="print the summary as the last line")
     train.set_defaults(run=_train)
+    top = commands.add_parser("top", help="watch a run that goes on in another terminal")
+    top.add_argument("run_folder", type=Path, metavar="RUN", nargs="?", help="the newest that goes on, unless given")
+    top.add_argument("--once", action="store_true", help="print how it is now, and end")
+    top.set_defaults(run=_top)
+    playback = commands.add_parser("playback", help="watch a run again that has been recorded")
+    playback.add_argument("run_folder", type=Path, metavar="RUN", nargs="?", help="the newest one, unless given")
+    playback.add_argument("--speed", type=float, default=1.0, metavar="X", help="so many times as fast")
+    playback.set_defaults(run=_playback)
     export = commands.add_parser("export", help="write a run's weights for the uncut model, as safetensors")
     export.add_argument("run_folder", type=Path, metavar="RUN")
     export.add_argument("file", type=Path, metavar="OUT.safetensors")
@@ -141,6 +159,21 @@ def _worker(options: argparse.Namespace) -> int:
     from .run import rejoin
 
     return rejoin(options.run_folder, options.name)
+
+
+def _top(options: argparse.Namespace) -> int:
+    from .broadcast import SOCKET
+    from .viewer import find_run, watch
+
+    run = find_run(options.run_folder, lambda run: (run / SOCKET).exists())
+    console = Console()
+    return watch(run, console, once=options.once or not is_usable(console))
+
+
+def _playback(options: argparse.Namespace) -> int:
+    from .viewer import find_run, playback
+
+    return playback(find_run(options.run_folder, lambda run: (run / FILE).exists()), Console(), options.speed)
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -21,8 +21,8 @@ CHOICES = {
     "truth": ("off",),
     "lag": ("free", "exact"),
     "link": ("auto", "shm"),
-    "baseline": ("none",),
     "start_method": ("auto", "fork", "spawn"),
+    "view": ("auto", "live", "lines"),
 }
 MOST_WINDOW = 64
 NAMES = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", dict: "a table"}
@@ -54,6 +54,8 @@ class Config:
     """Messages that a link holds."""
     ledger: bool = False
     """Whether workers write down every message that they send or receive."""
+    telemetry: bool = True
+    """Whether workers keep what they did when, for timelines; totals are kept in any case."""
     timeout: float = 600.0
     """Seconds that a worker waits for another one."""
     device: str = "auto"
@@ -63,7 +65,10 @@ class Config:
     evaluate_every: int | None = None
     seed: int = 0
     run_dir: str | None = None
-    baseline: str = "none"
+    baseline: str = "lockstep"
+    """The locked schedule to measure first, for comparison; "none"; or an earlier run's folder or summary.json."""
+    view: str = "auto"
+    """"live" on a terminal, plain "lines", or "auto": live where there is a terminal."""
     start_method: str = "auto"
     """How workers start: forked from a warm parent, or fresh ("spawn"), as CUDA needs it."""
 

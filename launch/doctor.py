@@ -136,7 +136,8 @@ def check_run() -> Finding:
     expected = weights_sha256(named for group in groups for named in group.named_weights())
     job = Job(model=model, data=batches, loss=nn.CrossEntropyLoss(), optimizer=sgd, signal=locked, name="doctor")
     with tempfile.TemporaryDirectory() as folder:
-        config = read_config(flags={"job": "doctor", "device": "cpu", "run_dir": str(Path(folder) / "run")})
+        settings = {"job": "doctor", "device": "cpu", "baseline": "none", "run_dir": str(Path(folder) / "run")}
+        config = read_config(flags=settings)
         result = launch(make_plan(config, job), Console(quiet=True), named=False)
     if result.exit_code:
         return Finding(about, "failed", result.words or "it was interrupted", "stepahead env says more")

@@ -11,9 +11,9 @@ __all__ = ["die_with", "hold_children"]
 PR_SET_PDEATHSIG = 1
 
 
-def die_with(parent: int) -> None:
-    """Let this process be killed when its parent ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with(parent: int, how: int = signal.SIGKILL) -> None:
+    """Let this process get a signal, or be killed, when its parent ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, how)
     if os.getppid() != parent:  # it ended before we were bound to it
         os.kill(os.getpid(), signal.SIGKILL)
 

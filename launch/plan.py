@@ -112,6 +112,7 @@ class Plan:
             prefetch=PREFETCH,
             timeout=self.config.timeout,
             ledger=self.config.ledger,
+            telemetry=self.config.telemetry,
             torchrun=torchrun,
         )
 

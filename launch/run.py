@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -16,16 +17,18 @@ from rich.console import Console
 from stepahead.pipeline import StepaheadError, TrainingError, UsageError, WorkerLostError
 from stepahead.workers import DATA, leave_failure, listen
 
+from .baseline import baseline_from, measure_baseline
 from .config import Config, read_config, write_config
 from .folder import RunFolder
 from .interrupts import stop_signals
 from .job import Job
+from .monitor import Baseline, Monitor
 from .plan import Plan, make_plan, plan_run
-from .progress import Track
 from .rendezvous import Torchrun
-from .screen import Screen
+from .screen import Screen, say
+from .showing import Showing, facts_of
 from .start import fork, start_workers, work_at
-from .summary import exit_code, summarize, write_summary
+from .summary import exit_code, finite, summarize, write_summary
 from .supervisor import Supervisor
 from .words import first_words, last_words, show_result
 
@@ -71,13 +74,16 @@ def train(job: Job | str, **settings: Any) -> dict[str, Any]:
 def launch(plan: Plan, console: Console, *, named: bool = True) -> RunResult:
     """Run a plan with workers of our own."""
     folder = _open_folder(plan.config)
+    for line in first_words(plan, folder):
+        say(console, line)
     with stop_signals() as signals:
+        baseline = _baseline(plan, folder, console, signals, named=named)
         listener = listen(folder.path)
 
         def start(supervisor: Supervisor) -> None:
             start_workers(plan, folder, supervisor, named=named)
 
-        return _supervise(plan, folder, console, listener, start, signals)
+        return _supervise(plan, folder, console, listener, start, signals, baseline)
 
 
 def rejoin(run: Path, name: str) -> int:
@@ -101,7 +107,10 @@ def train_under_torchrun(
     if torchrun.rank == 0:
         plan = plan_run(config)
         folder = _open_folder(plan.config)
-        helpers = _start_helpers(plan, folder, console, finish)
+        for line in first_words(plan, folder):
+            say(console, line)
+        baseline = _baseline(plan, folder, console, None, named=True)
+        helpers = _start_helpers(plan, folder, console, baseline, finish)
         torchrun.publish(folder.path)
     else:
         folder = RunFolder(torchrun.find(FIND_TIMEOUT))
@@ -118,7 +127,9 @@ def _open_folder(config: Config) -> RunFolder:
     return folder
 
 
-def _start_helpers(plan: Plan, folder: RunFolder, console: Console, finish: Callable[[RunResult], None]) -> list[int]:
+def _start_helpers(
+    plan: Plan, folder: RunFolder, console: Console, baseline: Baseline | None, finish: Callable[[RunResult], None]
+) -> list[int]:
     """Start the supervisor and the data process beside rank 0."""
     listener, rank_0 = listen(folder.path), os.getpid()
 
@@ -128,7 +139,7 @@ def _start_helpers(plan: Plan, folder: RunFolder, console: Console, finish: Call
         def start(supervisor: Supervisor) -> None:
             supervisor.watch("0", rank_0, ours=False)
 
-        finish(_supervise(plan, folder, console, listener, start, None))
+        finish(_supervise(plan, folder, console, listener, start, None, baseline))
         return 0
 
     supervisor = fork(supervise, tied=False)
@@ -144,28 +155,41 @@ def _supervise(
     listener: socket.socket,
     start: Callable[[Supervisor], None],
     signals: socket.socket | None,
+    baseline: Baseline | None,
 ) -> RunResult:
-    def say(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-
     begun = time.monotonic()
-    with Supervisor(folder, listener, plan.stages, say, signals) as supervisor:
-        for line in first_words(plan, folder):
-            say(line)
+    monitor = Monitor(facts_of(plan, folder, baseline))
+    with Supervisor(folder, listener, plan.stages, monitor.note, signals) as supervisor:
         start(supervisor)
-        track = Track(supervisor.reports(), total=plan.total_steps, console=console)
-        for _ in track:
-            track.note(**{name: value for name, value in supervisor.metrics.items() if name != "loss"})
-        outcome = supervisor.outcome()
+        with Showing(monitor, folder, console, plan.config.view) as showing:
+            for _ in supervisor.looks():
+                monitor.metrics = finite(supervisor.metrics)
+                showing.update(supervisor.samples(time.monotonic()))
+            outcome = supervisor.outcome()
+            monitor.reason = outcome.reason
+        seconds = time.monotonic() - begun
         summary = summarize(
-            plan,
-            folder,
-            outcome,
-            supervisor.workers,
-            metrics=supervisor.metrics,
-            seconds=time.monotonic() - begun,
+            plan, folder, outcome, supervisor.workers, metrics=supervisor.metrics, seconds=seconds, baseline=baseline
         )
     write_summary(folder, summary)
     if outcome.reason in ("done", "interrupted"):
         show_result(summary, folder.path, console)
     return RunResult(summary, exit_code(outcome), last_words(outcome, folder.path))
+
+
+def _baseline(
+    plan: Plan, folder: RunFolder, console: Console, signals: socket.socket | None, *, named: bool
+) -> Baseline | None:
+    """Return what the run is compared with, measured if need be."""
+    name = plan.config.baseline
+    if name == "none" or plan.stages == 1 or plan.signal == "locked":
+        return None
+    if name != "lockstep":
+        return baseline_from(name)
+    say(console, f"measuring the locked baseline ({name}) for some seconds; --baseline none does without")
+    found, outcome = measure_baseline(plan, folder, partial(start_workers, named=named), signals)
+    if outcome.reason == "interrupted":
+        signal.raise_signal(signal.SIGINT)  # it was meant for the run
+    elif found is None:
+        say(console, f"no baseline: it {outcome.reason}")
+    return found

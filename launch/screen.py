@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-__all__ = ["Screen"]
+__all__ = ["Screen", "say"]
 
 
 class Screen(Console):
@@ -18,3 +18,8 @@ class Screen(Console):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line for people, as it is."""
+    console.print(line, highlight=False, soft_wrap=True, markup=False)

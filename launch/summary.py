@@ -7,6 +7,7 @@ import math
 import platform
 import signal
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from stepahead.workers import complete_snapshot, write_whole
 
 from .environment import version_of
 from .folder import RunFolder
+from .monitor import Baseline
 from .plan import Plan
 from .supervisor import Loss, Outcome, Watched
 
-__all__ = ["EXIT_CODES", "death", "exit_code", "summarize", "versions", "write_summary"]
+__all__ = ["EXIT_CODES", "death", "exit_code", "finite", "summarize", "versions", "write_summary"]
 
 EXIT_CODES = {"done": 0, "failed": 1, "worker lost": 3, "interrupted": 130}
 USAGE = 2
@@ -32,6 +34,7 @@ def summarize(
     *,
     metrics: Mapping[str, float],
     seconds: float,
+    baseline: Baseline | None,
 ) -> dict[str, Any]:
     """Return the summary of a run, after making a snapshot of the weights that its workers left."""
     stages = [workers.get(str(stage)) for stage in range(plan.stages)]
@@ -40,6 +43,7 @@ def summarize(
     steps = min((stage.steps if stage else 0) for stage in stages)
     samples = entries[-1]["samples"] if entries[-1] else (last.samples if last else 0)
     wall_seconds = entries[-1]["seconds"] if entries[-1] else seconds
+    rate = samples / wall_seconds if wall_seconds else 0.0
     complete = all(entry is not None for entry in entries)
     sha256 = complete_snapshot(folder.path, plan.stages, steps) if complete else None
     config = plan.config
@@ -54,12 +58,12 @@ def summarize(
         "steps": steps,
         "samples": samples,
         "wall_seconds": wall_seconds,
-        "samples_per_second": samples / wall_seconds if wall_seconds else 0.0,
+        "samples_per_second": rate,
         "train_loss": _finite(entries[-1]["loss"]) if entries[-1] else None,
         "metrics": {name: _finite(value) for name, value in metrics.items()},
         "weights_sha256": sha256,
-        "speedup": None,
-        "baseline": None,
+        "speedup": rate / baseline.samples_per_second if baseline and rate else None,
+        "baseline": None if baseline is None else asdict(baseline),
         "stages": [_entry(plan, index, entry) for index, entry in enumerate(entries)],
         "restarts": 0,
         "faults": [_fault(loss) for loss in outcome.losses],
@@ -87,6 +91,11 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
+
+
+def finite(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return the figures that are numbers."""
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def _finite(value: float | None) -> float | None:

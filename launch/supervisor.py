@@ -13,30 +13,32 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from stepahead.pipeline import StepReport
 from stepahead.workers import (
     DATA,
     SOCKET,
     Failure,
+    Telemetry,
     cause_of,
     log_folder,
     read_failure,
+    read_sample,
     stage_title,
     worker_names,
 )
 
 from .folder import RunFolder
+from .monitor import Sample
 from .switchboard import Switchboard
 
 __all__ = ["ABANDON_AFTER", "KILL_AFTER", "Loss", "Outcome", "Supervisor", "Watched"]
 
-LOOK_EVERY = 0.5
-"""Seconds between two looks at whether a worker was stopped."""
+LOOK_EVERY = 0.25
+"""Seconds between two looks at how far the workers are."""
 ABANDON_AFTER, KILL_AFTER = 4.0, 8.0
 """Seconds after an interruption: until workers leave what is on its way, until they are killed."""
 BOUNCE = 0.3
@@ -52,14 +54,30 @@ class Watched:
     pidfd: int
     ours: bool
     """Whether it is our child, so that we hear its exit status."""
-    steps: int = 0
-    samples: int = 0
+    telemetry: Telemetry | None = None
     summary: dict[str, Any] | None = None
     """Its entry in the run's summary, once it is finished."""
     ended: bool = False
     status: int | None = None
     """Its exit code, or minus the signal that ended it."""
     stopped: bool = False
+
+    @property
+    def life(self) -> str:
+        """Whether it is running, stopped, finished or lost."""
+        if self.summary is not None:
+            return "finished"
+        return "lost" if self.ended else "stopped" if self.stopped else "running"
+
+    @property
+    def steps(self) -> int:
+        """How many it has made, as far as it has said."""
+        return int(self.telemetry["steps"]) if self.telemetry else 0
+
+    @property
+    def samples(self) -> int:
+        """How many it has seen, as far as it has said."""
+        return int(self.telemetry["samples"]) if self.telemetry else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +129,7 @@ class Supervisor:
         if signals is not None:
             self._selector.register(signals, selectors.EVENT_READ)
         self._interrupted_at: float | None = None
-        self._asked = self._abandoned = False
+        self._asked = self._stopping = self._abandoned = False
         self._torn_down = False
         self._lost: list[Loss] = []
         self._looked = time.monotonic()
@@ -129,19 +147,33 @@ class Supervisor:
         else:
             self._selector.register(worker.pidfd, selectors.EVENT_READ, data=worker)
 
-    def reports(self) -> Iterator[StepReport]:
-        """Supervise until no worker is left, and yield how far the last stage is as it tells."""
+    def looks(self) -> Iterator[None]:
+        """Supervise until no worker is left, and yield from time to time and at the end, to look how far they are."""
         while not self._over:
             events = self._selector.select(LOOK_EVERY)
             dead = [key.data for key, _ in events if key.data is not None]  # what they said last can be read now
             self._hear_signals()
-            for name, message in self._switchboard.messages():
-                yield from self._take(name, message)
+            for name, message, descriptors in self._switchboard.messages():
+                self._take(name, message, descriptors)
             self._bury(dead)
             if self._asked:  # after the dead: torchrun tells the others to end then
                 self.interrupt()
-            self._look_for_stopped()
             self._keep_deadlines()
+            if time.monotonic() - self._looked >= LOOK_EVERY:
+                self._looked = time.monotonic()
+                self._look_for_stopped()
+                yield
+        yield
+
+    def samples(self, now: float) -> list[Sample | None]:
+        """Return what each stage says of itself."""
+        return [self._sample(self.workers.get(name), now) for name in self._names if name != DATA]
+
+    def stop(self) -> None:
+        """Let the run end as if its data had."""
+        if not self._stopping:
+            self._stopping = True
+            self._switchboard.tell("stop", DATA)
 
     def interrupt(self) -> None:
         """End the run in order."""
@@ -149,7 +181,7 @@ class Supervisor:
             return
         self._interrupted_at = time.monotonic()
         self._say("interrupted: the workers finish what is on its way and save their weights (again: stop at once)")
-        self._switchboard.tell("stop", DATA)
+        self.stop()
 
     def outcome(self) -> Outcome:
         """Return how the run ended, once `reports` is through."""
@@ -171,35 +203,35 @@ class Supervisor:
                 self._reap(worker)
             if worker.pidfd >= 0:
                 os.close(worker.pidfd)
+            if worker.telemetry is not None:
+                worker.telemetry.close()
         self._switchboard.close()
         self._selector.close()
         (self.folder.path / SOCKET).unlink(missing_ok=True)
+
+    def _sample(self, worker: Watched | None, now: float) -> Sample | None:
+        if worker is None or worker.telemetry is None:
+            return None
+        return {**read_sample(worker.telemetry), "time": now, "life": worker.life, "gpu": None}
 
     @property
     def _over(self) -> bool:
         return all(worker.ended or (not worker.ours and worker.summary is not None) for worker in self.workers.values())
 
-    def _take(self, name: str, message: Mapping[str, Any]) -> Iterator[StepReport]:
+    def _take(self, name: str, message: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         """Take note of what a worker says."""
         kind = message["kind"]
         if kind == "hello":
             self.watch(name, message["pid"], ours=False)
-            if self._interrupted_at is not None and name == DATA:
+            self.workers[name].telemetry = Telemetry(descriptor=descriptors[0])
+            if self._stopping and name == DATA:
                 self._switchboard.tell("stop", DATA)
         elif kind == "interrupted":
             self._asked = True
         elif kind == "evaluated":
             self.metrics = dict(message["figures"])
         elif kind == "finished":
-            self.workers[name].steps, self.workers[name].summary = message["steps"], message["summary"]
-        elif kind == "progress":
-            yield from self._progress(self.workers[name], message)
-
-    def _progress(self, worker: Watched, message: Mapping[str, Any]) -> Iterator[StepReport]:
-        new = message["samples"] - worker.samples
-        worker.steps, worker.samples = message["steps"], message["samples"]
-        if worker.name == self._names[-1] and new:
-            yield StepReport(worker.steps - 1, new, message["loss"])
+            self.workers[name].summary = message["summary"]
 
     def _hear_signals(self) -> None:
         if self._signals is None:
@@ -240,9 +272,6 @@ class Supervisor:
 
     def _look_for_stopped(self) -> None:
         """Tell a stopped worker from a busy one, by its state."""
-        if time.monotonic() - self._looked < LOOK_EVERY:
-            return
-        self._looked = time.monotonic()
         for worker in self.workers.values():
             stopped = not worker.ended and _state_of(worker.pid) == "T"
             if stopped and not worker.stopped:

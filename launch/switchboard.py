@@ -40,15 +40,15 @@ class Switchboard:
         self._bells: dict[tuple[Link, bool], socket.socket] = {}
         selector.register(listener, selectors.EVENT_READ)
 
-    def messages(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Accept whoever waits, and yield what has come, each with the worker's name."""
+    def messages(self) -> Iterator[tuple[str, dict[str, Any], list[int]]]:
+        """Accept whoever waits, and yield what has come, each with the worker's name and what was attached."""
         self._accept()
         for control in list(self._strangers):
             control.refresh()
-            for message, _ in control.take():
+            for message, descriptors in control.take():  # one: it waits for its links now
                 self._strangers.remove(control)
                 self._join(message["name"], control)
-                yield message["name"], message
+                yield message["name"], message, descriptors
             if control.gone and control in self._strangers:
                 self._drop(control)
                 self._strangers.remove(control)
@@ -58,7 +58,7 @@ class Switchboard:
                 if message["kind"] == "memory":
                     self._keep((message["edge"], message["flow"]), descriptors[0])
                 else:
-                    yield name, message
+                    yield name, message, descriptors
             if control.gone:
                 self._drop(control)
                 del self._members[name]

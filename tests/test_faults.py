@@ -160,10 +160,15 @@ def test_no_memory_for_the_links_is_one_sentence(tmp_path: Path) -> None:
     def scarce() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    code, text = run(faulty(tmp_path / "run", "none"), prepare=scarce)
+    without = ["--set", "telemetry=false"]
+    code, text = run(faulty(tmp_path / "run", "none", 0, 5, *without), prepare=scarce)
     assert code == 1
     assert "Traceback" not in text
     assert "LinkError: no memory for edge data>0: 4 slots of 4 KiB cannot be had (File too large)" in text
+    code, text = run(faulty(tmp_path / "more", "none"), prepare=scarce)
+    assert code == 2
+    assert "Traceback" not in text
+    assert "no memory for telemetry: 132 KiB cannot be had (File too large); --set telemetry=false does" in text
 
 
 @pytest.mark.parametrize(

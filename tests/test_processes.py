@@ -10,6 +10,7 @@ import threading
 import tomllib
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from nets import CLASSES, SIGNALS, Batch, adam, cnn, images, mlp, rows
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from stepahead.launch import Job, Track, train
+from stepahead.launch import Job, Track
+from stepahead.launch import train as train_with_baseline
 from stepahead.pipeline import (
     Recipe,
     Reference,
@@ -36,6 +38,8 @@ from stepahead.pipeline import (
     locked,
 )
 from stepahead.workers import check_ledgers, newest_snapshot, read_snapshot, weights_sha256
+
+train = partial(train_with_baseline, baseline="none")
 
 
 def job_of(model: nn.Module, batches: list[Batch], **more: Any) -> Job:
@@ -126,7 +130,8 @@ def test_a_loader_of_a_stream_is_data_too(tmp_path: Path) -> None:
 
 def test_the_run_outlives_its_reader(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stepahead.launch", "train", str(FAULTY), "--run-dir", str(tmp_path / "run")]
-    with subprocess.Popen([*command, "--steps", "30"], stdout=subprocess.PIPE, text=True) as process:
+    command += ["--steps", "30", "--baseline", "none"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.wait(timeout=50) == 0
@@ -135,6 +140,7 @@ def test_the_run_outlives_its_reader(tmp_path: Path) -> None:
 
 def test_torchrun_gives_the_same_run(tmp_path: Path) -> None:
     options = ["--set", 'options.act="none"', "--steps", "20", "--lag", "exact", "--evaluate-every", "10", "--json"]
+    options += ["--baseline", "none"]
     _, text = run(["train", str(FAULTY), "--run-dir", str(tmp_path / "ours"), *options])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
     arguments = ["-m", "stepahead.launch", "train", str(FAULTY), "--run-dir", str(tmp_path / "theirs"), *options]
@@ -184,7 +190,13 @@ def test_the_run_folder_has_what_it_should(tmp_path: Path) -> None:
     job = job_of(model, rows(10), name="mine", test=test, metrics={"accuracy": accuracy})
     summary = train(job, stages=3, run_dir=str(folder), evaluate_every=4)
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert sorted(path.name for path in folder.iterdir()) == ["config.toml", "logs", "snapshots", "summary.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.toml",
+        "logs",
+        "snapshots",
+        "summary.json",
+        "telemetry.jsonl",
+    ]
     config = tomllib.loads((folder / "config.toml").read_text())
     assert (config["job"], config["stages"], config["epochs"], config["link"]) == ("mine", 3, 1, "shm")
     assert summary.keys() == {

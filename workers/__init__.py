@@ -7,7 +7,8 @@ post        where a worker runs and waits  checkpoints weights on disk
 loop        feeds a stage from its links
 feed        draws batches from the data    failures    what a worker raised, and what was the cause
 memory      what a stage holds, in bytes    waiting     for several ends at once
-spans       where a worker's time goes     ledger      what went through the links, for proofs
+spans       where a worker's time goes     telemetry   what it notes for whoever looks
+samples     how far it is, written and read ledger     what went through the links, for proofs
 ends        which ends each worker has      files       files that are there whole
 """
 
@@ -22,8 +23,10 @@ from .ledger import Ledger, check_ledgers
 from .loop import Lag, Links, Loop, Progress
 from .post import Place, Post, log_folder
 from .process import leave_failure, run_worker
+from .samples import read_sample
 from .sharedmem import SharedReceiver, SharedSender, make_sockets
 from .spans import Spans, Wait
+from .telemetry import Event, Telemetry
 from .waiting import Waiter
 from .work import StageWork, feed_pipeline, run_stage
 
@@ -32,6 +35,7 @@ __all__ = [
     "SOCKET",
     "Batches",
     "Control",
+    "Event",
     "Failure",
     "Feed",
     "Lag",
@@ -49,6 +53,7 @@ __all__ = [
     "SharedSender",
     "Spans",
     "StageWork",
+    "Telemetry",
     "Wait",
     "Waiter",
     "cause_of",
@@ -65,6 +70,7 @@ __all__ = [
     "memory_link",
     "newest_snapshot",
     "read_failure",
+    "read_sample",
     "read_snapshot",
     "run_stage",
     "run_worker",

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -37,7 +37,7 @@ from stepahead.pipeline import (
 )
 
 from .channels import LinkEnd, Receiver, Sender
-from .spans import SpanName, Wait
+from .spans import Spans, Wait
 
 __all__ = ["Lag", "Links", "Loop", "Progress"]
 
@@ -93,7 +93,14 @@ class Progress:
     evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list[tuple[int, dict[str, float]]])
     """At the last stage: after how many steps, and what came out."""
     told: int = 0
-    """How many of them the supervisor has heard of."""
+    """How many of the evaluations the supervisor has heard of."""
+
+    @property
+    def lag_p50(self) -> int | None:
+        """The lower median of the lags."""
+        passed = accumulate(self.lags[lag] for lag in sorted(self.lags))
+        half = self.lags.total() / 2
+        return next((lag for lag, count in zip(sorted(self.lags), passed, strict=True) if count >= half), None)
 
     @property
     def loss(self) -> float | None:
@@ -108,7 +115,7 @@ class Loop:
         make_stage: Makes the stage once the first batch shows what it works on.
         links: The worker's ends.
         lag: When gradients are learnt from.
-        span: Times what the loop does; the stage times its own parts.
+        spans: Times what the loop does; the stage times its own parts.
         metrics: What the last stage measures in an evaluation.
         progress: Where to note how far it is.
     """
@@ -118,7 +125,7 @@ class Loop:
         make_stage: Callable[[Activation], Stage],
         links: Links,
         lag: Lag,
-        span: Callable[[SpanName], AbstractContextManager[None]],
+        spans: Spans,
         metrics: Mapping[str, Metric] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -128,7 +135,7 @@ class Loop:
         self.progress = progress or Progress()
         self._senders = [end for end in (links.activations_out, links.gradients_out) if end is not None]
         self._make_stage = make_stage
-        self._span = span
+        self._spans = spans
         self._metrics = metrics or {}
         self._averages: Averages | None = None
         self._unanswered: deque[int] = deque()
@@ -193,6 +200,7 @@ class Loop:
     def _learn(self, gradient: Gradient) -> Iterator[Wait]:
         stage = self.stage
         assert stage is not None, "a gradient is only taken in for a batch that the stage has had"
+        self._spans.step = gradient.step
         self._unanswered.popleft()
         yield from self._send_all(stage.learn(gradient))
         if self.links.gradients_in is not None:
@@ -213,6 +221,7 @@ class Loop:
             raise MessageError(f"a {type(message).__name__} came down on edge {message.edge}, where batches do")
 
     def _step_ahead(self, stage: Stage, batch: Activation) -> Iterator[Wait]:
+        self._spans.step = batch.step
         yield from self._send_all(stage.step_ahead(batch))
         if not stage.is_last:
             self._unanswered.append(batch.step)
@@ -223,7 +232,7 @@ class Loop:
             self.progress.recent.append(stage.signal.loss)
 
     def _evaluate(self, stage: Stage, batch: Activation) -> Iterator[Wait]:
-        with self._span("evaluate"):
+        with self._spans("evaluate"):
             output = stage.evaluate(batch)
             if stage.is_last:
                 self._judge(stage, output)
@@ -257,5 +266,5 @@ class Loop:
             yield "wait_credit"
 
     def _sent(self, sender: Sender, message: Message) -> bool:
-        with self._span("send"):
+        with self._spans("send"):
             return sender.try_send(message)

@@ -20,6 +20,7 @@ from .ledger import Ledger
 from .loop import Progress
 from .sharedmem import SharedReceiver, SharedSender
 from .spans import Spans, Wait
+from .telemetry import EVENTS_KEPT, Telemetry
 from .waiting import Waiter
 
 __all__ = ["Place", "Post", "log_folder"]
@@ -48,6 +49,8 @@ class Place:
     """Seconds to wait for another worker before giving up."""
     ledger: bool
     """Whether to write down every message that is sent or received."""
+    telemetry: bool
+    """Whether to keep what was done when, and not only how much in all."""
     torchrun: bool
     """Whether torchrun started this: then it keeps what is printed, and signals come to the worker itself."""
 
@@ -72,7 +75,8 @@ class Post:
     def __init__(self, place: Place, control: Control) -> None:
         self.place = place
         self.control = control
-        self.spans = Spans()
+        self.telemetry = Telemetry(EVENTS_KEPT if place.telemetry else 0, shared=True)
+        self.spans = Spans(self.telemetry)
         self.progress = Progress()
         self.stopping = False
         """The launcher wants the run to end in order: no batch more."""
@@ -83,7 +87,8 @@ class Post:
         if place.torchrun:
             signal.signal(signal.SIGINT, self._note_interruption)
             signal.signal(signal.SIGTERM, self._note_interruption)
-        self.tell("hello", name=place.name, pid=os.getpid())
+        assert self.telemetry.descriptor is not None
+        self.tell("hello", [self.telemetry.descriptor], name=place.name, pid=os.getpid())
 
     def tell(self, kind: str, descriptors: Sequence[int] = (), **fields: Any) -> None:
         """Tell the supervisor something that it must know; it may be slow, or stand before a full terminal."""

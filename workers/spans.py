@@ -1,75 +1,105 @@
-"""Spans: where a worker's time goes, as totals of seconds by name.
+"""Spans: where a worker's time goes.
 
 useful   forward, backward, optimizer       what plain backprop does too
 tax      predict, learn                     the price of not waiting
-idle     wait_input, wait_credit, wait_gradient, send (on a link), and the rest: evaluations, start-up, loop
+idle     wait_input, wait_credit, wait_gradient, send (called "link"), and the rest ("other"): evaluations, the loop
+
+The three add up to the wall time.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 from stepahead.pipeline import TAX, USEFUL, Part
 
-__all__ = ["SpanName", "Spans", "Wait"]
+from .telemetry import INDEX, NOTHING, TOTALS, Telemetry
+
+__all__ = ["NAMES", "PARTS", "SpanName", "Spans", "Wait", "parts_of"]
 
 Wait = Literal["wait_input", "wait_credit", "wait_gradient"]
 """Why a worker has nothing to do: no batch has come, no room below or above, no gradient though one is due."""
 SpanName = Part | Wait | Literal["send", "evaluate"]
 NAMES: tuple[SpanName, ...] = (*get_args(Part), *get_args(Wait), "send", "evaluate")
+CAUSES = (*get_args(Wait), "link", "other")
+PARTS = ("useful", "tax", *CAUSES)
+DOING, SINCE = INDEX["doing"], INDEX["since"]
 
 
 class _Span:
     """Times one thing, again and again; by hand, for a generator as a context manager costs more than what it times."""
 
-    __slots__ = ("_now", "_start", "seconds")
+    __slots__ = ("_index", "_spans", "_start")
 
-    def __init__(self, now: Callable[[], float]) -> None:
-        self.seconds = 0.0
-        self._now = now
-        self._start = 0.0
+    def __init__(self, spans: Spans, index: int) -> None:
+        self._spans = spans
+        self._index = index
+        self._start = 0
 
     def __enter__(self) -> None:
-        self._start = self._now()
+        spans = self._spans
+        self._start = spans.numbers[SINCE] = spans.now()
+        spans.numbers[DOING] = self._index
 
     def __exit__(self, *error: object) -> None:
-        self.seconds += self._now() - self._start
+        spans = self._spans
+        end = spans.now()
+        spans.numbers[DOING] = NOTHING
+        spans.numbers[TOTALS + self._index] += end - self._start
+        if spans.keeps_events:
+            spans.telemetry.note(self._start, end, spans.step, self._index)
 
 
 class Spans:
-    """Adds up seconds by name; `spans(name)` is a context that times what is inside it."""
+    """Adds up nanoseconds by name, in telemetry's memory; `spans(name)` is a context that times what is inside it."""
 
-    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        self._now = now
-        self._spans = {name: _Span(now) for name in NAMES}
-        self._begun: float | None = None
+    def __init__(self, telemetry: Telemetry | None = None, now: Callable[[], int] = time.perf_counter_ns) -> None:
+        self.telemetry = telemetry or Telemetry()
+        self.numbers = self.telemetry.numbers
+        self.keeps_events = self.telemetry.events > 0
+        self.now = now
+        self.step = 0
+        """The batch that is worked on."""
+        self._spans = {name: _Span(self, index) for index, name in enumerate(NAMES)}
 
     def __call__(self, name: SpanName) -> _Span:
         return self._spans[name]
 
-    @property
-    def seconds(self) -> dict[str, float]:
-        """The totals so far."""
-        return {name: span.seconds for name, span in self._spans.items()}
-
     def begin(self) -> None:
         """Count the wall time from here; what was before is forgotten."""
-        self._begun = self._now()
-        for span in self._spans.values():
-            span.seconds = 0.0
+        self.telemetry["begun"] = self.now()
+        for index in range(len(NAMES)):
+            self.numbers[TOTALS + index] = 0
+
+    def end(self) -> None:
+        """Count the wall time no further."""
+        self.telemetry["ended"] = self.now()
 
     @property
     def wall(self) -> float:
         """Seconds since it began."""
-        return 0.0 if self._begun is None else self._now() - self._begun
+        begun = self.telemetry["begun"]
+        return ((self.telemetry["ended"] or self.now()) - begun) / 1e9 if begun else 0.0
 
     def shares(self) -> dict[str, float | dict[str, float]]:
         """Return useful, tax, and idle by cause, as shares of the wall time: they add up to 1."""
         wall = self.wall
-        share = {name: seconds / wall if wall > 0 else 0.0 for name, seconds in self.seconds.items()}
-        useful, tax = sum(share[name] for name in USEFUL), sum(share[name] for name in TAX)
-        waits, link = {name: share[name] for name in get_args(Wait)}, share["send"]
-        other = 1.0 - useful - tax - link - sum(waits.values())
-        return {"useful": useful, "tax": tax, "idle": {**waits, "link": link, "other": other}}
+        parts = parts_of(self.seconds, wall)
+        share = {name: seconds / wall if wall > 0 else float(name == "other") for name, seconds in parts.items()}
+        return {"useful": share["useful"], "tax": share["tax"], "idle": {cause: share[cause] for cause in CAUSES}}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The totals so far."""
+        totals = self.telemetry.totals(len(NAMES), self.now())
+        return {name: total / 1e9 for name, total in zip(NAMES, totals, strict=True)}
+
+
+def parts_of(seconds: Mapping[str, float], wall: float) -> dict[str, float]:
+    """Return the seconds of each part of the wall time, from those of the spans."""
+    useful, tax = sum(seconds[name] for name in USEFUL), sum(seconds[name] for name in TAX)
+    waits, link = {name: seconds[name] for name in get_args(Wait)}, seconds["send"]
+    other = wall - useful - tax - link - sum(waits.values())
+    return {"useful": useful, "tax": tax, **waits, "link": link, "other": other}

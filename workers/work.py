@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from statistics import median_low
 from typing import Any, cast
 
 from stepahead.pipeline import (
@@ -26,6 +25,7 @@ from .feed import Feed
 from .loop import Lag, Links, Loop
 from .memory import ActivationMeter
 from .post import Post
+from .samples import write_sample
 from .spans import Wait
 
 __all__ = ["StageWork", "feed_pipeline", "run_stage"]
@@ -60,9 +60,10 @@ def run_stage(work: StageWork, post: Post) -> None:
         return stage
 
     loop = Loop(make_stage, links, work.lag, post.spans, work.metrics, post.progress)
-    post.drive(loop.run(), links.ends, partial(_report, post))
+    post.drive(loop.run(), links.ends, partial(_report, post, loop))
+    post.spans.end()
     summary = _summary(work, post, loop, group, meter)
-    _report(post)
+    _report(post, loop)
     save_stage(post.place.run, group, index)
     post.tell("finished", steps=post.progress.steps, summary=summary)
     for end in links.ends:
@@ -73,7 +74,8 @@ def feed_pipeline(feed: Feed, post: Post) -> None:
     """Send the data down, until there is no more or the launcher has had enough."""
     link = post.ends()["activations_out"]
     assert isinstance(link, Sender), "data is sent"
-    post.drive(_feed(feed, post, link), [link], lambda: None)
+    post.spans.begin()
+    post.drive(_feed(feed, post, link), [link], partial(write_sample, post.telemetry, post.progress, None, None))
     post.tell("finished", steps=post.progress.steps, summary={})
     link.close()
 
@@ -82,31 +84,32 @@ def _feed(feed: Feed, post: Post, link: Sender) -> Iterator[Wait | None]:
     for message in feed.messages(lambda: post.stopping):
         while not link.try_send(message):
             yield "wait_credit"
-        post.progress.steps += isinstance(message, Activation) and message.training
+        if isinstance(message, Activation) and message.training:
+            post.progress.steps += 1
+            post.progress.samples += message.tensors[0].shape[0]
         yield None
 
 
-def _report(post: Post) -> None:
-    """Tell the supervisor how far the stage is."""
+def _report(post: Post, loop: Loop) -> None:
+    """Write down how far the stage is, and tell the supervisor what came out of evaluations."""
     progress = post.progress
+    write_sample(post.telemetry, progress, loop.stage, loop.links)
     for _, figures in progress.evaluations[progress.told :]:
         post.tell("evaluated", figures=figures)
     progress.told = len(progress.evaluations)
-    post.control.report("progress", steps=progress.steps, samples=progress.samples, loss=progress.loss)
 
 
 def _summary(work: StageWork, post: Post, loop: Loop, group: Group, meter: ActivationMeter) -> dict[str, Any]:
     """Return the stage's entry in the run's summary."""
     stage, progress = loop.stage, post.progress
     quality = stage.signal.quality if stage else None
-    lags = list(progress.lags.elements())
     return {
         "device": work.device,
         "layers": group.title,
         "parameters": sum(weight.numel() for weight in group.parameters()),
         **post.spans.shares(),
         "predictor": None if quality is None else {key: asdict(quality)[key] for key in PREDICTOR},
-        "lag": {"p50": median_low(lags), "max": max(lags)} if lags else None,
+        "lag": {"p50": progress.lag_p50, "max": max(progress.lags)} if progress.lags else None,
         "skipped": stage.skipped if stage else 0,
         "samples": progress.samples,
         "seconds": post.spans.wall,

@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="as for the command")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    flags = {"job": options.job, "stages": options.stages, "steps": options.steps, "device": "cpu"}
+    flags = {"job": options.job, "stages": options.stages, "steps": options.steps, "device": "cpu", "baseline": "none"}
     config = read_config(assignments=options.set, flags=flags)
     plan = plan_run(config)
     with patch("stepahead.workers.work.Loop", MeteredLoop):

@@ -1,0 +1,95 @@
+"""The locked baseline: what the same stages do under a locked schedule, measured before training on throw-away weights.
+
+The same workers, links, layers, data and cores, for a few seconds; nothing of it is left but the figures. Or the
+figures are taken from the summary of an earlier run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from stepahead.pipeline import UsageError
+from stepahead.workers import listen
+
+from .config import write_config
+from .folder import RunFolder
+from .monitor import Baseline, Facts, Monitor
+from .plan import Plan
+from .supervisor import Outcome, Supervisor
+
+__all__ = ["baseline_from", "measure_baseline"]
+
+WARM_UP, SECONDS = 0.5, 2.0
+"""Seconds that do not count, and that do."""
+LEAST_STEPS, MOST_SECONDS = 5, 60.0
+"""It goes on until there are so many steps, but not for longer than so many seconds."""
+MOST_STEPS = 1_000_000
+
+
+def measure_baseline(
+    plan: Plan, folder: RunFolder, start: Callable[[Plan, RunFolder, Supervisor], None], signals: socket.socket | None
+) -> tuple[Baseline | None, Outcome]:
+    """Run the plan's stages under its locked baseline for a few seconds; return what it gave, and how it ended."""
+    schedule = plan.config.baseline
+    config = replace(plan.config, schedule=schedule, steps=MOST_STEPS, epochs=None, ledger=False, telemetry=False)
+    locked = replace(plan, config=config, job=replace(plan.job, test=None))
+    place = RunFolder.create(config.job, str(folder.path / "baseline"))
+    write_config(config, place.config)
+    facts = Facts(job=config.job, schedule=schedule, signal="locked", run="", devices=plan.devices, layers=())
+    monitor = Monitor(facts, window=MOST_SECONDS)
+    try:
+        with Supervisor(place, listen(place.path), plan.stages, lambda line: None, signals) as supervisor:
+            start(locked, place, supervisor)
+            _run(supervisor, monitor)
+            outcome = supervisor.outcome()
+    finally:
+        shutil.rmtree(place.path)
+    state = monitor.state()
+    if outcome.reason != "done" or not state.samples_per_second:
+        return None, outcome
+    useful = tuple(stage.useful for stage in state.stages)
+    rate = state.samples_per_second
+    return Baseline(schedule=schedule, source="measured", samples_per_second=rate, useful=useful), outcome
+
+
+def baseline_from(name: str) -> Baseline:
+    """Return the baseline that an earlier run is: its folder, or its summary.json."""
+    path = Path(name)
+    file = path / "summary.json" if path.is_dir() else path
+    try:
+        summary = json.loads(file.read_text())
+        return Baseline(
+            schedule=summary["schedule"],
+            source=name,
+            samples_per_second=float(summary["samples_per_second"]),
+            useful=tuple(float(stage["useful"]) for stage in summary["stages"]),
+        )
+    except OSError as error:
+        what = f"the baseline {name} cannot be read: {error.strerror}"
+        raise UsageError(f"{what}; give lockstep, none, or an earlier run") from None
+    except (ValueError, LookupError, TypeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UsageError(f"the baseline {file} is no summary of a finished run ({what})") from None
+
+
+def _run(supervisor: Supervisor, monitor: Monitor) -> None:
+    """Let it run for as long as is needed, and take in what counts."""
+    begun, first = math.inf, 0
+    for _ in supervisor.looks():
+        now = time.monotonic()
+        samples = supervisor.samples(now)
+        steps = min(sample["steps"] if sample else 0 for sample in samples)
+        if steps and begun == math.inf:
+            begun, first = now, steps
+        if now >= begun + WARM_UP and all(sample and sample["life"] == "running" for sample in samples):
+            monitor.take(now, samples)
+        enough = WARM_UP + SECONDS if steps >= first + LEAST_STEPS else MOST_SECONDS
+        if now > begun + enough:
+            supervisor.stop()

@@ -1,0 +1,92 @@
+"""The broadcast: a run's state over ZeroMQ, for any number of viewers.
+
+A Unix socket in the run folder, which only its user can enter. Each message is a whole state, so a viewer that comes
+late or misses some needs nothing else. One that does not read loses messages, and never holds up the run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgpack  # pyright: ignore[reportMissingTypeStubs]
+import zmq
+
+from .monitor import RunState
+
+__all__ = ["Publisher", "Subscriber"]
+
+SOCKET = "telemetry.sock"
+WAITING = 4
+"""Messages that wait for a viewer, before it misses some."""
+
+
+class Publisher:
+    """The run's side; it never waits."""
+
+    def __init__(self, run: Path) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PUB)
+        self._socket.set(zmq.SNDHWM, WAITING)
+        self._socket.set(zmq.LINGER, 200)
+        self._path = run / SOCKET
+        with _address(run) as address:
+            self._socket.bind(address)
+
+    def send(self, state: RunState) -> None:
+        """Send a state to whoever listens."""
+        with suppress(zmq.Again):
+            self._socket.send(bytes(msgpack.packb(state.as_dict()) or b""), zmq.NOBLOCK)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._context.term()
+        self._path.unlink(missing_ok=True)
+
+
+class Subscriber:
+    """A viewer's side."""
+
+    def __init__(self, run: Path) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        self._socket.set(zmq.RCVHWM, WAITING)
+        self._socket.set(zmq.RECONNECT_IVL, 50)
+        self._socket.subscribe(b"")
+        self._run = os.open(run, os.O_PATH | os.O_DIRECTORY)
+        self._socket.connect(f"ipc:///proc/self/fd/{self._run}/{SOCKET}")
+
+    def fileno(self) -> int:
+        return int(self._socket.get(zmq.FD))
+
+    def newest(self) -> RunState | None:
+        """Return the newest state that has come, if one has."""
+        newest: Any = None
+        with suppress(zmq.Again):
+            while True:
+                newest = self._socket.recv(zmq.NOBLOCK)
+        return None if newest is None else RunState.from_dict(msgpack.unpackb(newest))
+
+    def close(self) -> None:
+        self._socket.close(linger=0)
+        self._context.term()
+        os.close(self._run)
+
+    def __enter__(self) -> Subscriber:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+@contextmanager
+def _address(run: Path) -> Generator[str]:
+    """Yield a short address: a Unix socket's path may have 107 bytes, and run folders lie deep."""
+    descriptor = os.open(run, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"ipc:///proc/self/fd/{descriptor}/{SOCKET}"
+    finally:
+        os.close(descriptor)

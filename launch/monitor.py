@@ -1,0 +1,290 @@
+"""The monitor: folds what workers say of themselves into one state of the run, which is all that people are shown.
+
+Pure: it is given samples with their time, and knows no clock, no process and no screen. A recorded run gives the same
+states again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["CAUSES", "Baseline", "Facts", "Monitor", "RunState", "StageState", "Trail"]
+
+WINDOW = 5.0
+LONG = 0.5
+"""Seconds of waiting after which it is the state of a stage, and no longer its share of idle time alone."""
+POINTS = 60
+CAUSES = ("wait_input", "wait_credit", "wait_gradient", "link", "other")
+"""What idle time is idle for."""
+PARTS = ("useful", "tax", *CAUSES)
+WAITS = {"wait_input": "waits for a batch", "wait_credit": "waits for room", "wait_gradient": "waits for a gradient"}
+PLAIN = ("steps", "loss", "cosine", "relative_error", "unanswered", "gradient_norm", "memory")
+NOTES = 20
+Sample = Mapping[str, Any]
+"""What a worker says of itself: `read_sample`, and besides `time`, `life` (running, stopped ..) and `gpu`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """What the same stages do under a locked schedule."""
+
+    schedule: str
+    source: str
+    """Where the figures are from: "measured" or the name of a file."""
+    samples_per_second: float
+    useful: tuple[float, ...]
+    """Of each stage, as a share of its time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known of a run when it begins."""
+
+    job: str
+    schedule: str
+    signal: str
+    run: str
+    """Its folder."""
+    pid: int = 0
+    """The process that watches over it."""
+    devices: tuple[str, ...]
+    layers: tuple[str, ...]
+    """Of each stage, what it is made of."""
+    total_steps: int | None = None
+    virtual: bool = False
+    baseline: Baseline | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class StageState:
+    """One stage, as it is shown."""
+
+    state: str = "starting"
+    """running, waiting for .., stopped, finished, lost: always a word."""
+    state_seconds: float = 0.0
+    useful: float = 0.0
+    tax: float = 0.0
+    idle: dict[str, float] = field(default_factory=dict[str, float])
+    """By cause; with useful and tax it makes 1."""
+    steps: int = 0
+    steps_per_second: float = 0.0
+    queue_in: tuple[int, int] = (0, 0)
+    """Messages, and how many there is room for."""
+    queue_out: tuple[int, int] = (0, 0)
+    loss: float | None = None
+    losses: tuple[float, ...] = ()
+    cosine: float | None = None
+    cosines: tuple[float, ...] = ()
+    relative_error: float | None = None
+    lag_p50: int = 0
+    lag_max: int = 0
+    unanswered: int = 0
+    gradient_norm: float | None = None
+    memory: int = 0
+    gpu: tuple[float, float] | None = None
+    """Utilisation as a share and temperature in degrees Celsius, where there is a GPU that says."""
+
+    @property
+    def idle_share(self) -> float:
+        return sum(self.idle.values())
+
+    @property
+    def cause(self) -> str:
+        """What it is idle for most."""
+        return max(self.idle, key=lambda cause: self.idle[cause], default="other")
+
+
+@dataclass(slots=True, kw_only=True)
+class RunState:
+    """A run, as it is shown."""
+
+    facts: Facts
+    seconds: float
+    """Since it began."""
+    step: int
+    samples: int
+    samples_per_second: float
+    """Over the last seconds."""
+    metrics: dict[str, float]
+    stages: list[StageState]
+    notes: list[str]
+    """The last things that were said."""
+    reason: str | None = None
+    """How it ended, once it has."""
+
+    @property
+    def speedup(self) -> float | None:
+        """Samples per second over those of the locked baseline."""
+        baseline = self.facts.baseline
+        if baseline is None or not baseline.samples_per_second or not self.samples_per_second:
+            return None
+        return self.samples_per_second / baseline.samples_per_second
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds until the end, at the pace so far."""
+        total = self.facts.total_steps
+        if total is None or not self.step or self.seconds <= 0:
+            return None
+        return self.seconds / self.step * max(total - self.step, 0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunState:
+        """Return the state that `as_dict` gave, also after it went through JSON or msgpack."""
+        stages = [StageState(**_tuples(stage)) for stage in values["stages"]]
+        made: dict[str, Any] = {**values, "facts": facts_from(values["facts"]), "stages": stages}
+        return cls(**made)
+
+
+def facts_from(values: Mapping[str, Any]) -> Facts:
+    """Return the facts that `asdict` gave."""
+    baseline = values["baseline"]
+    made = _tuples(values)
+    made["baseline"] = None if baseline is None else Baseline(**_tuples(baseline))
+    return Facts(**made)
+
+
+class Trail:
+    """The course of a figure in at most `POINTS` points: when they are full, every second one goes."""
+
+    def __init__(self) -> None:
+        self.points: list[float] = []
+        self._every = 1
+        self._seen = 0
+
+    def add(self, value: float | None) -> None:
+        if value is None:
+            return
+        if self._seen % self._every == 0:
+            self.points.append(value)
+        self._seen += 1
+        if len(self.points) > POINTS:
+            self.points = self.points[::2]
+            self._every *= 2
+
+
+class Monitor:
+    """Takes samples in, and says how the run is.
+
+    Args:
+        facts: What was known when the run began.
+        window: Seconds over which shares and rates are taken.
+    """
+
+    def __init__(self, facts: Facts, window: float = WINDOW) -> None:
+        self.window = window
+        self.facts = facts
+        self.metrics: dict[str, float] = {}
+        self.notes: deque[str] = deque(facts.notes, maxlen=NOTES)
+        self.noted = 0
+        """How many things were said since the beginning."""
+        self.reason: str | None = None
+        self._begun: float | None = None
+        self._now = 0.0
+        self._window: deque[tuple[float, Sequence[Sample | None]]] = deque()
+        self._losses = [Trail() for _ in facts.devices]
+        self._cosines = [Trail() for _ in facts.devices]
+
+    def note(self, line: str) -> None:
+        """Remember something that was said."""
+        self.notes.append(line)
+        self.noted += 1
+
+    def new_notes(self, noted: int) -> list[str]:
+        """Return what was said since so many things had been."""
+        new = self.noted - noted
+        return list(self.notes)[-new:] if new else []
+
+    def take(self, now: float, samples: Sequence[Sample | None]) -> None:
+        """Take in a sample of each stage; None for one that has not said anything yet."""
+        if self._begun is None and any(sample and sample["steps"] for sample in samples):
+            self._begun = now
+        self._now = now
+        self._window.append((now, samples))
+        while len(self._window) > 2 and self._window[1][0] <= now - self.window:
+            self._window.popleft()
+        for sample, losses, cosines in zip(samples, self._losses, self._cosines, strict=True):
+            if sample is not None:
+                losses.add(sample["loss"])
+                cosines.add(sample["cosine"])
+
+    def state(self) -> RunState:
+        """Return how the run is."""
+        stages = [self._stage(index) for index in range(len(self.facts.devices))]
+        _, last = self._ends(len(stages) - 1)
+        return RunState(
+            facts=self.facts,
+            seconds=0.0 if self._begun is None else self._now - self._begun,
+            step=last["steps"] if last else 0,
+            samples=last["samples"] if last else 0,
+            samples_per_second=self._rate(len(stages) - 1, "samples"),
+            metrics=dict(self.metrics),
+            stages=stages,
+            notes=list(self.notes),
+            reason=self.reason,
+        )
+
+    def _stage(self, index: int) -> StageState:
+        first, last = self._ends(index)
+        if last is None:
+            return StageState(idle={"other": 1.0})
+        shares = _shares(first, last)
+        plain = {name: last[name] for name in PLAIN}
+        return StageState(
+            **plain,
+            state=_state_of(last),
+            state_seconds=last["doing_seconds"],
+            useful=shares.pop("useful"),
+            tax=shares.pop("tax"),
+            idle=shares,
+            steps_per_second=self._rate(index, "steps"),
+            queue_in=tuple(last["queue_in"]),
+            queue_out=tuple(last["queue_out"]),
+            losses=tuple(self._losses[index].points),
+            cosines=tuple(self._cosines[index].points),
+            lag_p50=last["lag"][0],
+            lag_max=last["lag"][1],
+            gpu=None if last["gpu"] is None else tuple(last["gpu"]),
+        )
+
+    def _ends(self, index: int) -> tuple[Sample | None, Sample | None]:
+        """Return the first and the last sample of a stage in the window."""
+        known = [samples[index] for _, samples in self._window if samples[index] is not None]
+        return (known[0], known[-1]) if known else (None, None)
+
+    def _rate(self, index: int, name: str) -> float:
+        """Return how much a count grows in a second, over the window."""
+        first, last = self._ends(index)
+        if first is None or last is None or last["time"] <= first["time"]:
+            return 0.0
+        rate: float = (last[name] - first[name]) / (last["time"] - first["time"])
+        return rate
+
+
+def _shares(first: Sample | None, last: Sample) -> dict[str, float]:
+    """Return the shares of the parts between two samples: they add up to 1."""
+    before = first["seconds"] if first and first is not last else {}
+    parts = {name: max(last["seconds"].get(name, 0.0) - before.get(name, 0.0), 0.0) for name in PARTS}
+    total = sum(parts.values())
+    if total <= 0:
+        return {name: float(name == "other") for name in PARTS}
+    return {name: seconds / total for name, seconds in parts.items()}
+
+
+def _state_of(sample: Sample) -> str:
+    if sample["life"] != "running":
+        return str(sample["life"])
+    return WAITS.get(sample["doing"], "running") if sample["doing_seconds"] > LONG else "running"
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with tuples in place of the lists that JSON and msgpack make of them."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

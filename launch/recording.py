@@ -1,0 +1,82 @@
+"""The recording of a run: `telemetry.jsonl`, from which `playback` and the report are made.
+
+    {"facts": {...}}                                                        the first line
+    {"time": 12.25, "samples": [...], "metrics": {...}, "notes": [...]}     several a second at first, then fewer
+    {"reason": "done"}                                                      the last one
+
+`time` is in seconds of the machine's monotonic clock. A line is only written when as much as a `DENSITY`th of the run's
+time has passed since the last one: an hour makes some 3,000 lines, a day some 6,000.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from .monitor import Facts, Monitor, Sample, facts_from
+
+__all__ = ["FILE", "Recording", "RecordingError", "replay"]
+
+FILE = "telemetry.jsonl"
+DENSITY = 1000
+
+
+class RecordingError(ValueError):
+    """There is no recording that can be read."""
+
+
+class Recording:
+    """Writes a run's telemetry down."""
+
+    def __init__(self, run: Path, facts: Facts) -> None:
+        self._file: TextIO = (run / FILE).open("w", buffering=1)
+        self._begun: float | None = None
+        self._written = 0.0
+        self._write({"facts": asdict(facts)})
+
+    def add(self, now: float, samples: Sequence[Sample | None], monitor: Monitor, *, last: bool = False) -> None:
+        """Write down a sample of each stage, unless the last line is too young."""
+        if self._begun is None:
+            self._begun = now
+        elif now - self._written < (now - self._begun) / DENSITY and not last:
+            return
+        self._written = now
+        line = {"time": round(now, 4), "samples": samples, "metrics": monitor.metrics, "notes": list(monitor.notes)}
+        self._write(line)
+
+    def close(self, reason: str | None) -> None:
+        """Write down how the run ended."""
+        self._write({"reason": reason})
+        self._file.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+
+
+def replay(run: Path) -> Iterator[tuple[float, Monitor]]:
+    """Yield a monitor again and again, after each line of a recording, with that line's time."""
+    try:
+        lines = (run / FILE).read_text().splitlines()
+        monitor = Monitor(facts_from(json.loads(lines[0])["facts"]))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RecordingError(f"{run} has no {FILE} that can be read ({type(error).__name__})") from None
+    now = 0.0
+    for number, text in enumerate(lines[1:], start=2):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            if number == len(lines):
+                return  # the run was killed while it wrote
+            raise RecordingError(f"{run / FILE}, line {number}, is not JSON") from None
+        if "reason" in line:
+            monitor.reason = line["reason"]
+        else:
+            now = line["time"]
+            monitor.metrics = line["metrics"]
+            monitor.notes.clear()
+            monitor.notes.extend(line["notes"])
+            monitor.take(now, line["samples"])
+        yield now, monitor

@@ -1,0 +1,128 @@
+"""How a run is shown while it goes on: a live view in a process of its own, or plain lines; broadcast and recorded too.
+
+The view reads the broadcast like any other viewer. When its user leaves it, lines follow. It can neither slow the run
+down nor break it; if it dies, the terminal is set right from here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from typing import Self
+
+from rich.console import Console
+
+from .broadcast import Publisher
+from .folder import RunFolder
+from .lifeline import die_with
+from .lines import Lines
+from .monitor import Baseline, Facts, Monitor, Sample
+from .plan import Plan
+from .recording import Recording
+from .screen import say
+from .start import fork
+from .terminal import is_usable, restore, save
+from .viewer import watch
+
+__all__ = ["Showing", "facts_of"]
+
+LAST_FRAME = 2.0
+"""Seconds that a view has to go, once the run is over."""
+
+
+def facts_of(plan: Plan, folder: RunFolder, baseline: Baseline | None) -> Facts:
+    """Return what is known of a run when it begins."""
+    firsts = [sum(plan.cut[:stage]) for stage in range(plan.stages)]
+    groups = [plan.layers[first : first + count] for first, count in zip(firsts, plan.cut, strict=True)]
+    return Facts(
+        job=plan.config.job,
+        schedule=plan.config.schedule,
+        signal=plan.signal,
+        run=str(folder.path),
+        pid=os.getpid(),
+        devices=plan.devices,
+        layers=tuple(f"layers {group[0].name} to {group[-1].name}" for group in groups),
+        total_steps=plan.total_steps,
+        baseline=baseline,
+        notes=plan.notes,
+    )
+
+
+class Showing:
+    """Shows a run, from the first sample to its end."""
+
+    def __init__(self, monitor: Monitor, folder: RunFolder, console: Console, view: str) -> None:
+        self._monitor = monitor
+        self._folder = folder
+        self._console = console
+        self._lines = Lines(console)
+        self._said = 0
+        self._viewer: int | None = None
+        self._terminal = save()
+        self._live = view != "lines" and is_usable(console)
+
+    def update(self, samples: Sequence[Sample | None]) -> None:
+        """Take in a sample of each stage, and let everybody know."""
+        now = time.monotonic()
+        self._monitor.take(now, samples)
+        state = self._monitor.state()
+        self._publisher.send(state)
+        self._recording.add(now, samples, self._monitor)
+        if not self._is_watched():
+            self._say_notes()
+            self._lines.show(state)
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._tstp = signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # the view stops us, once the terminal is right
+            self._viewer = fork(self._view, tied=False)
+        self._publisher = Publisher(self._folder.path)
+        self._recording = Recording(self._folder.path, self._monitor.facts)
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        if kind is not None:
+            self._monitor.reason = "failed"
+        state = self._monitor.state()
+        self._publisher.send(state)
+        self._recording.close(self._monitor.reason)
+        watched = self._is_watched()
+        if watched:
+            self._end_viewer()
+        self._publisher.close()
+        self._say_notes()
+        if not watched:
+            self._lines.show(state, last=True)
+        if self._live:
+            signal.signal(signal.SIGTSTP, self._tstp)
+
+    def _view(self) -> int:
+        die_with(os.getppid(), signal.SIGTERM)
+        return watch(self._folder.path, self._console, ours=True)
+
+    def _is_watched(self) -> bool:
+        """Return whether the view is still there; if it died, set the terminal right."""
+        if self._viewer is None:
+            return False
+        pid, status = os.waitpid(self._viewer, os.WNOHANG)
+        if pid:
+            self._viewer = None
+            if status:
+                restore(self._terminal)
+        return self._viewer is not None
+
+    def _end_viewer(self) -> None:
+        deadline = time.monotonic() + LAST_FRAME
+        while self._is_watched():
+            if time.monotonic() > deadline:
+                assert self._viewer is not None
+                os.kill(self._viewer, signal.SIGKILL)
+            time.sleep(0.01)
+
+    def _say_notes(self) -> None:
+        """Print what has been said since, unless a view shows it."""
+        for line in self._monitor.new_notes(self._said):
+            say(self._console, line)
+        self._said = self._monitor.noted

@@ -1,0 +1,142 @@
+"""The terminal of a view: keys one by one, a screen of its own, and everything as it was before when the view ends.
+
+However it ends: left, killed, stopped with Ctrl-Z and brought back. Only kill -9 leaves it to whoever started the view
+(`restore`).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import termios
+import tty
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, Self
+
+from rich.color import ColorSystem
+from rich.console import Console
+from rich.text import Text
+
+__all__ = ["Terminal", "is_usable", "restore", "save"]
+
+ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+HOME, REST_OF_LINE, REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
+BEGIN, END = "\x1b[?2026h", "\x1b[?2026l"
+"""A terminal that knows these shows a frame only when all of it has come."""
+SYSTEMS = {"standard": ColorSystem.STANDARD, "256": ColorSystem.EIGHT_BIT, "truecolor": ColorSystem.TRUECOLOR}
+ARROWS = {b"\x1b[A": "up", b"\x1b[B": "down", b"\x1bOA": "up", b"\x1bOB": "down", b"\x1b": "escape"}
+
+
+def is_usable(console: Console) -> bool:
+    """Return whether a view can be had: a terminal that can move its cursor, and is ours to write to."""
+    if not console.file.isatty() or console.is_dumb_terminal:
+        return False
+    try:
+        return os.tcgetpgrp(sys.stdout.fileno()) == os.getpgrp()
+    except OSError:
+        return False
+
+
+def save() -> list[Any] | None:
+    """Return the terminal's settings."""
+    try:
+        return termios.tcgetattr(sys.stdin.fileno())
+    except (termios.error, ValueError, OSError):
+        return None
+
+
+def restore(settings: list[Any] | None) -> None:
+    """Set the terminal as it was, after a view that could not do so itself."""
+    if settings is not None:
+        termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, settings)
+    sys.stdout.write(LEAVE)
+    sys.stdout.flush()
+
+
+class Terminal:
+    """A context in which the terminal belongs to a view."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.ended = False
+        """Whether somebody wants the view to end."""
+        self._settings = save()
+        self._before: dict[int, Any] = {}
+        self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._handlers: dict[int, Any] = {
+            signal.SIGTERM: self._end,
+            signal.SIGHUP: self._end,
+            signal.SIGTSTP: self._stop,
+            signal.SIGWINCH: lambda *_: None,
+        }
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and lines."""
+        size = os.get_terminal_size(sys.stdout.fileno())
+        return size.columns, size.lines
+
+    def wait(self, timeout: float, *descriptors: int) -> list[str]:
+        """Wait for keys, for any of the descriptors, or for the terminal to change; return the keys."""
+        keyboard = [] if self._settings is None else [sys.stdin.fileno()]
+        ready, _, _ = select.select([*keyboard, self._wake, *descriptors], [], [], timeout)
+        if self._wake in ready:
+            os.read(self._wake, 512)
+        return _keys(os.read(keyboard[0], 64)) if keyboard and keyboard[0] in ready else []
+
+    def show(self, lines: Sequence[Text]) -> None:
+        """Show the lines, from the top of the screen."""
+        text = "\r\n".join(self.render(line) + REST_OF_LINE for line in lines)
+        self._write(f"{BEGIN}{HOME}{text}{REST_OF_SCREEN}{END}")
+
+    def render(self, line: Text) -> str:
+        """Return a line as characters and colours."""
+        system = SYSTEMS.get(self.console.color_system or "")
+        return "".join(
+            part.style.render(part.text, color_system=system) if part.style else part.text
+            for part in line.render(self.console)
+        )
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, handler) for number, handler in self._handlers.items()}
+        self._wakeup_before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        self._take()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._give_back()
+        signal.set_wakeup_fd(self._wakeup_before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._wake)
+        os.close(self._waker)
+
+    def _take(self) -> None:
+        if self._settings is not None:
+            tty.setcbreak(sys.stdin.fileno(), termios.TCSADRAIN)
+        self._write(ENTER)
+
+    def _give_back(self) -> None:
+        if self._settings is not None:
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, self._settings)
+        self._write(LEAVE)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self.ended = True
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """Give the terminal back, stop with all of our group, and take it again when somebody lets us go on."""
+        self._give_back()
+        os.killpg(0, signal.SIGSTOP)
+        self._take()
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def _keys(raw: bytes) -> list[str]:
+    return [ARROWS[raw]] if raw in ARROWS else list(raw.decode(errors="ignore"))

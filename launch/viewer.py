@@ -1,0 +1,207 @@
+"""The viewer: shows a run on a terminal, live or from its recording, and obeys keys. Training does not know of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from .broadcast import Subscriber
+from .dashboard import ASCII, GLYPHS, View, draw
+from .monitor import RunState
+from .recording import RecordingError, replay
+from .terminal import Terminal
+
+__all__ = ["Viewer", "find_run", "playback", "watch"]
+
+FRAME = 0.25
+SILENCE = 3.0
+"""Seconds without a word from the run after which a viewer says so."""
+KEYS = "q leave  h help  up/down stage  p pause  s save"
+HELP = """
+ q            leave the view; training goes on
+ up, down     a stage in detail; escape: all stages
+ 1 .. 9       the stage of that number
+ p            pause the view, and go on
+ s            save what is shown as SVG in the run folder
+ Ctrl-C       end the run in order: weights are saved
+ Ctrl-Z       stop everything; fg goes on
+
+ useful       forward, backward, optimizer: what plain backprop does too
+ tax          predictors: the price of not waiting
+ idle         the rest, and what for
+ locked       how useful the stage is under the locked baseline
+ cosine       of predicted and later gradient; 1 is the same direction
+ lag          steps until a gradient is learnt from: median, most
+"""
+
+
+class Viewer:
+    """What is shown of a run.
+
+    Args:
+        terminal: Where.
+        run: The run folder.
+    """
+
+    def __init__(self, terminal: Terminal, run: Path) -> None:
+        self.terminal = terminal
+        self.run = run
+        self.left = False
+        self.glyphs = GLYPHS if terminal.console.encoding.startswith("utf") else ASCII
+        self._stage: int | None = None
+        self._help = False
+        self._paused: RunState | None = None
+        self._said = ""
+
+    def show(self, state: RunState) -> None:
+        """Show a state, or what the keys asked for in its place."""
+        self.terminal.show(self.lines(self._paused or state))
+
+    def lines(self, state: RunState) -> list[Text]:
+        width, height = self.terminal.size
+        if self._help:
+            return [Text(line) for line in HELP.splitlines()[:height]]
+        keys = self._said or ("paused; p goes on" if self._paused else KEYS)
+        stage = None if self._stage is None else min(self._stage, len(state.stages) - 1)
+        return draw(state, View(width=width, height=height, glyphs=self.glyphs, keys=keys, detail=stage))
+
+    def obey(self, keys: list[str], state: RunState) -> None:
+        """Do what keys ask for."""
+        for key in keys:
+            self._said = ""
+            if key == "q":
+                self.left = True
+            elif key in "h?":
+                self._help = not self._help
+            elif key == "escape":
+                self._help, self._stage = False, None
+            elif key in ("up", "down", "k", "j"):
+                self._move(-1 if key in ("up", "k") else 1, len(state.stages))
+            elif key.isdigit():
+                self._stage = min(int(key), len(state.stages) - 1)
+            elif key == "p":
+                self._paused = None if self._paused else state
+            elif key == "s":
+                self._said = self._save(self._paused or state)
+
+    def _move(self, by: int, stages: int) -> None:
+        if self._stage is None:
+            self._stage = 0 if by > 0 else stages - 1
+        else:
+            self._stage = (self._stage + by) % stages
+
+    def _save(self, state: RunState) -> str:
+        """Save what is shown as a picture, and say where."""
+        file = self.run / f"view-{state.step}.svg"
+        try:
+            save_svg(self.lines(state), self.terminal.size[0], file)
+        except OSError as error:
+            return f"{file} cannot be written: {error.strerror}"
+        return f"saved {file}"
+
+
+def save_svg(lines: list[Text], width: int, file: Path) -> None:
+    """Write the lines as a picture."""
+    with open(os.devnull, "w") as nowhere:
+        console = Console(record=True, width=width, file=nowhere, force_terminal=True, color_system="truecolor")
+        for line in lines:
+            console.print(line, no_wrap=True, overflow="crop")
+        console.save_svg(str(file), title="stepahead")
+
+
+def watch(run: Path, console: Console, *, once: bool = False, ours: bool = False) -> int:
+    """Show a run that goes on in another process until it ends or the user leaves; return the exit code.
+
+    Args:
+        once: Show it as it is now, as plain lines.
+        ours: Whether this view belongs to the run's own terminal, which then tells how it ended.
+    """
+    with Subscriber(run) as subscriber:
+        state = _first_state(subscriber)
+        if state is None:
+            console.print(f"the run in {run} says nothing: it has ended, or was killed", markup=False, soft_wrap=True)
+            return 1
+        if not once:
+            state = _watch(run, console, subscriber, state)
+    if once or (state.reason is not None and not ours):
+        for line in draw(state, View(width=console.width, height=console.height or 50)):
+            console.print(line, no_wrap=True, overflow="crop")
+    return 0
+
+
+def _first_state(subscriber: Subscriber) -> RunState | None:
+    deadline = time.monotonic() + SILENCE
+    while time.monotonic() < deadline:
+        state = subscriber.newest()
+        if state is not None:
+            return state
+        time.sleep(0.02)
+    return None
+
+
+def _watch(run: Path, console: Console, subscriber: Subscriber, state: RunState) -> RunState:
+    heard = time.monotonic()
+    with Terminal(console) as terminal:
+        viewer = Viewer(terminal, run)
+        while not (viewer.left or terminal.ended or state.reason is not None):
+            viewer.show(state)
+            viewer.obey(terminal.wait(FRAME, subscriber.fileno()), state)
+            newest = subscriber.newest()
+            if newest is not None:
+                state, heard = newest, time.monotonic()
+            elif time.monotonic() - heard > SILENCE:
+                silence = f"no word from the run for {time.monotonic() - heard:.0f} s; q leaves"
+                state = replace(state, notes=[*state.notes[-1:], silence][-2:])
+    return state
+
+
+def playback(run: Path, console: Console, speed: float) -> int:
+    """Show a recorded run, so many times as fast as it was."""
+    states = _paced(run, speed)
+    begun, state = next(states)
+    origin = time.monotonic()
+    with Terminal(console) as terminal:
+        viewer = Viewer(terminal, run)
+        for now, coming in states:
+            while not viewer.left and not terminal.ended:
+                viewer.show(state)
+                left = origin + (now - begun) / speed - time.monotonic()
+                if left <= 0:
+                    break
+                viewer.obey(terminal.wait(min(left, FRAME)), state)
+            if viewer.left or terminal.ended:
+                break
+            state = coming
+    for line in draw(state, View(width=console.width, height=console.height or 50)):
+        console.print(line, no_wrap=True, overflow="crop")
+    return 0
+
+
+def _paced(run: Path, speed: float) -> Iterator[tuple[float, RunState]]:
+    if speed <= 0:
+        raise RecordingError(f"the speed is {speed:g}; it must be above 0")
+    found = False
+    for now, monitor in replay(run):
+        found = True
+        yield now, monitor.state()
+    if not found:
+        raise RecordingError(f"nothing was recorded in {run}")
+
+
+def find_run(name: Path | None, has: Callable[[Path], bool]) -> Path:
+    """Return the run folder of that name, or the newest one under runs/ that has what is looked for."""
+    if name is not None:
+        if not name.is_dir():
+            raise RecordingError(f"there is no run folder {name}")
+        return name
+    runs = sorted(Path("runs").glob("*/"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for run in runs:
+        if has(run):
+            return run
+    raise RecordingError("there is no such run under runs/; name its folder")
