@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from textwrap import wrap
 
 from rich.text import Text
 
@@ -36,6 +37,7 @@ SHORTEST_BAR = 10
 NARROW = 50
 BAR = "bar"
 TREND = 0.02
+MOST_NOTES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +148,16 @@ def _comparison(state: RunState, view: View) -> Text:
         parts.append(Text(f"{baseline.schedule} {baseline.samples_per_second:,.0f} samples/s ({baseline.source})"))
     else:
         parts.append(Text(f"{facts.schedule}, no baseline", style=QUIET))
+    parts += [Text(f"{name} {value:.4f}") for name, value in state.metrics.items() if name != "loss"]
     loss = state.stages[-1].loss
     if loss is not None:
         parts.append(Text(f"loss {loss:.4f}"))
-    parts += [Text(f"{name} {value:.4f}") for name, value in state.metrics.items() if name != "loss"]
     if facts.virtual:
         parts.append(Text("virtual devices", style=WARNING))
-    return Text(f" {view.glyphs.dot} ").join(parts)
+    dot = f" {view.glyphs.dot} "
+    while len(parts) > 1 and len(Text(dot).join(parts)) > view.width:
+        parts.pop()
+    return Text(dot).join(parts)
 
 
 def _progress(state: RunState, room: int, glyphs: Glyphs) -> Text:
@@ -169,7 +174,8 @@ def _steps(state: RunState) -> str:
 
 
 def _footer(state: RunState, view: View) -> list[Text]:
-    notes = [Text(note, style=WARNING if "is stopped" in note or "lost" in note else "") for note in state.notes[-2:]]
+    said = [line for note in state.notes[-2:] for line in wrap(note, view.width)]
+    notes = [Text(line) for line in said[-MOST_NOTES:]]
     keys = [Text(view.keys, style=QUIET)] if view.keys else []
     return [Text(), *notes, *keys] if view.height >= 12 else keys
 
@@ -185,8 +191,12 @@ def _table(state: RunState, view: View, room: int) -> list[Text]:
 def _heading(column: Column, bar: int, glyphs: Glyphs) -> Text:
     if column.heading != BAR:
         return _fit(Text(column.heading), column.width, column.left)
-    words = f"useful {glyphs.useful} tax {glyphs.tax} idle {glyphs.idle} locked {glyphs.locked}"
-    return _fit(Text(words if len(words) <= bar else "time"), bar, True)
+    legends = (
+        f"useful {glyphs.useful} tax {glyphs.tax} idle {glyphs.idle} locked {glyphs.locked}",
+        f"{glyphs.useful}useful {glyphs.tax}tax {glyphs.locked}locked",
+        "time",
+    )
+    return _fit(Text(next(legend for legend in legends if len(legend) <= bar)), bar, True)
 
 
 def _row(state: RunState, item: int | str, columns: Sequence[Column], bar: int, view: View) -> Text:
@@ -242,9 +252,9 @@ def _fit(text: Text, width: int, left: bool) -> Text:
 
 
 def _columns_for(state: RunState, width: int) -> list[Column]:
-    """Return the columns that fit beside a bar, which has at least a quarter of the width."""
+    """Return the columns that fit beside a bar, which has at least a fifth of the width."""
     columns = [column for column in COLUMNS if column.heading != "gpu" or any(s.gpu for s in state.stages)]
-    least = max(SHORTEST_BAR, width // 4)
+    least = max(SHORTEST_BAR, width // 5)
     while sum(column.width + 2 for column in columns if column.heading != BAR) + least > width:
         columns.remove(max(columns, key=lambda column: column.rank))
     return columns

@@ -1,0 +1,131 @@
+"""What the dashboard draws, compared as text with frames that were looked at: tests/frames/.
+
+After a change on purpose: UPDATE_FRAMES=1 python -m pytest tests/test_dashboard.py, and look at the difference.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+from states import monitor
+
+from stepahead.launch.dashboard import ASCII, GLYPHS, View, draw, sparkline
+from stepahead.launch.lines import line_of
+from stepahead.launch.monitor import RunState
+
+FRAMES = Path(__file__).parent / "frames"
+WIDTHS = (50, 80, 120, 200)
+
+
+def frame(state: RunState, width: int, height: int = 24, **view: Any) -> str:
+    console = Console(width=width, record=True, file=open(os.devnull, "w"), color_system=None)  # noqa: SIM115
+    with console.file:
+        for line in draw(state, View(width=width, height=height, **view)):
+            console.print(line, no_wrap=True, overflow="crop")
+        return "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n"
+
+
+def run(stages: int = 4) -> RunState:
+    """Return a run in which one stage waits, one is stopped, and one has a GPU."""
+    state = monitor(stages).state()
+    state.stages[1].state, state.stages[1].state_seconds = "waits for a batch", 1.2
+    state.stages[-1].state = "stopped"
+    state.notes.append("stage 3 is stopped (by a signal, at about step 400); kill -CONT 4711 lets it go on")
+    return state
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+    ("name", "stages", "view"),
+    [
+        ("few", 4, {"keys": "q leave  h help"}),
+        ("many", 64, {"keys": "q leave  h help", "height": 16}),
+        ("detail", 4, {"detail": 1}),
+        ("ascii", 2, {"glyphs": ASCII}),
+    ],
+)
+def test_frames_are_as_they_were_when_somebody_looked(name: str, stages: int, width: int, view: dict[str, Any]) -> None:
+    drawn = frame(run(stages), width, **view)
+    file = FRAMES / f"{name}-{width}.txt"
+    if os.environ.get("UPDATE_FRAMES"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(drawn)
+    assert drawn == file.read_text()
+
+
+@pytest.mark.parametrize("width", range(20, 221, 7))
+@pytest.mark.parametrize("stages", [2, 5, 64])
+@pytest.mark.parametrize("height", [1, 3, 10, 50])
+def test_nothing_is_wider_or_higher_than_the_screen(width: int, stages: int, height: int) -> None:
+    for detail in (None, 0):
+        lines = draw(run(stages), View(width=width, height=height, keys="q leave", detail=detail))
+        assert 1 <= len(lines) <= height
+        assert max(line.cell_len for line in lines) <= width
+
+
+def test_the_middle_is_folded_and_the_worst_is_named() -> None:
+    state = run(64)
+    state.stages[31].useful, state.stages[31].idle = 0.0, {"wait_credit": 1.0}
+    text = frame(state, 80, 14)
+    assert "58 more; stage 31 idles most: 100%, for room below" in text
+    shown = [int(line.split()[0]) for line in text.splitlines() if line[:1].isdigit() and "%" in line]
+    assert shown == [0, 1, 2, 61, 62, 63]
+    assert "stage 31 idles 100%" in frame(state, 40)
+
+
+def test_the_source_of_the_baseline_is_said() -> None:
+    assert "1.80x lockstep (measured)" in frame(run(), 80)
+    baseline = run().facts.baseline
+    assert baseline is not None
+    state = run()
+    state.facts = replace(state.facts, baseline=replace(baseline, source="runs/first"))
+    assert "1.80x lockstep (runs/first)" in frame(state, 80)
+    state.facts = replace(state.facts, baseline=None, virtual=True)
+    assert "decoupled, no baseline" in frame(state, 80)
+    assert "virtual devices" in frame(state, 80)
+
+
+def test_bars_show_useful_tax_idle_and_the_baseline() -> None:
+    bar = next(line for line in frame(run(2), 80).splitlines() if line.startswith("0"))
+    shape = bar.split()[2]
+    assert set(shape) == {"█", "▒", "·", "│"}
+    assert shape.index("│") == round(0.25 * len(shape))
+    assert shape.rstrip("·").count("█") + 1 == round(0.8 * len(shape))
+
+
+def test_a_gpu_has_a_column_where_there_is_one() -> None:
+    state = run()
+    assert "gpu" not in frame(state, 200)
+    state.stages[0].gpu = (0.93, 61.0)
+    assert "93% 61C" in frame(state, 200)
+
+
+def test_every_state_has_a_word_and_a_shape_of_its_own() -> None:
+    for glyphs in (GLYPHS, ASCII):
+        assert len(set(glyphs.states.values())) == len(glyphs.states)
+    assert all(ord(letter) < 128 for letter in frame(run(), 120, glyphs=ASCII) if letter != "\n")
+
+
+def test_sparklines() -> None:
+    assert sparkline([], 10, GLYPHS) == ""
+    assert sparkline([1.0, 1.0], 10, GLYPHS) == "▁▁"
+    assert sparkline([0.0, 0.5, 1.0], 10, GLYPHS) == "▁▅█"
+    assert len(sparkline([float(n) for n in range(60)], 12, GLYPHS)) == 12
+
+
+def test_a_line_says_it_all() -> None:
+    said = "step 400/800 loss 0.2642 accuracy 0.9412 eta 0:00:10 28,800 samples/s 1.80x lockstep"
+    assert line_of(monitor(4).state()) == said
+
+
+def test_drawing_changes_nothing() -> None:
+    state = run()
+    before = state.as_dict()
+    assert isinstance(draw(state, View(width=80, height=24))[0], Text)
+    assert state.as_dict() == before

@@ -1,0 +1,170 @@
+"""The monitor: samples in, the state of the run out; the clock is moved by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgpack  # pyright: ignore[reportMissingTypeStubs]
+import pytest
+from states import facts, monitor, sample
+
+from stepahead.launch.monitor import Monitor, RunState, Trail
+from stepahead.launch.recording import Recording, RecordingError, replay
+
+
+def test_a_run_that_has_said_nothing_is_starting() -> None:
+    state = Monitor(facts(2)).state()
+    assert [stage.state for stage in state.stages] == ["starting", "starting"]
+    assert (state.step, state.samples_per_second, state.speedup, state.eta) == (0, 0.0, None, None)
+    made = Monitor(facts(2))
+    made.take(0.0, [None, None])
+    assert made.state().stages[1].idle_share == 1.0
+
+
+def test_rates_and_shares_are_those_of_the_last_seconds() -> None:
+    made = Monitor(facts(1))
+    made.take(0.0, [sample(0.0)])
+    made.take(9.0, [sample(9.0)])
+    fast = sample(14.0, steps=860, samples=619_200)
+    fast["seconds"] = sample(9.0)["seconds"] | {"useful": sample(9.0)["seconds"]["useful"] + 5.0}
+    made.take(14.0, [fast])
+    state = made.state()
+    assert state.samples_per_second == pytest.approx(72_000)
+    assert state.stages[0].steps_per_second == pytest.approx(100.0)
+    assert (state.stages[0].useful, state.stages[0].tax) == (1.0, 0.0)
+
+
+def test_shares_add_up_to_one() -> None:
+    for stage in monitor(5).state().stages:
+        assert stage.useful + stage.tax + stage.idle_share == pytest.approx(1.0)
+    assert monitor(4).state().stages[3].cause == "wait_input"
+
+
+def test_the_speedup_is_over_the_baseline() -> None:
+    state = monitor(4).state()
+    assert state.samples_per_second == pytest.approx(28_800)
+    assert state.speedup == pytest.approx(1.8)
+    assert monitor(4, baseline=None).state().speedup is None
+
+
+def test_the_time_left_is_at_the_pace_so_far() -> None:
+    state = monitor(2).state()
+    assert state.step == 400
+    assert state.eta == pytest.approx(state.seconds)
+    assert monitor(2, total_steps=None).state().eta is None
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        ({}, "running"),
+        ({"doing": "wait_input", "doing_seconds": 0.2}, "running"),
+        ({"doing": "wait_input", "doing_seconds": 2.0}, "waits for a batch"),
+        ({"doing": "wait_credit", "doing_seconds": 2.0}, "waits for room"),
+        ({"doing": "wait_gradient", "doing_seconds": 2.0}, "waits for a gradient"),
+        ({"doing": "forward", "doing_seconds": 2.0}, "running"),
+        ({"life": "stopped", "doing": "wait_input", "doing_seconds": 2.0}, "stopped"),
+        ({"life": "finished"}, "finished"),
+        ({"life": "lost"}, "lost"),
+    ],
+)
+def test_the_state_of_a_stage_is_a_word(more: dict[str, object], word: str) -> None:
+    made = Monitor(facts(1))
+    made.take(1.0, [sample(1.0, **more)])
+    assert made.state().stages[0].state == word
+
+
+def test_a_counter_that_seems_to_go_back_is_no_negative_share() -> None:
+    made = Monitor(facts(1))
+    made.take(1.0, [sample(1.0)])
+    back = sample(2.0)
+    back["seconds"]["tax"] = 0.0  # read while a span was being closed
+    made.take(2.0, [back])
+    stage = made.state().stages[0]
+    assert stage.tax == 0.0
+    assert stage.useful + stage.idle_share == pytest.approx(1.0)
+
+
+def test_trails_keep_the_whole_course_in_few_points() -> None:
+    trail = Trail()
+    for value in range(1000):
+        trail.add(float(value))
+    trail.add(None)
+    assert 30 <= len(trail.points) <= 60
+    assert trail.points[0] == 0.0
+    assert trail.points[-1] > 960
+    assert trail.points == sorted(trail.points)
+
+
+def test_notes_are_kept_and_new_ones_known() -> None:
+    made = Monitor(facts(1, notes=("first",)))
+    for number in range(30):
+        made.note(str(number))
+    assert made.state().notes[-1] == "29"
+    assert made.new_notes(28) == ["28", "29"]
+    assert made.new_notes(30) == []
+
+
+def test_a_state_travels_as_json_and_as_msgpack() -> None:
+    state = monitor(3).state()
+    assert RunState.from_dict(json.loads(json.dumps(state.as_dict()))) == state
+    assert RunState.from_dict(msgpack.unpackb(msgpack.packb(state.as_dict()))) == state
+
+
+def test_a_recording_gives_the_same_states_again(tmp_path: Path) -> None:
+    made, states = Monitor(facts(2)), list[RunState]()
+    recording = Recording(tmp_path, made.facts)
+    for tick in range(8):
+        made.metrics = {"accuracy": tick / 10}
+        made.note(f"note {tick}")
+        samples = [sample(tick / 4, stage) for stage in range(2)]
+        made.take(tick / 4, samples)
+        recording.add(tick / 4, samples, made)
+        states.append(made.state())
+    recording.close("done")
+    again = [again.state() for _, again in replay(tmp_path)]
+    assert again[:-1] == states
+    assert again[-1].reason == "done"
+
+
+def test_a_long_recording_stays_small(tmp_path: Path) -> None:
+    made = Monitor(facts(1))
+    recording = Recording(tmp_path, made.facts)
+    hour = 4 * 3600
+    for tick in range(hour):
+        recording.add(tick / 4, [sample(tick / 4)], made)
+    recording.close("done")
+    assert 2000 < len((tmp_path / "telemetry.jsonl").read_text().splitlines()) < 4000
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "has no telemetry.jsonl that can be read (FileNotFoundError)"),
+        ("", "has no telemetry.jsonl that can be read (IndexError)"),
+        ("{}\n", "has no telemetry.jsonl that can be read (KeyError)"),
+        ("nonsense\n", "has no telemetry.jsonl that can be read (JSONDecodeError)"),
+    ],
+)
+def test_what_is_no_recording_is_one_sentence(text: str | None, said: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "telemetry.jsonl").write_text(text)
+    with pytest.raises(RecordingError) as caught:
+        list(replay(tmp_path))
+    assert said in str(caught.value)
+
+
+def test_a_recording_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    made = Monitor(facts(1))
+    recording = Recording(tmp_path, made.facts)
+    for tick in range(3):
+        recording.add(tick, [sample(tick)], made)
+    recording.close(None)
+    file = tmp_path / "telemetry.jsonl"
+    whole = "".join(file.read_text().splitlines(keepends=True)[:-1])
+    file.write_text(whole[:-20])
+    assert len(list(replay(tmp_path))) == 2
+    file.write_text(whole[:-20] + "\n" + whole)
+    with pytest.raises(RecordingError, match="line 4, is not JSON"):
+        list(replay(tmp_path))
