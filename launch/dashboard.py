@@ -117,7 +117,7 @@ def _one_line(state: RunState, glyphs: Glyphs) -> Text:
     if state.speedup is not None:
         words.append(f"{state.speedup:.2f}x")
     worst = _worst(state)
-    words.append(state.reason or f"stage {worst} idles {state.stages[worst].idle_share:.0%}")
+    words.append(state.reason or f"{worst} idles {state.stages[worst].idle_share:.0%}")
     return Text(" ".join(words))
 
 

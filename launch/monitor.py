@@ -133,8 +133,10 @@ class RunState:
         return self.seconds / self.step * max(total - self.step, 0)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it as plain values."""
-        return asdict(self)
+        """Return all of it as plain values; by hand, for `asdict` copies every number of every course."""
+        stages = [{name: getattr(stage, name) for name in StageState.__slots__} for stage in self.stages]
+        plain = {name: getattr(self, name) for name in RunState.__slots__}
+        return {**plain, "facts": asdict(self.facts), "stages": stages}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunState:

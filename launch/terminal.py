@@ -63,6 +63,7 @@ class Terminal:
         self.console = console
         self.ended = False
         """Whether somebody wants the view to end."""
+        self._stopping = False
         self._settings = save()
         self._before: dict[int, Any] = {}
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -85,6 +86,8 @@ class Terminal:
         ready, _, _ = select.select([*keyboard, self._wake, *descriptors], [], [], timeout)
         if self._wake in ready:
             os.read(self._wake, 512)
+        if self._stopping:
+            self._pause()
         return _keys(os.read(keyboard[0], 64)) if keyboard and keyboard[0] in ready else []
 
     def show(self, lines: Sequence[Text]) -> None:
@@ -94,7 +97,7 @@ class Terminal:
 
     def render(self, line: Text) -> str:
         """Return a line as characters and colours."""
-        system = SYSTEMS.get(self.console.color_system or "")
+        system = None if self.console.no_color else SYSTEMS.get(self.console.color_system or "")
         return "".join(
             part.style.render(part.text, color_system=system) if part.style else part.text
             for part in line.render(self.console)
@@ -128,7 +131,11 @@ class Terminal:
         self.ended = True
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _pause(self) -> None:
         """Give the terminal back, stop with all of our group, and take it again when somebody lets us go on."""
+        self._stopping = False
         self._give_back()
         os.killpg(0, signal.SIGSTOP)
         self._take()
