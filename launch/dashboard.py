@@ -18,6 +18,7 @@ from textwrap import wrap
 
 from rich.text import Text
 
+from .gantt import draw_gantt
 from .monitor import CAUSES, RunState, StageState
 
 __all__ = ["ASCII", "GLYPHS", "View", "draw"]
@@ -80,6 +81,8 @@ class View:
     """The last line: what the keys do."""
     detail: int | None = None
     """The stage to show in detail."""
+    timeline: bool = False
+    """Whether to show the last steps as a timeline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,10 @@ def draw(state: RunState, view: View) -> list[Text]:
     head = _header(state, view)
     foot = _footer(state, view)
     room = max(view.height - len(head) - len(foot), 1)
-    body = _table(state, view, room) if view.detail is None else _detail(state, view, view.detail)
+    if view.timeline:
+        body = draw_gantt(state.recent, view.width)
+    else:
+        body = _table(state, view, room) if view.detail is None else _detail(state, view, view.detail)
     return _clip([*head, *body[:room], *foot], view)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .gantt import Moment
+
 __all__ = ["CAUSES", "Baseline", "Facts", "Monitor", "RunState", "StageState", "Trail"]
 
 WINDOW = 5.0
@@ -23,6 +25,8 @@ PARTS = ("useful", "tax", *CAUSES)
 WAITS = {"wait_input": "waits for a batch", "wait_credit": "waits for room", "wait_gradient": "waits for a gradient"}
 PLAIN = ("steps", "loss", "cosine", "relative_error", "unanswered", "gradient_norm", "memory")
 NOTES = 20
+MOMENTS, LEAST_MOMENTS = 640, 40
+"""Of the last spans, how many are kept in all, and of each stage at least."""
 Sample = Mapping[str, Any]
 """What a worker says of itself: `read_sample`, and besides `time`, `life` (running, stopped ..) and `gpu`."""
 
@@ -115,6 +119,8 @@ class RunState:
     """The last things that were said."""
     reason: str | None = None
     """How it ended, once it has."""
+    recent: list[list[Moment]] = field(default_factory=list[list[Moment]])
+    """The last spans of each stage."""
 
     @property
     def speedup(self) -> float | None:
@@ -142,7 +148,8 @@ class RunState:
     def from_dict(cls, values: Mapping[str, Any]) -> RunState:
         """Return the state that `as_dict` gave, also after it went through JSON or msgpack."""
         stages = [StageState(**_tuples(stage)) for stage in values["stages"]]
-        made: dict[str, Any] = {**values, "facts": facts_from(values["facts"]), "stages": stages}
+        recent = [[tuple(moment) for moment in moments] for moments in values["recent"]]
+        made: dict[str, Any] = {**values, "facts": facts_from(values["facts"]), "stages": stages, "recent": recent}
         return cls(**made)
 
 
@@ -194,6 +201,8 @@ class Monitor:
         self._window: deque[tuple[float, Sequence[Sample | None]]] = deque()
         self._losses = [Trail() for _ in facts.devices]
         self._cosines = [Trail() for _ in facts.devices]
+        kept = max(MOMENTS // len(facts.devices), LEAST_MOMENTS)
+        self._recent = [deque[Moment](maxlen=kept) for _ in facts.devices]
 
     def note(self, line: str) -> None:
         """Remember something that was said."""
@@ -218,6 +227,11 @@ class Monitor:
                 losses.add(sample["loss"])
                 cosines.add(sample["cosine"])
 
+    def see(self, moments: Sequence[Sequence[Moment]]) -> None:
+        """Take in the spans of each stage since the last time."""
+        for recent, new in zip(self._recent, moments, strict=True):
+            recent.extend(new)
+
     def state(self) -> RunState:
         """Return how the run is."""
         stages = [self._stage(index) for index in range(len(self.facts.devices))]
@@ -232,6 +246,7 @@ class Monitor:
             stages=stages,
             notes=list(self.notes),
             reason=self.reason,
+            recent=[list(moments) for moments in self._recent],
         )
 
     def _stage(self, index: int) -> StageState:

@@ -164,7 +164,7 @@ def _supervise(
         with Showing(monitor, folder, console, plan.config.view) as showing:
             for _ in supervisor.looks():
                 monitor.metrics = finite(supervisor.metrics)
-                showing.update(supervisor.samples(time.monotonic()))
+                showing.update(supervisor.samples(time.monotonic()), supervisor.moments())
             outcome = supervisor.outcome()
             monitor.reason = outcome.reason
         seconds = time.monotonic() - begun

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from .broadcast import Publisher
 from .folder import RunFolder
+from .gantt import Moment
 from .lifeline import die_with
 from .lines import Lines
 from .monitor import Baseline, Facts, Monitor, Sample
@@ -63,10 +64,11 @@ class Showing:
         self._terminal = save()
         self._live = view != "lines" and is_usable(console)
 
-    def update(self, samples: Sequence[Sample | None]) -> None:
-        """Take in a sample of each stage, and let everybody know."""
+    def update(self, samples: Sequence[Sample | None], moments: Sequence[Sequence[Moment]]) -> None:
+        """Take in a sample of each stage and what it did since the last one, and let everybody know."""
         now = time.monotonic()
         self._monitor.take(now, samples)
+        self._monitor.see(moments)
         state = self._monitor.state()
         self._publisher.send(state)
         self._recording.add(now, samples, self._monitor)

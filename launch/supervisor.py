@@ -21,6 +21,7 @@ from typing import Any, Literal
 from stepahead.workers import (
     DATA,
     SOCKET,
+    SPANS,
     Failure,
     Telemetry,
     cause_of,
@@ -32,6 +33,7 @@ from stepahead.workers import (
 )
 
 from .folder import RunFolder
+from .gantt import Moment
 from .monitor import Sample
 from .switchboard import Switchboard
 
@@ -55,6 +57,8 @@ class Watched:
     ours: bool
     """Whether it is our child, so that we hear its exit status."""
     telemetry: Telemetry | None = None
+    seen: int = 0
+    """How many of its spans have been read."""
     summary: dict[str, Any] | None = None
     """Its entry in the run's summary, once it is finished."""
     ended: bool = False
@@ -169,6 +173,10 @@ class Supervisor:
         """Return what each stage says of itself."""
         return [self._sample(self.workers.get(name), now) for name in self._names if name != DATA]
 
+    def moments(self) -> list[list[Moment]]:
+        """Return the spans of each stage since the last time, as far as they are kept."""
+        return [self._moments(self.workers.get(name)) for name in self._names if name != DATA]
+
     def stop(self) -> None:
         """Let the run end as if its data had."""
         if not self._stopping:
@@ -213,6 +221,12 @@ class Supervisor:
         if worker is None or worker.telemetry is None:
             return None
         return {**read_sample(worker.telemetry), "time": now, "life": worker.life, "gpu": None}
+
+    def _moments(self, worker: Watched | None) -> list[Moment]:
+        if worker is None or worker.telemetry is None:
+            return []
+        events, worker.seen, _ = worker.telemetry.read_events(worker.seen)
+        return [(event.begin, event.end, event.step, SPANS[event.span]) for event in events]
 
     @property
     def _over(self) -> bool:

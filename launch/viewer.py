@@ -22,11 +22,12 @@ __all__ = ["Viewer", "find_run", "playback", "watch"]
 FRAME = 0.25
 SILENCE = 3.0
 """Seconds without a word from the run after which a viewer says so."""
-KEYS = "q leave  h help  up/down stage  p pause  s save"
+KEYS = "q leave  h help  up/down stage  g timeline  p pause  s save"
 HELP = """
  q            leave the view; training goes on
  up, down     a stage in detail; escape: all stages
- 1 .. 9       the stage of that number
+ 0 .. 9       the stage of that number
+ g            the last steps as a timeline
  p            pause the view, and go on
  s            save what is shown as SVG in the run folder
  Ctrl-C       end the run in order: weights are saved
@@ -55,7 +56,7 @@ class Viewer:
         self.left = False
         self.glyphs = GLYPHS if terminal.console.encoding.startswith("utf") else ASCII
         self._stage: int | None = None
-        self._help = False
+        self._help = self._timeline = False
         self._paused: RunState | None = None
         self._said = ""
 
@@ -69,7 +70,8 @@ class Viewer:
             return [Text(line) for line in HELP.splitlines()[:height]]
         keys = self._said or ("paused; p goes on" if self._paused else KEYS)
         stage = None if self._stage is None else min(self._stage, len(state.stages) - 1)
-        return draw(state, View(width=width, height=height, glyphs=self.glyphs, keys=keys, detail=stage))
+        view = View(width=width, height=height, glyphs=self.glyphs, keys=keys, detail=stage, timeline=self._timeline)
+        return draw(state, view)
 
     def obey(self, keys: list[str], state: RunState) -> None:
         """Do what keys ask for."""
@@ -80,7 +82,9 @@ class Viewer:
             elif key in "h?":
                 self._help = not self._help
             elif key == "escape":
-                self._help, self._stage = False, None
+                self._help, self._timeline, self._stage = False, False, None
+            elif key == "g":
+                self._timeline = not self._timeline
             elif key in ("up", "down", "k", "j"):
                 self._move(-1 if key in ("up", "k") else 1, len(state.stages))
             elif key.isdigit():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgpack  # pyright: ignore[reportMissingTypeStubs]
 import pytest
@@ -69,7 +70,7 @@ def test_the_time_left_is_at_the_pace_so_far() -> None:
         ({"life": "lost"}, "lost"),
     ],
 )
-def test_the_state_of_a_stage_is_a_word(more: dict[str, object], word: str) -> None:
+def test_the_state_of_a_stage_is_a_word(more: dict[str, Any], word: str) -> None:
     made = Monitor(facts(1))
     made.take(1.0, [sample(1.0, **more)])
     assert made.state().stages[0].state == word

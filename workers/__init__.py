@@ -25,6 +25,7 @@ from .post import Place, Post, log_folder
 from .process import leave_failure, run_worker
 from .samples import read_sample
 from .sharedmem import SharedReceiver, SharedSender, make_sockets
+from .spans import NAMES as SPANS
 from .spans import Spans, Wait
 from .telemetry import Event, Telemetry
 from .waiting import Waiter
@@ -33,6 +34,7 @@ from .work import StageWork, feed_pipeline, run_stage
 __all__ = [
     "DATA",
     "SOCKET",
+    "SPANS",
     "Batches",
     "Control",
     "Event",

@@ -1,0 +1,68 @@
+"""The timeline of the last steps as lines of text: a row for each stage, a letter for what it did most in that moment.
+
+0  ffffbbbbooppffffbbbboopp
+1  ..ffffbbbboo..ffffbbbboo
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+__all__ = ["LETTERS", "Moment", "draw_gantt"]
+
+Moment = tuple[int, int, int, str]
+"""When a span began and ended (ns), at which step, and its name."""
+USEFUL, TAX, WAIT = "#56b4e9", "#e69f00", "bright_black"
+LETTERS = {
+    "forward": ("f", USEFUL),
+    "backward": ("b", USEFUL),
+    "optimizer": ("o", USEFUL),
+    "predict": ("p", TAX),
+    "learn": ("l", TAX),
+    "send": ("s", WAIT),
+    "evaluate": ("e", WAIT),
+    "wait_input": (".", WAIT),
+    "wait_credit": (".", WAIT),
+    "wait_gradient": (".", WAIT),
+}
+STEPS = 5
+"""Steps to show."""
+
+
+def draw_gantt(recent: Sequence[Sequence[Moment]], width: int) -> list[Text]:
+    """Return the timeline of the last steps that every stage has been through."""
+    last = [max((moment[2] for moment in moments), default=-1) for moments in recent]
+    if not recent or min(last) < 1:
+        return [Text("no steps to show yet, or telemetry is off")]
+    begin, end = _window(recent, min(last))
+    room = max(width - 6, 10)
+    lines = [Text(f"steps {max(min(last) - STEPS + 1, 0)} to {min(last)}, {(end - begin) / 1e6:,.1f} ms", style="bold")]
+    for stage, moments in enumerate(recent):
+        lines.append(Text(f"{stage:<4}  ") + _row(moments, begin, end, room))
+    legend = [f"{letter} {name}" for name, (letter, _) in LETTERS.items() if letter != "."]
+    return [*lines, Text(), Text("  ".join([*legend, ". waits"]), style=WAIT)]
+
+
+def _window(recent: Sequence[Sequence[Moment]], last: int) -> tuple[int, int]:
+    """Return from when to when the last steps went, over all stages."""
+    inside = [moment for moments in recent for moment in moments if last - STEPS < moment[2] <= last]
+    begin = min(moment[0] for moment in inside)
+    return begin, max(moment[1] for moment in inside)
+
+
+def _row(moments: Sequence[Moment], begin: int, end: int, room: int) -> Text:
+    width = (end - begin) / room
+    shares: list[dict[str, float]] = [{} for _ in range(room)]
+    for start, stop, _, name in moments:
+        first, past = (max(start, begin) - begin) / width, (min(stop, end) - begin) / width
+        for cell in range(int(first), min(int(past) + 1, room)):
+            covered = min(past, cell + 1) - max(first, cell)
+            if covered > 0:
+                shares[cell][name] = shares[cell].get(name, 0.0) + covered
+    cells: list[tuple[str, str]] = []
+    for share in shares:
+        name = max(share, key=lambda span: share[span]) if share else ""
+        cells.append(LETTERS.get(name, (" ", "")))
+    return Text.assemble(*cells)
