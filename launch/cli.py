@@ -1,4 +1,4 @@
-"""The command: `stepahead train JOB`, `top`, `playback`, `export`, `env`, `doctor`.
+"""The command: `stepahead train JOB`, `profile JOB`, `top`, `playback`, `export`, `env`, `doctor`.
 
 Exit codes: 0 done, 1 training failed, 2 usage, 3 a worker was lost, 130 interrupted.
 """
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+PROFILED = 100
+"""Steps that `profile` traces, unless --steps says how many."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Read once, when torch is imported: so they are set before that."""
 FLAGS: dict[str, dict[str, Any]] = {
@@ -93,14 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stepahead", description=about)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train a job, one process for each stage")
-    train.add_argument("job", metavar="JOB", help="digits, chars, file.py, file.py:function or package.module:function")
-    for name, details in FLAGS.items():
-        spellings = [f"--{name}"] if "-" not in name else [f"--{name}", f"--{name.replace('-', '_')}"]
-        train.add_argument(*spellings, **details)
-    train.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
-    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, or options.KEY")
-    train.add_argument("--json", action="store_true", help="print the summary as the last line")
+    _add_settings(train)
     train.set_defaults(run=_train)
+    profile = commands.add_parser("profile", help="where every millisecond of every stage goes, and what would help")
+    _add_settings(profile)
+    profile.set_defaults(run=_profile)
     top = commands.add_parser("top", help="watch a run that goes on in another terminal")
     top.add_argument("run_folder", type=Path, metavar="RUN", nargs="?", help="the newest that goes on, unless given")
     top.add_argument("--once", action="store_true", help="print how it is now, and end")
@@ -123,6 +122,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", metavar="JOB", help="digits, chars, file.py, file.py:function, package.module:function")
+    for name, details in FLAGS.items():
+        spellings = [f"--{name}"] if "-" not in name else [f"--{name}", f"--{name.replace('-', '_')}"]
+        parser.add_argument(*spellings, **details)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, or options.KEY")
+    parser.add_argument("--json", action="store_true", help="print the summary as the last line")
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    flags = {name: getattr(options, name) for name in (key.replace("-", "_") for key in FLAGS)}
+    return {**flags, "job": options.job}
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from .config import read_config
+    from .plan import plan_run
+    from .profile import profile
+    from .screen import Screen
+
+    config = read_config(options.config, options.set, {**_settings(options), "steps": None})
+    result = profile(plan_run(config), Screen(), options.steps or PROFILED)
+    _finish(result, options.json)
+    return result.exit_code
+
+
 def _train(options: argparse.Namespace) -> int:
     from .config import read_config
     from .plan import plan_run
@@ -131,10 +157,10 @@ def _train(options: argparse.Namespace) -> int:
     from .screen import Screen
 
     torchrun = Torchrun.from_environment()
-    flags = {name: getattr(options, name) for name in (key.replace("-", "_") for key in FLAGS)}
+    flags = _settings(options)
     if torchrun and flags["stages"] is None:
         flags["stages"] = torchrun.world_size
-    config: Config = read_config(options.config, options.set, {**flags, "job": options.job})
+    config: Config = read_config(options.config, options.set, flags)
     console = Screen()
 
     def finish(result: RunResult) -> None:

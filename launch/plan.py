@@ -35,7 +35,7 @@ from stepahead.workers import DATA, Batches, Feed, Lag, Place, StageWork, worker
 from .config import Config
 from .job import Job, load_job
 
-__all__ = ["Plan", "make_plan", "plan_run"]
+__all__ = ["Plan", "layer_costs", "make_plan", "plan_run"]
 
 PREFETCH = 4
 
@@ -179,15 +179,22 @@ def _cut(config: Config, job: Job, layers: tuple[Layer, ...]) -> Cut:
     if config.cut == "cost":
         if isinstance(job.data, Iterator):
             raise UsageError("cut is 'cost', which tries a batch; give data that can be run through more than once")
-        example = next(iter(job.data(0) if callable(job.data) else job.data))
-        optimizer = job.optimizer if callable(job.optimizer) else Adam
-        costs = measure_costs(layers, (example[0], example[1]), optimizer=optimizer, seed=config.seed)
-        return cut_by_cost([cost.total for cost in costs], stages)
+        return cut_by_cost(layer_costs(config, job, layers), stages)
     names = [name.strip() for name in config.cut.split(",")]
     cut = cut_at([layer.name for layer in layers], names)
     if config.stages not in (None, len(cut)):
         raise UsageError(f"cut names {len(names)} layers, which makes {len(cut)} stages, and stages is {config.stages}")
     return cut
+
+
+def layer_costs(config: Config, job: Job, layers: tuple[Layer, ...]) -> list[float]:
+    """Return the seconds that each layer takes for a batch; all the same for data that cannot be tried."""
+    if isinstance(job.data, Iterator):
+        return [1.0] * len(layers)
+    example = next(iter(job.data(0) if callable(job.data) else job.data))
+    optimizer = job.optimizer if callable(job.optimizer) else Adam
+    costs = measure_costs(layers, (example[0], example[1]), optimizer=optimizer, seed=config.seed)
+    return [cost.total for cost in costs]
 
 
 def _length_of(data: Batches, epochs: int) -> int | None:

@@ -30,6 +30,7 @@ from .showing import Showing, facts_of
 from .start import fork, start_workers, work_at
 from .summary import exit_code, finite, summarize, write_summary
 from .supervisor import Supervisor
+from .trace import Tracer
 from .words import first_words, last_words, show_result
 
 __all__ = ["RunResult", "launch", "rejoin", "train", "train_under_torchrun"]
@@ -45,6 +46,9 @@ class RunResult:
     exit_code: int
     words: str
     """What went wrong, for people; empty if nothing did."""
+    baseline: Baseline | None = None
+    tracer: Tracer | None = None
+    """What was done when, in the steps that were traced."""
 
 
 def train(job: Job | str, **settings: Any) -> dict[str, Any]:
@@ -71,8 +75,13 @@ def train(job: Job | str, **settings: Any) -> dict[str, Any]:
     return dict(result.summary)
 
 
-def launch(plan: Plan, console: Console, *, named: bool = True) -> RunResult:
-    """Run a plan with workers of our own."""
+def launch(plan: Plan, console: Console, *, named: bool = True, traced: tuple[int, int] | None = None) -> RunResult:
+    """Run a plan with workers of our own.
+
+    Args:
+        named: Whether a fresh process could find the job by its name.
+        traced: The first and the last step to trace; a few after the first ones, unless given.
+    """
     folder = _open_folder(plan.config)
     for line in first_words(plan, folder):
         say(console, line)
@@ -83,7 +92,9 @@ def launch(plan: Plan, console: Console, *, named: bool = True) -> RunResult:
         def start(supervisor: Supervisor) -> None:
             start_workers(plan, folder, supervisor, named=named)
 
-        return _supervise(plan, folder, console, listener, start, signals, baseline)
+        facts = facts_of(plan, folder, baseline)
+        tracer = Tracer(facts) if traced is None else Tracer(facts, first=traced[0], last=traced[1])
+        return _supervise(plan, folder, console, listener, start, signals, tracer)
 
 
 def rejoin(run: Path, name: str) -> int:
@@ -139,7 +150,8 @@ def _start_helpers(
         def start(supervisor: Supervisor) -> None:
             supervisor.watch("0", rank_0, ours=False)
 
-        finish(_supervise(plan, folder, console, listener, start, None, baseline))
+        tracer = Tracer(facts_of(plan, folder, baseline))
+        finish(_supervise(plan, folder, console, listener, start, None, tracer))
         return 0
 
     supervisor = fork(supervise, tied=False)
@@ -155,16 +167,18 @@ def _supervise(
     listener: socket.socket,
     start: Callable[[Supervisor], None],
     signals: socket.socket | None,
-    baseline: Baseline | None,
+    tracer: Tracer,
 ) -> RunResult:
     begun = time.monotonic()
-    monitor = Monitor(facts_of(plan, folder, baseline))
+    monitor, baseline = Monitor(tracer.facts), tracer.facts.baseline
     with Supervisor(folder, listener, plan.stages, monitor.note, signals) as supervisor:
         start(supervisor)
         with Showing(monitor, folder, console, plan.config.view) as showing:
             for _ in supervisor.looks():
                 monitor.metrics = finite(supervisor.metrics)
-                showing.update(supervisor.samples(time.monotonic()), supervisor.moments())
+                samples, moments = supervisor.samples(time.monotonic()), supervisor.moments()
+                showing.update(samples, moments)
+                tracer.take(samples, moments)
             outcome = supervisor.outcome()
             monitor.reason = outcome.reason
         seconds = time.monotonic() - begun
@@ -172,9 +186,10 @@ def _supervise(
             plan, folder, outcome, supervisor.workers, metrics=supervisor.metrics, seconds=seconds, baseline=baseline
         )
     write_summary(folder, summary)
+    tracer.write(folder.path)
     if outcome.reason in ("done", "interrupted"):
         show_result(summary, folder.path, console)
-    return RunResult(summary, exit_code(outcome), last_words(outcome, folder.path))
+    return RunResult(summary, exit_code(outcome), last_words(outcome, folder.path), baseline, tracer)
 
 
 def _baseline(

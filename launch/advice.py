@@ -1,0 +1,114 @@
+"""Advice: from where the time of each stage goes to what to change. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+__all__ = ["Breakdown", "advise", "better_cut"]
+
+WORTH = 0.03
+"""A gain, or a share of the time, below which nothing is said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """Where the time of a stage goes, in milliseconds a step."""
+
+    spans: Mapping[str, float]
+    wall: float
+
+    @property
+    def busy(self) -> float:
+        """Computing, whatever for."""
+        return sum(self.spans.get(name, 0.0) for name in ("forward", "backward", "optimizer", "predict", "learn"))
+
+    @property
+    def tax(self) -> float:
+        return self.spans.get("predict", 0.0) + self.spans.get("learn", 0.0)
+
+    @property
+    def idle(self) -> dict[str, float]:
+        """By cause, the largest first."""
+        causes = {name: self.spans.get(name, 0.0) for name in ("wait_input", "wait_credit", "wait_gradient", "send")}
+        causes["other"] = max(self.wall - self.busy - sum(causes.values()), 0.0)
+        return dict(sorted(causes.items(), key=lambda item: -item[1]))
+
+
+def advise(
+    stages: Sequence[Breakdown], cut: Sequence[int], costs: Sequence[float], names: Sequence[str], *, shared: bool
+) -> list[str]:
+    """Return what would help, the most first.
+
+    Args:
+        stages: Where the time goes.
+        cut: How many layers each stage has.
+        costs: What each layer costs, in any unit.
+        names: The layers' names.
+        shared: Whether stages take turns on a device.
+    """
+    said: list[tuple[float, str]] = []
+    slowest = max(range(len(stages)), key=lambda stage: stages[stage].busy)
+    better, gain = better_cut(stages, cut, costs)
+    for stage, breakdown in enumerate(stages):
+        for cause, milliseconds in breakdown.idle.items():
+            share = milliseconds / breakdown.wall if breakdown.wall else 0.0
+            if share >= WORTH:
+                said.append((share, f"stage {stage} idles {share:.0%}: {_why(cause, stage, slowest)}"))
+    lines = [line for _, line in sorted(said, reverse=True)]
+    if shared:
+        lines.append("stages share a device: what one waits for is mostly its turn; use as many stages as devices")
+    elif gain >= WORTH:
+        firsts = list(accumulate(better))[:-1]
+        place = ",".join(names[first] for first in firsts)
+        lines.append(f"stage {slowest} is the slowest: cut elsewhere: --cut {place}; expected {gain:+.0%}")
+    return lines
+
+
+def better_cut(
+    stages: Sequence[Breakdown], cut: Sequence[int], costs: Sequence[float]
+) -> tuple[tuple[int, ...], float]:
+    """Return the cut whose slowest stage is fastest, and by how much faster the pipeline would be.
+
+    A layer takes the share of its stage's time that its cost says; what a stage pays for its predictor stays with it.
+    """
+    times: list[float] = []
+    for stage, (first, count) in enumerate(zip([0, *accumulate(cut)][:-1], cut, strict=True)):
+        of_layers = costs[first : first + count]
+        scale = (stages[stage].busy - stages[stage].tax) / (sum(of_layers) or 1.0)
+        times += [cost * scale for cost in of_layers]
+    best, found = _best_cut(times, [stage.tax for stage in stages])
+    now = max(stage.busy for stage in stages)
+    return found, now / best - 1 if best > 0 else 0.0
+
+
+def _best_cut(times: Sequence[float], taxes: Sequence[float]) -> tuple[float, tuple[int, ...]]:
+    """Return the least possible time of the slowest stage, and the cut that has it."""
+    until = [0.0, *accumulate(times)]
+    nothing: tuple[float, tuple[int, ...]] = (math.inf, ())
+    best = [(0.0, nothing[1])] + [nothing] * len(times)
+    for stage, tax in enumerate(taxes):
+        row = [nothing] * (len(times) + 1)
+        for end in range(stage + 1, len(times) - len(taxes) + stage + 2):
+            row[end] = min(
+                (max(best[begin][0], until[end] - until[begin] + tax), (*best[begin][1], end - begin))
+                for begin in range(stage, end)
+            )
+        best = row
+    return best[-1]
+
+
+def _why(cause: str, stage: int, slowest: int) -> str:
+    if cause == "wait_input" and stage == 0:
+        return "the data comes too slowly; give the loader workers, or cache what it makes"
+    if cause == "wait_input":
+        return f"it waits for batches; stage {slowest} is the slowest"
+    if cause == "wait_credit":
+        return f"there is no room to send on; stage {slowest} is the slowest, and --window holds more messages"
+    if cause == "wait_gradient":
+        return "a gradient is due that has not come; --max-lag lets it lag more"
+    if cause == "send":
+        return "it copies into links; a cut where less crosses would help"
+    return "in the loop, evaluations and what is not timed; longer steps (larger batches) make it less"

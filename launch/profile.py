@@ -1,0 +1,83 @@
+"""`stepahead profile JOB`: where every millisecond of every stage went, and what would help."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from .advice import Breakdown, advise
+from .gantt import LETTERS, Moment, draw_gantt
+from .monitor import Baseline
+from .plan import Plan, layer_costs
+from .run import RunResult, launch
+from .screen import say
+from .trace import FILE, Tracer
+
+__all__ = ["break_down", "profile"]
+
+WARM_UP = 20
+
+
+def profile(plan: Plan, console: Console, steps: int, *, named: bool = True) -> RunResult:
+    """Train for some steps to warm up and for some that are traced, and show what they were spent on."""
+    config = replace(plan.config, steps=WARM_UP + steps, epochs=None, evaluate_every=None, telemetry=True)
+    plan = replace(plan, config=config, job=replace(plan.job, test=None), total_steps=config.steps)
+    result = launch(plan, console, named=named, traced=(WARM_UP, WARM_UP + steps - 1))
+    if result.exit_code == 0 and result.tracer is not None:
+        show(plan, result.tracer, console, result.baseline)
+    return result
+
+
+def show(plan: Plan, tracer: Tracer, console: Console, baseline: Baseline | None) -> None:
+    """Print where the time went."""
+    stages = break_down(tracer.moments)
+    if stages is None:
+        say(console, "too few steps were traced to say where the time went: give more --steps, or more data")
+        return
+    console.print(_table(stages, baseline))
+    for row in draw_gantt(tracer.moments, min(console.width, 120)):
+        console.print(row, no_wrap=True, overflow="crop")
+    names = [layer.name for layer in plan.layers]
+    shared = len(set(plan.cores)) < len(plan.cores) if any(plan.cores) else len(set(plan.devices)) < plan.stages
+    lines = advise(stages, plan.cut, layer_costs(plan.config, plan.job, plan.layers), names, shared=shared)
+    for line in lines or ["every stage is busy nearly all the time: nothing to advise"]:
+        say(console, f"- {line}")
+    say(console, f"{plan.config.steps} steps, the first {WARM_UP} not traced; {FILE} opens in ui.perfetto.dev")
+
+
+def break_down(moments: Sequence[Sequence[Moment]]) -> list[Breakdown] | None:
+    """Return where the time of each stage goes, over the steps that all of them were seen to make whole."""
+    steps = [{moment[2] for moment in of_stage if moment[3] == "forward"} for of_stage in moments]
+    common = sorted(set.intersection(*steps)) if steps else []
+    if len(common) < 2:
+        return None
+    return [_of_stage(of_stage, common[0], common[-1]) for of_stage in moments]
+
+
+def _of_stage(moments: Sequence[Moment], first: int, last: int) -> Breakdown:
+    """From the forward pass of the first step to that of the last one: as many steps as are between."""
+    starts = {moment[2]: moment[0] for moment in moments if moment[3] == "forward"}
+    begin, end, steps = starts[first], starts[last], last - first
+    spans: dict[str, float] = {}
+    for start, stop, _, name in moments:
+        inside = min(stop, end) - max(start, begin)
+        if inside > 0:
+            spans[name] = spans.get(name, 0.0) + inside / 1e6 / steps
+    return Breakdown(spans, (end - begin) / 1e6 / steps)
+
+
+def _table(stages: Sequence[Breakdown], baseline: Baseline | None) -> Table:
+    table = Table(title="milliseconds a step", box=SIMPLE_HEAD, pad_edge=False)
+    shown = [name for name in LETTERS if any(stage.spans.get(name) for stage in stages)]
+    for heading in ("stage", *(name.replace("_", " ") for name in shown), "other", "in all", "useful", "locked"):
+        table.add_column(heading, justify="right")
+    for index, stage in enumerate(stages):
+        useful = (stage.busy - stage.tax) / stage.wall
+        locked = f"{baseline.useful[index]:.0%}" if baseline else "-"
+        figures = [*(stage.spans.get(name, 0.0) for name in shown), stage.idle["other"], stage.wall]
+        table.add_row(str(index), *(f"{figure:.2f}" for figure in figures), f"{useful:.0%}", locked)
+    return table
