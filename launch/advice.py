@@ -9,6 +9,8 @@ from itertools import accumulate
 
 __all__ = ["Breakdown", "advise", "better_cut"]
 
+Cut = tuple[float, tuple[int, ...]]
+"""The time of the slowest stage, and how many layers each stage has."""
 WORTH = 0.03
 """A gain, or a share of the time, below which nothing is said."""
 
@@ -84,13 +86,13 @@ def better_cut(
     return found, now / best - 1 if best > 0 else 0.0
 
 
-def _best_cut(times: Sequence[float], taxes: Sequence[float]) -> tuple[float, tuple[int, ...]]:
+def _best_cut(times: Sequence[float], taxes: Sequence[float]) -> Cut:
     """Return the least possible time of the slowest stage, and the cut that has it."""
     until = [0.0, *accumulate(times)]
-    nothing: tuple[float, tuple[int, ...]] = (math.inf, ())
-    best = [(0.0, nothing[1])] + [nothing] * len(times)
+    nothing: Cut = (math.inf, ())
+    best: list[Cut] = [(0.0, ()), *([nothing] * len(times))]
     for stage, tax in enumerate(taxes):
-        row = [nothing] * (len(times) + 1)
+        row: list[Cut] = [nothing] * (len(times) + 1)
         for end in range(stage + 1, len(times) - len(taxes) + stage + 2):
             row[end] = min(
                 (max(best[begin][0], until[end] - until[begin] + tax), (*best[begin][1], end - begin))

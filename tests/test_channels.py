@@ -235,6 +235,16 @@ def test_a_closed_end_cannot_be_used(link: Ends) -> None:
         receiver.try_receive()
 
 
+def test_to_wait_at_a_closed_end_is_refused(link: Ends) -> None:
+    sender, receiver = link
+    sender.close()
+    receiver.close()
+    with pytest.raises(LinkClosedError, match="cannot send on edge 0>1: this end was closed"):
+        sender.send(batch(0), timeout=1)
+    with pytest.raises(LinkClosedError, match="cannot receive on edge 0>1: this end was closed"):
+        receiver.receive(timeout=1)
+
+
 def test_statistics_count(link: Ends) -> None:
     sender, receiver = link
     for step in range(3):

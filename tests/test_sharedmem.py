@@ -129,10 +129,10 @@ def test_a_count_of_messages_that_cannot_be_is_refused(link: tuple[SharedSender,
         sender.send(gradient(step), timeout=1)
         receiver.receive(timeout=1)
     assert sender.memory is not None
-    sender.memory[SENT] = count
+    sender.memory.set(SENT, count)
     with pytest.raises(FrameError, match=r"on edge 0>1 stage 0 sent what makes -?\d+ of 3 messages wait"):
         receiver.try_receive()
-    sender.memory[TAKEN] = max(count, 3)
+    sender.memory.set(TAKEN, max(count, 3))
     with pytest.raises(FrameError, match=r"on edge 0>1 stage 1 took what makes -\d+ of 3 messages wait"):
         sender.try_send(gradient(2))
 
@@ -285,6 +285,66 @@ def test_a_receiver_that_has_borrowed_adopts_a_new_sender() -> None:
     assert (second.waiting, second.credits) == (0, 2)
     for end in (first, second, receiver):
         end.close()
+
+
+def dying_sender(capacity: int) -> tuple[SharedReceiver, int]:
+    """Return the receiver of a link that is full and whose sender has died, and a duplicate of its memory."""
+    duplicates: list[int] = []
+    bells = make_sockets()
+    sender = SharedSender(
+        "0>1", "stage 1", capacity, bells[0], on_memory=lambda descriptor: duplicates.append(os.dup(descriptor))
+    )
+    receiver = SharedReceiver("0>1", "stage 0", capacity, bells[1])
+    for step in range(capacity):
+        sender.send(gradient(step), timeout=1)
+    receiver.refresh()
+    sender.close()
+    return receiver, duplicates[-1]
+
+
+def test_a_new_sender_that_dozes_is_woken_when_it_is_adopted() -> None:
+    """What was taken before rang at a socket whose other end was dead."""
+    receiver, duplicate = dying_sender(2)
+    again = make_sockets()
+    sender = SharedSender("0>1", "stage 1", 2, again[0], memory=duplicate)
+    assert not sender.try_send(gradient(2))
+    with Waiter([sender]) as waiter:
+        sender.doze(True)
+        assert [receiver.receive(timeout=1).step for _ in range(2)] == [0, 1]
+        assert not waiter.look()
+        receiver.adopt(again[1])
+        assert waiter.look()
+    sender.send(gradient(2), timeout=1)
+    assert receiver.receive(timeout=1).step == 2
+    sender.close()
+    receiver.close()
+
+
+def test_a_message_may_be_borrowed_before_the_memory_is_handed_over_again() -> None:
+    receiver, duplicate = dying_sender(2)
+    again = make_sockets()
+    receiver.adopt(again[1])
+    sender = SharedSender("0>1", "stage 1", 2, again[0], memory=duplicate)
+    assert receiver.try_receive(own=False) is not None
+    receiver.refresh()
+    receiver.give_back()
+    assert receiver.receive(timeout=1).step == 1
+    sender.close()
+    receiver.close()
+
+
+def test_memory_that_does_not_fit_on_is_refused_and_let_go(link: tuple[SharedSender, SharedReceiver]) -> None:
+    sender, receiver = link
+    sender.send(gradient(0), timeout=1)
+    receiver.receive(timeout=1)
+    other = Memory.create(3, 4, "0>1")
+    socket.send_fds(sender.bell, [b"+"], [other.descriptor])
+    with Waiter([receiver]) as waiter, pytest.raises(FrameError, match="goes on at 0, not at 1"):
+        waiter.wait(1)
+    other.close()
+    other.close()
+    sender.send(gradient(1), timeout=1)
+    assert receiver.receive(timeout=1).step == 1
 
 
 def test_nothing_is_left_when_both_ends_are_closed() -> None:

@@ -109,7 +109,8 @@ class Sender(LinkEnd):
         """Send a message if the link is not full, and return whether it was sent."""
 
     def send(self, message: Message, timeout: float) -> None:
-        """Send a message, and wait for at most `timeout` seconds while the link is full."""
+        """Send a message, and wait for at most `timeout` seconds for a full link to have room again."""
+        self._check_open("send")
         with Waiter([self]) as waiter:
             for _ in waiter.rounds(timeout):
                 if self.try_send(message):
@@ -142,6 +143,7 @@ class Receiver(LinkEnd):
 
     def receive(self, timeout: float) -> Message:
         """Return the next message, and wait for it for at most `timeout` seconds."""
+        self._check_open("receive")
         with Waiter([self]) as waiter:
             for _ in waiter.rounds(timeout):
                 message = self.try_receive()

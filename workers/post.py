@@ -130,13 +130,13 @@ class Post:
             waiting = wait is not None
             if wait is not None:
                 self._wait(waiter, wait, ends, since + self.place.timeout - now)
-            self._listen()
-            if self.abandoned:
-                return
             if now - self._reported >= REPORT_EVERY:
                 self._reported = now
                 waiter.look()  # one that never waits would never hear its supervisor
                 report()
+            self._listen()  # after all that may have heard something
+            if self.abandoned:
+                return
 
     def _wait(self, waiter: Waiter, wait: Wait, ends: list[LinkEnd], left: float) -> None:
         if left > 0:
@@ -174,7 +174,7 @@ class Post:
 def _whom(wait: Wait, ends: list[LinkEnd]) -> str:
     """Say who keeps the worker waiting."""
     if wait == "wait_credit":
-        full = [end for end in ends if end.statistics().waiting >= end.capacity]
+        full = [end for end in ends if isinstance(end, SharedSender) and not end.credits]
         return ", ".join(f"{end.peer} took nothing more on edge {end.edge}" for end in full) or "a link was full"
     gradients = wait == "wait_gradient"
     silent = [end for end in ends if isinstance(end, SharedReceiver)]

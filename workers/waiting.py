@@ -1,7 +1,7 @@
 """Waiting for several things at once: link ends, and the connection to the supervisor.
 
 Some of what can happen rings at a descriptor. The rest is only seen by looking, at a number in shared memory for
-example, until one says that one dozes: from then on it rings too. So whoever is awake is never rung for in vain.
+example, until one says that one dozes: from then on it rings too. So nobody rings for whoever is awake.
 """
 
 from __future__ import annotations
@@ -61,15 +61,17 @@ class Waiter:
 
     def wait(self, timeout: float) -> bool:
         """Wait for at most `timeout` seconds, let the ends take note, and return whether anything happened."""
-        if self._is_news():
-            return True
-        for end in self._ends:
-            end.doze(True)
+        news = self._is_news()
         try:
-            return self._is_news() or self._hear(timeout)  # what happened before we dozed has not rung
+            if not news:
+                for end in self._ends:
+                    end.doze(True)
+                news = self._is_news()  # what happened before we dozed has not rung
+            return self._hear(0.0 if news else timeout) or news
         finally:
             for end in self._ends:
                 end.doze(False)
+            self._is_news()  # whoever waited looks at all the ends now
 
     def rounds(self, timeout: float) -> Iterator[None]:
         """Yield at once, and again whenever something happened, until `timeout` seconds are over."""
@@ -89,9 +91,9 @@ class Waiter:
 
     def _hear(self, timeout: float) -> bool:
         events = self._poll.poll(timeout)
-        for descriptor, event in events:
+        for descriptor, _ in events:
             end = self._by_descriptor[descriptor]
             end.refresh()
-            if event & (select.EPOLLHUP | select.EPOLLERR) and end.gone:
+            if end.gone:
                 self._poll.unregister(descriptor)  # it would report that for ever
         return bool(events)
