@@ -1,4 +1,4 @@
-"""The command: `stepahead train JOB`, `profile JOB`, `top`, `playback`, `export`, `env`, `doctor`.
+"""The command: `stepahead train JOB`, `profile JOB`, `top`, `playback`, `report`, `export`, `env`, `doctor`.
 
 Exit codes: 0 done, 1 training failed, 2 usage, 3 a worker was lost, 130 interrupted.
 """
@@ -108,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     playback.add_argument("run_folder", type=Path, metavar="RUN", nargs="?", help="the newest one, unless given")
     playback.add_argument("--speed", type=float, default=1.0, metavar="X", help="so many times as fast")
     playback.set_defaults(run=_playback)
+    report = commands.add_parser("report", help="make a run's report.html again")
+    report.add_argument("run_folder", type=Path, metavar="RUN", nargs="?", help="the newest one, unless given")
+    report.set_defaults(run=_report)
     export = commands.add_parser("export", help="write a run's weights for the uncut model, as safetensors")
     export.add_argument("run_folder", type=Path, metavar="RUN")
     export.add_argument("file", type=Path, metavar="OUT.safetensors")
@@ -191,7 +194,7 @@ def _top(options: argparse.Namespace) -> int:
     from .broadcast import SOCKET
     from .viewer import find_run, watch
 
-    run = find_run(options.run_folder, lambda run: (run / SOCKET).exists())
+    run = find_run(options.run_folder, SOCKET)
     console = Console()
     return watch(run, console, once=options.once or not is_usable(console))
 
@@ -199,7 +202,15 @@ def _top(options: argparse.Namespace) -> int:
 def _playback(options: argparse.Namespace) -> int:
     from .viewer import find_run, playback
 
-    return playback(find_run(options.run_folder, lambda run: (run / FILE).exists()), Console(), options.speed)
+    return playback(find_run(options.run_folder, FILE), Console(), options.speed)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .report import write_report
+    from .viewer import find_run
+
+    print(write_report(find_run(options.run_folder, "summary.json")))
+    return 0
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ from .job import Job
 from .monitor import Baseline, Monitor
 from .plan import Plan, make_plan, plan_run
 from .rendezvous import Torchrun
+from .report import write_report
 from .screen import Screen, say
 from .showing import Showing, facts_of
 from .start import fork, start_workers, work_at
@@ -187,6 +188,7 @@ def _supervise(
         )
     write_summary(folder, summary)
     tracer.write(folder.path)
+    write_report(folder.path)
     if outcome.reason in ("done", "interrupted"):
         show_result(summary, folder.path, console)
     return RunResult(summary, exit_code(outcome), last_words(outcome, folder.path), baseline, tracer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from .broadcast import Subscriber
 from .dashboard import ASCII, GLYPHS, View, draw
 from .monitor import RunState
 from .recording import RecordingError, replay
-from .terminal import Terminal
+from .terminal import Terminal, is_usable
 
 __all__ = ["Viewer", "find_run", "playback", "watch"]
 
@@ -168,6 +168,17 @@ def _watch(run: Path, console: Console, subscriber: Subscriber, state: RunState)
 def playback(run: Path, console: Console, speed: float) -> int:
     """Show a recorded run, so many times as fast as it was."""
     states = _paced(run, speed)
+    if is_usable(console):
+        state = _play(run, console, states, speed)
+    else:
+        *_, (_, state) = states
+    for line in draw(state, View(width=console.width, height=console.height or 50)):
+        console.print(line, no_wrap=True, overflow="crop")
+    return 0
+
+
+def _play(run: Path, console: Console, states: Iterator[tuple[float, RunState]], speed: float) -> RunState:
+    """Show one state after another, and return the one that was shown last."""
     begun, state = next(states)
     origin = time.monotonic()
     with Terminal(console) as terminal:
@@ -182,13 +193,11 @@ def playback(run: Path, console: Console, speed: float) -> int:
             if viewer.left or terminal.ended:
                 break
             state = coming
-    for line in draw(state, View(width=console.width, height=console.height or 50)):
-        console.print(line, no_wrap=True, overflow="crop")
-    return 0
+    return state
 
 
 def _paced(run: Path, speed: float) -> Iterator[tuple[float, RunState]]:
-    if speed <= 0:
+    if not speed > 0:
         raise RecordingError(f"the speed is {speed:g}; it must be above 0")
     found = False
     for now, monitor in replay(run):
@@ -198,14 +207,14 @@ def _paced(run: Path, speed: float) -> Iterator[tuple[float, RunState]]:
         raise RecordingError(f"nothing was recorded in {run}")
 
 
-def find_run(name: Path | None, has: Callable[[Path], bool]) -> Path:
-    """Return the run folder of that name, or the newest one under runs/ that has what is looked for."""
+def find_run(name: Path | None, file: str) -> Path:
+    """Return the run folder of that name, or the newest one under runs/ that has a file."""
     if name is not None:
         if not name.is_dir():
             raise RecordingError(f"there is no run folder {name}")
         return name
     runs = sorted(Path("runs").glob("*/"), key=lambda path: path.stat().st_mtime, reverse=True)
     for run in runs:
-        if has(run):
+        if (run / file).exists():
             return run
-    raise RecordingError("there is no such run under runs/; name its folder")
+    raise RecordingError(f"no run under runs/ has a {file}; name the folder of one")

@@ -68,10 +68,11 @@ def test_a_run_prints_plain_lines(tmp_path: Path) -> None:
     assert lines[0] == f"{FAULTY}: 3 stages on cpu x3, decoupled, signal auto"
     assert lines[1] == f"run folder: {tmp_path}/run"
     (progress,) = (line for line in lines if line.startswith("step 20/20 loss "))
-    assert " samples/s" in progress
+    assert " accuracy 0." in progress
     assert "stage   useful   tax   idle   cosine   lag   idle mostly for" in text
     assert lines[-2].startswith("done after 20 steps in ")
     assert ", accuracy 0." in lines[-2]
+    assert lines[-2].endswith(" samples/s")
     assert lines[-1].startswith(f"weights: {tmp_path}/run/snapshots/20; stepahead export {tmp_path}/run out.")
     assert "\x1b" not in text
 

@@ -193,9 +193,11 @@ def test_the_run_folder_has_what_it_should(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.toml",
         "logs",
+        "report.html",
         "snapshots",
         "summary.json",
         "telemetry.jsonl",
+        "trace.json.gz",
     ]
     config = tomllib.loads((folder / "config.toml").read_text())
     assert (config["job"], config["stages"], config["epochs"], config["link"]) == ("mine", 3, 1, "shm")

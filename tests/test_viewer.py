@@ -9,6 +9,8 @@ import re
 import select
 import signal
 import struct
+import subprocess
+import sys
 import termios
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -17,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launcher import faulty, gone, session
+from launcher import faulty, gone, run, session
 from states import facts, monitor, sample
 
 from stepahead.launch.broadcast import Publisher, Subscriber
 from stepahead.launch.cli import main
 from stepahead.launch.monitor import Monitor
-from stepahead.launch.recording import Recording
+from stepahead.launch.recording import Recording, RecordingError
+from stepahead.launch.viewer import find_run
 
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 
@@ -103,7 +106,6 @@ def on_a_terminal(arguments: Sequence[str], **environment: str) -> Generator[Scr
 
 def _take_over_standard_files() -> None:
     """Let Python's standard files be the terminal, and not what pytest made of them."""
-    import sys
 
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
 
@@ -247,10 +249,7 @@ def test_no_color_takes_the_colours_and_leaves_the_view(
 
 
 def test_top_shows_a_run_from_another_terminal(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    with publishing(run) as publish, on_a_terminal(["top", str(run)]) as screen:
-        publish()
+    with publishing(tmp_path), on_a_terminal(["top", str(tmp_path)]) as screen:
         seen = screen.read_until(lambda seen: b"lockstep" in seen, 10.0)
         assert ENTER in seen
         screen.type("q")
@@ -259,16 +258,16 @@ def test_top_shows_a_run_from_another_terminal(tmp_path: Path) -> None:
 
 
 @contextmanager
-def publishing(run: Path) -> Generator[Callable[[], None]]:
+def publishing(folder: Path) -> Generator[None]:
     """Publish a made-up run from a process of its own until the end."""
     pid = os.fork()
     if pid == 0:
-        publisher = Publisher(run)
+        publisher = Publisher(folder)
         while True:
             publisher.send(monitor(4).state())
             time.sleep(0.05)
     try:
-        yield lambda: None
+        yield
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -307,3 +306,46 @@ def test_playback_shows_a_recorded_run_again(tmp_path: Path) -> None:
         assert ENTER in screen.written
         assert b"step 390/800" in screen.written.rpartition(LEAVE)[2]
         assert b"done" in screen.written.rpartition(LEAVE)[2]
+
+
+@pytest.mark.parametrize("command", ["top", "playback", "report"])
+def test_viewers_do_not_import_torch_and_need_no_terminal(command: str, tmp_path: Path) -> None:
+    made = Monitor(facts(1))
+    recording = Recording(tmp_path, made.facts)
+    for tick in range(8):
+        recording.add(tick, [sample(tick, last=True)], made)
+    recording.close("done")
+    check = "import sys\nfrom stepahead.launch.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    arguments = [sys.executable, "-c", check, command, str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout.endswith("False\n")
+    assert "Traceback" not in done.stderr
+    said = {
+        "top": "says nothing: it has ended, or was killed",
+        "playback": "step 280/800",
+        "report": "has no summary.json that can be read",
+    }
+    assert said[command] in done.stdout + done.stderr
+
+
+def test_which_run_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecordingError, match=r"no run under runs/ has a telemetry.sock; name the folder of one"):
+        find_run(None, "telemetry.sock")
+    with pytest.raises(RecordingError, match="there is no run folder nowhere"):
+        find_run(Path("nowhere"), "telemetry.sock")
+    for number, name in enumerate(("old", "new", "newest")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        os.utime(tmp_path / "runs" / name, (number, number))
+        if name != "newest":
+            (tmp_path / "runs" / name / "summary.json").touch()
+            os.utime(tmp_path / "runs" / name, (number, number))
+    assert find_run(None, "summary.json") == Path("runs/new")
+
+
+@pytest.mark.parametrize("speed", ["0", "-1", "nan"])
+def test_a_speed_that_cannot_be_is_refused(speed: str, tmp_path: Path) -> None:
+    Recording(tmp_path, facts(1)).close("done")
+    code, text = run(["playback", str(tmp_path), "--speed", speed])
+    assert code == 2
+    assert "it must be above 0" in text

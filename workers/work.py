@@ -22,7 +22,7 @@ from stepahead.pipeline import (
 from .channels import Sender
 from .checkpoints import save_stage
 from .feed import Feed
-from .loop import Lag, Links, Loop
+from .loop import Lag, Links, Loop, Progress
 from .memory import ActivationMeter
 from .post import Post
 from .samples import write_sample
@@ -99,6 +99,13 @@ def _report(post: Post, loop: Loop) -> None:
     progress.told = len(progress.evaluations)
 
 
+def _lag(progress: Progress) -> dict[str, Any] | None:
+    """Return after how many steps gradients were learnt from."""
+    if not progress.lags:
+        return None
+    return {"p50": progress.lag_p50, "max": max(progress.lags), "counts": sorted(progress.lags.items())}
+
+
 def _summary(work: StageWork, post: Post, loop: Loop, group: Group, meter: ActivationMeter) -> dict[str, Any]:
     """Return the stage's entry in the run's summary."""
     stage, progress = loop.stage, post.progress
@@ -109,7 +116,7 @@ def _summary(work: StageWork, post: Post, loop: Loop, group: Group, meter: Activ
         "parameters": sum(weight.numel() for weight in group.parameters()),
         **post.spans.shares(),
         "predictor": None if quality is None else {key: asdict(quality)[key] for key in PREDICTOR},
-        "lag": {"p50": progress.lag_p50, "max": max(progress.lags)} if progress.lags else None,
+        "lag": _lag(progress),
         "skipped": stage.skipped if stage else 0,
         "samples": progress.samples,
         "seconds": post.spans.wall,

@@ -1,0 +1,285 @@
+"""The report of a run: `report.html`, one page that needs nothing else, made from what is in the run folder."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from .charts import Series, draw_bars, draw_lines, draw_timeline
+from .gantt import STEPS, Moment
+from .monitor import CAUSES
+from .recording import FILE as TELEMETRY
+from .recording import RecordingError
+from .trace import FILE as TRACE
+
+__all__ = ["FILE", "write_report"]
+
+FILE = "report.html"
+MOST_POINTS = 300
+PREDICTOR = ("cosine", "relative_error", "sign_error")
+CAUSE_WORDS = {
+    "wait_input": "no batch",
+    "wait_credit": "no room",
+    "wait_gradient": "no gradient",
+    "link": "copying",
+    "other": "other",
+}
+STYLE = """
+:root { --ink: #1b1f24; --quiet: #667; --page: #fff; --card: #f5f6f8; --grid: #d9dce1; --idle: #e3e5ea;
+  --useful: #2b86c5; --tax: #e69f00; --mark: #1b1f24; color-scheme: light dark; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --quiet: #9aa1ab; --page: #14171b; --card: #1e2228;
+  --grid: #353b44; --idle: #333941; --useful: #56b4e9; --tax: #e69f00; --mark: #fff; } }
+* { box-sizing: border-box; }
+body { font: 16px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto;
+  padding: 1.2rem; max-width: 1080px; }
+h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
+.quiet { color: var(--quiet); } .figures { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0; }
+.figure { background: var(--card); border-radius: .5rem; padding: .6rem .9rem; min-width: 8.5rem; }
+.figure b { display: block; font-size: 1.4rem; } .figure span { color: var(--quiet); font-size: .85rem; }
+.grid2 { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); }
+.card { background: var(--card); border-radius: .5rem; padding: .8rem; overflow-x: auto; }
+.grid2 .card { max-width: 640px; }
+.card h3 { font-size: .95rem; margin: 0 0 .4rem; }
+.stage { display: grid; grid-template-columns: 4.5rem 1fr; gap: .5rem; align-items: center; margin: .35rem 0; }
+.bar { position: relative; display: flex; height: 1.35rem; background: var(--idle); border-radius: .2rem;
+  overflow: hidden; }
+.bar i { display: block; height: 100%; } .useful { background: var(--useful); }
+.tax { background: repeating-linear-gradient(45deg, var(--tax) 0 4px, transparent 4px 8px); }
+.bar .mark { position: absolute; top: 0; width: 3px; background: var(--mark); }
+.legend { font-size: .85rem; color: var(--quiet); margin: .3rem 0 0; }
+.key { margin-right: .9rem; white-space: nowrap; }
+.key::before { content: ""; display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem;
+  border-radius: .15rem; background: currentColor; vertical-align: -.1rem; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid var(--grid); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } th { color: var(--quiet); font-weight: 600; }
+svg { width: 100%; height: auto; display: block; } svg text { fill: var(--quiet); font-size: 13px; }
+.grid { stroke: var(--grid); } .line { fill: none; stroke-width: 2; stroke: currentColor; }
+.fill { fill: var(--useful); }
+.s0 { color: #2b86c5; } .s1 { color: #e69f00; } .s2 { color: #009e73; } .s3 { color: #d55e00; } .s4 { color: #cc79a7; }
+.s5 { color: #56b4e9; } .s6 { color: #8a7b00; } .s7 { color: var(--quiet); }
+.t-forward { fill: var(--useful); } .t-backward { fill: var(--useful); opacity: .72; }
+.t-optimizer { fill: var(--useful); opacity: .45; }
+.t-predict, .t-learn { fill: var(--tax); } .t-send, .t-evaluate { fill: var(--quiet); }
+.t-wait_input, .t-wait_credit, .t-wait_gradient { fill: var(--idle); }
+pre { white-space: pre-wrap; font-size: .85rem; margin: 0; }
+@media print { body { max-width: none; } .card, .figure { break-inside: avoid; border: 1px solid var(--grid); } }
+"""
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}: stepahead</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+<style>{style}</style></head><body>{body}</body></html>
+"""
+
+
+def write_report(run: Path) -> Path:
+    """Write the report of a run folder from its files, and return where it is."""
+    summary = _summary(run)
+    lines = list(_telemetry(run))
+    moments = _moments(run, len(summary["stages"]))
+    parts = [_head(summary, run), _stages(summary), _steps(moments), _curves(lines), _predictors(summary, lines)]
+    parts += [_lags(summary), _machine(summary, run)]
+    page = PAGE.format(title=escape(summary["job"]), style=STYLE, body="".join(parts))
+    file = run / FILE
+    file.write_text(page)
+    return file
+
+
+def _head(summary: Mapping[str, Any], run: Path) -> str:
+    baseline = summary["baseline"]
+    figures = [("steps", f"{summary['steps']:,}", "steps")]
+    figures.append(("seconds", f"{summary['wall_seconds']:.1f}", "wall_seconds"))
+    figures.append(("samples a second", f"{summary['samples_per_second']:,.0f}", "samples_per_second"))
+    if summary["speedup"] is not None:
+        source = f"over {baseline['schedule']} ({baseline['source']})"
+        figures.insert(0, (source, f"{summary['speedup']:.2f}x", "speedup"))
+    if summary["train_loss"] is not None:
+        figures.append(("training loss", f"{summary['train_loss']:.4f}", "train_loss"))
+    for name, value in summary["metrics"].items():
+        if value is not None:
+            figures.append((f"test {name}", f"{value:.4f}", f"metrics.{name}"))
+    cards = "".join(
+        f'<div class="figure"><b data-key="{escape(key)}">{text}</b><span>{escape(name)}</span></div>'
+        for name, text, key in figures
+    )
+    virtual = " on <b>virtual</b> devices" if summary["virtual"] else ""
+    about = f"{escape(summary['schedule'])}, signal {escape(summary['signal'])}{virtual}"
+    where = f"{escape(summary['exit_reason'])}; {escape(run.name)}"
+    title = f"<h1>{escape(summary['job'])}</h1><p class='quiet'>{about}; {where}</p>"
+    return f"{title}<div class='figures'>{cards}</div>"
+
+
+def _stages(summary: Mapping[str, Any]) -> str:
+    baseline = summary["baseline"]
+    bars: list[str] = []
+    rows: list[str] = []
+    for index, stage in enumerate(summary["stages"]):
+        if "useful" not in stage:
+            rows.append(f"<tr><td>{index}</td><td colspan='12'>did not come to an end</td></tr>")
+            continue
+        locked = baseline["useful"][index] if baseline and index < len(baseline["useful"]) else None
+        mark = "" if locked is None else f'<i class="mark" style="left:{min(locked, 0.995):.2%}"></i>'
+        shape = f'<i class="useful" style="width:{stage["useful"]:.2%}"></i>'
+        shape += f'<i class="tax" style="width:{stage["tax"]:.2%}"></i>'
+        bars.append(f'<div class="stage"><span>stage {index}</span><div class="bar">{shape}{mark}</div></div>')
+        rows.append(_stage_row(index, stage, locked))
+    heads = ("stage", "device", "useful", "tax", "idle", *CAUSE_WORDS.values(), "locked", "parameters", "activations")
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    legend = "solid: useful, hatched: tax, empty: idle" + ("; the line: useful under the lock" if baseline else "")
+    return (
+        f"<h2>Where each stage's time went</h2><div class='card'>{''.join(bars)}<p class='legend'>{legend}</p></div>"
+        f"<div class='card' style='margin-top:1rem'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+    )
+
+
+def _stage_row(index: int, stage: Mapping[str, Any], locked: float | None) -> str:
+    idle = sum(stage["idle"].values())
+    cells = [f"<td>{index}</td>", f"<td>{escape(stage['device'])}</td>"]
+    for key in ("useful", "tax"):
+        cells.append(f'<td data-key="stages.{index}.{key}">{stage[key]:.1%}</td>')
+    cells.append(f"<td>{idle:.1%}</td>")
+    cells += [f'<td data-key="stages.{index}.idle.{cause}">{stage["idle"][cause]:.1%}</td>' for cause in CAUSES]
+    cells.append("<td>-</td>" if locked is None else f'<td data-key="baseline.useful.{index}">{locked:.1%}</td>')
+    cells.append(f"<td>{stage['parameters']:,}</td><td>{stage['peak_activation_bytes'] / 2**20:,.1f} MiB</td>")
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _steps(moments: Sequence[Sequence[Moment]]) -> str:
+    """Return the timeline of some steps in the middle of what was traced."""
+    steps = [sorted({moment[2] for moment in of_stage if moment[3] == "forward"}) for of_stage in moments]
+    common = sorted(set.intersection(*map(set, steps))) if steps and all(steps) else []
+    if not common:
+        return ""
+    middle = common[len(common) // 2 :][:STEPS]
+    inside = [moment for of_stage in moments for moment in of_stage if middle[0] <= moment[2] <= middle[-1]]
+    chart = draw_timeline(moments, min(moment[0] for moment in inside), max(moment[1] for moment in inside))
+    legend = "blue: forward, backward (lighter), optimizer (lightest); orange: predictor; grey: sends, evaluations"
+    return (
+        f"<h2>Steps {middle[0]} to {middle[-1]}</h2><div class='card'>{chart}<p class='legend'>{legend}. "
+        f"All that was traced is in {TRACE}, for ui.perfetto.dev.</p></div>"
+    )
+
+
+def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
+    if not lines:
+        return ""
+    begun = lines[0]["time"]
+    axes: dict[str, Callable[[Mapping[str, Any]], float]] = {
+        "steps": _step_of,
+        "seconds": lambda line: float(line["time"] - begun),
+    }
+    charts = [_card(f"training loss over {x}", [Series("loss", _course(lines, -1, "loss", axes[x]))], x) for x in axes]
+    for name in sorted({name for line in lines for name in line["metrics"] if name != "loss"}):
+        for x, place in axes.items():
+            points = [(place(line), line["metrics"][name]) for line in lines if name in line["metrics"]]
+            charts.append(_card(f"test {name} over {x}", [Series(name, _thin(points))], x))
+    return f"<h2>Loss and metrics</h2><div class='grid2'>{''.join(charts)}</div>"
+
+
+def _predictors(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:
+    stages = range(len(summary["stages"]))
+    series = [Series(f"stage {stage}", _course(lines, stage, "cosine", _step_of)) for stage in stages]
+    if not any(one.points for one in series):
+        return ""
+    rows = [_predictor_row(index, stage) for index, stage in enumerate(summary["stages"]) if stage.get("predictor")]
+    heads = "".join(f"<th>{name}</th>" for name in ("stage", "cosine", "relative error", "sign error"))
+    table = f"<div class='card'><table><tr>{heads}</tr>{''.join(rows)}</table></div>"
+    chart = _card("cosine of predicted and later gradient over steps", series, "steps")
+    return f"<h2>Predictors</h2><div class='grid2'>{chart}{table}</div>"
+
+
+def _predictor_row(index: int, stage: Mapping[str, Any]) -> str:
+    figures = [(key, stage["predictor"][key]) for key in PREDICTOR]
+    cells = [
+        f'<td data-key="stages.{index}.predictor.{key}">{"-" if value is None else f"{value:.3f}"}</td>'
+        for key, value in figures
+    ]
+    return f"<tr><td>{index}</td>{''.join(cells)}</tr>"
+
+
+def _lags(summary: Mapping[str, Any]) -> str:
+    cards: list[str] = []
+    for index, stage in enumerate(summary["stages"]):
+        if stage.get("lag"):
+            counts = [(lag, count) for lag, count in stage["lag"]["counts"]]
+            cards.append(f"<div class='card'><h3>stage {index}</h3>{draw_bars(counts, x='steps', y='gradients')}</div>")
+    if not cards:
+        return ""
+    return f"<h2>Lag: steps until a gradient is learnt from</h2><div class='grid2'>{''.join(cards)}</div>"
+
+
+def _machine(summary: Mapping[str, Any], run: Path) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    try:
+        config = (run / "config.toml").read_text()
+    except OSError:
+        config = "not there"
+    weights = summary["weights_sha256"] or "not saved"
+    facts = f"<p>{escape(versions)}</p>"
+    facts += f"<p class='quiet'>weights sha256 <span data-key='weights_sha256'>{weights}</span></p>"
+    return f"<h2>Machine and settings</h2><div class='card'>{facts}<pre>{escape(config)}</pre></div>"
+
+
+def _card(title: str, series: Sequence[Series], x: str) -> str:
+    return f"<div class='card'><h3>{escape(title)}</h3>{draw_lines(series, x=x)}</div>"
+
+
+def _step_of(line: Mapping[str, Any]) -> float:
+    last = line["samples"][-1]
+    return float(last["steps"]) if last else 0.0
+
+
+def _course(
+    lines: Sequence[Mapping[str, Any]], stage: int, name: str, place: Callable[[Mapping[str, Any]], float]
+) -> list[tuple[float, float]]:
+    """Return a stage's figure over the run, where it is known."""
+    samples = [(line, line["samples"][stage]) for line in lines]
+    return _thin([(place(line), sample[name]) for line, sample in samples if sample and sample[name] is not None])
+
+
+def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return at most so many of the points, the last one among them."""
+    every = max(-(-len(points) // MOST_POINTS), 1)
+    return [*points[:-1:every], *points[-1:]]
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    try:
+        summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RecordingError(f"{run} has no summary.json that can be read ({type(error).__name__})") from None
+    return summary
+
+
+def _telemetry(run: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines with samples; a run may have none."""
+    try:
+        lines = (run / TELEMETRY).read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        if '"samples"' in line[:80] or '"time"' in line[:20]:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return
+
+
+def _moments(run: Path, stages: int) -> list[list[Moment]]:
+    """Return what was traced; a run may have no trace."""
+    moments: list[list[Moment]] = [[] for _ in range(stages)]
+    try:
+        with gzip.open(run / TRACE, "rt") as file:
+            events = json.load(file)["traceEvents"]
+    except (OSError, ValueError, LookupError, EOFError):
+        return moments
+    for event in events:
+        if event["ph"] == "X":
+            begin = round(event["ts"] * 1e3)
+            end = begin + round(event["dur"] * 1e3)
+            moments[event["tid"]].append((begin, end, event["args"]["step"], event["name"]))
+    return moments
