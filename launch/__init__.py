@@ -1,18 +1,24 @@
 """What people run and see.
 
-cli         the command                     supervisor   watches a run, and ends it
-job         what a user wants trained       switchboard  hands workers their ends of the links
-config      settings, from file and flags   rendezvous   torchrun's variables
-plan        groups to workers to devices    folder       where everything that a run leaves is
-run         a run from beginning to end     summary      what came of it, as summary.json
-start       forks or starts workers         progress     how far it is, on a terminal or in a file
-interrupts  signals that ask to stop        lifeline     a process that dies with its parent
-export      weights for the uncut model     words        what a run says to people
-datasets    data for the demo, the examples, the benchmarks
-environment this machine, for bug reports   doctor       a self-test of it
-screen      a console that outlives its reader
-job_digits  the built-in jobs
-job_chars
+running                                     watching
+cli         the command                     monitor     folds samples into the state that is shown
+job         what a user wants trained       showing     live view or lines, while it goes on
+config      settings, from file and flags   dashboard   draws a state as text; gantt its last steps
+plan        groups to workers to devices    viewer      shows it on a terminal, and obeys keys
+run         a run from beginning to end     terminal    keys, a screen of its own, all as it was before
+start       forks or starts workers         broadcast   states over ZeroMQ, for any number of viewers
+supervisor  watches a run, and ends it      recording   telemetry.jsonl, written and played again
+switchboard hands workers their link ends   baseline    what the lock costs, measured first
+rendezvous  torchrun's variables            profile     where every millisecond goes; advice
+lifeline    a process that dies with another trace      trace.json.gz, for Perfetto
+interrupts  signals that ask to stop        report      report.html; charts are its pictures
+folder      where everything that a run     lines       how far a run is, in plain lines
+            leaves is                       progress    the same for one process, with a bar
+summary     what came of it                 gpus        how busy and how hot
+words       what a run says to people       screen      a console that outlives its reader
+export      weights for the uncut model     environment this machine, for bug reports
+datasets    data for demo and examples      doctor      a self-test of it
+job_digits, job_chars   the built-in jobs
 
 Names are imported when they are asked for: a command that needs no torch need not wait for it.
 """

@@ -136,9 +136,10 @@ def _header(state: RunState, view: View) -> list[Text]:
     words.append(f"{state.samples_per_second:,.0f} samples/s")
     figures = "  ".join(words)
     if view.width >= 80:
-        first = Text(f"{state.facts.job}  ", style="bold")
-        room = view.width - len(first) - len(figures) - 2
-        return [first + _progress(state, room, view.glyphs) + f"  {figures}", _comparison(state, view), Text()]
+        job = f"{state.facts.job}  "
+        room = view.width - len(job) - len(figures) - 2
+        first = Text.assemble((job, "bold"), _progress(state, room, view.glyphs), f"  {figures}")
+        return [first, _comparison(state, view), Text()]
     room = view.width - len(state.facts.job) - 2 - len(figures)
     head = Text.assemble((state.facts.job, "bold"), "  ", figures) if room >= 0 else Text(figures)
     return [head, _comparison(state, view), Text()]
@@ -149,7 +150,7 @@ def _comparison(state: RunState, view: View) -> Text:
     facts, parts = state.facts, list[Text]()
     baseline = facts.baseline
     if baseline is not None and state.speedup is not None:
-        parts.append(Text(f"{state.speedup:.2f}x {baseline.schedule}", style="bold") + f" ({baseline.source})")
+        parts.append(Text.assemble((f"{state.speedup:.2f}x {baseline.schedule}", "bold"), f" ({baseline.source})"))
     elif baseline is not None:
         parts.append(Text(f"{baseline.schedule} {baseline.samples_per_second:,.0f} samples/s ({baseline.source})"))
     else:

@@ -20,6 +20,7 @@ from stepahead.workers import DATA, leave_failure, listen
 from .baseline import baseline_from, measure_baseline
 from .config import Config, read_config, write_config
 from .folder import RunFolder
+from .gpus import Gpus
 from .interrupts import stop_signals
 from .job import Job
 from .monitor import Baseline, Monitor
@@ -175,9 +176,10 @@ def _supervise(
     with Supervisor(folder, listener, plan.stages, monitor.note, signals) as supervisor:
         start(supervisor)
         with Showing(monitor, folder, console, plan.config.view) as showing:
+            gpus = Gpus(plan.devices)
             for _ in supervisor.looks():
                 monitor.metrics = finite(supervisor.metrics)
-                samples, moments = supervisor.samples(time.monotonic()), supervisor.moments()
+                samples, moments = supervisor.samples(time.monotonic(), gpus.read()), supervisor.moments()
                 showing.update(samples, moments)
                 tracer.take(samples, moments)
             outcome = supervisor.outcome()

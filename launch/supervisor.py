@@ -169,9 +169,11 @@ class Supervisor:
                 yield
         yield
 
-    def samples(self, now: float) -> list[Sample | None]:
-        """Return what each stage says of itself."""
-        return [self._sample(self.workers.get(name), now) for name in self._names if name != DATA]
+    def samples(self, now: float, gpus: Sequence[object] | None = None) -> list[Sample | None]:
+        """Return what each stage says of itself, with what its GPU says."""
+        names = [name for name in self._names if name != DATA]
+        read = gpus or [None] * len(names)
+        return [self._sample(self.workers.get(name), now, gpu) for name, gpu in zip(names, read, strict=True)]
 
     def moments(self) -> list[list[Moment]]:
         """Return the spans of each stage since the last time, as far as they are kept."""
@@ -217,10 +219,10 @@ class Supervisor:
         self._selector.close()
         (self.folder.path / SOCKET).unlink(missing_ok=True)
 
-    def _sample(self, worker: Watched | None, now: float) -> Sample | None:
+    def _sample(self, worker: Watched | None, now: float, gpu: object) -> Sample | None:
         if worker is None or worker.telemetry is None:
             return None
-        return {**read_sample(worker.telemetry), "time": now, "life": worker.life, "gpu": None}
+        return {**read_sample(worker.telemetry), "time": now, "life": worker.life, "gpu": gpu}
 
     def _moments(self, worker: Watched | None) -> list[Moment]:
         if worker is None or worker.telemetry is None:
