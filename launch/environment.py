@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["cgroup_limit", "core_quota", "describe", "gpus", "memory", "version_of"]
+__all__ = ["cgroup_limit", "core_quota", "describe", "gpus", "machine", "memory", "version_of"]
 
 PACKAGES = ("stepahead", "torch", "pyzmq", "msgpack", "rich", "safetensors", "numpy", "nvidia-ml-py")
 LIMITS = {
@@ -34,6 +34,13 @@ def describe() -> str:
     lines += [(name, os.environ[name]) for name in VARIABLES if name in os.environ]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def machine() -> str:
+    """Return what the machine is, in a line."""
+    total, _ = memory()
+    parts = [_processor(), f"cores: {_cores()}", f"{total / GIB:.0f} GiB", platform.platform(), *gpus()]
+    return "; ".join(parts)
 
 
 def version_of(package: str) -> str:

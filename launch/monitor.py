@@ -58,6 +58,7 @@ class Facts:
     layers: tuple[str, ...]
     """Of each stage, what it is made of."""
     total_steps: int | None = None
+    machine: str = ""
     virtual: bool = False
     baseline: Baseline | None = None
     notes: tuple[str, ...] = ()

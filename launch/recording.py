@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,9 +30,10 @@ class RecordingError(ValueError):
 
 
 class Recording:
-    """Writes a run's telemetry down."""
+    """Writes a run's telemetry down, for as long as that works: a full disk must not end the run."""
 
     def __init__(self, run: Path, facts: Facts) -> None:
+        self.failed: OSError | None = None
         self._file: TextIO = (run / FILE).open("w", buffering=1)
         self._begun: float | None = None
         self._written = 0.0
@@ -50,10 +52,15 @@ class Recording:
     def close(self, reason: str | None) -> None:
         """Write down how the run ended."""
         self._write({"reason": reason})
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
+        if self.failed is None:
+            try:
+                self._file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                self.failed = error
 
 
 def replay(run: Path) -> Iterator[tuple[float, Monitor]]:

@@ -82,7 +82,7 @@ def write_report(run: Path) -> Path:
     lines = list(_telemetry(run))
     moments = _moments(run, len(summary["stages"]))
     parts = [_head(summary, run), _stages(summary), _steps(moments), _curves(lines), _predictors(summary, lines)]
-    parts += [_lags(summary), _machine(summary, run)]
+    parts += [_lags(summary), _machine(summary, run, _facts(run))]
     page = PAGE.format(title=escape(summary["job"]), style=STYLE, body="".join(parts))
     file = run / FILE
     file.write_text(page)
@@ -212,14 +212,14 @@ def _lags(summary: Mapping[str, Any]) -> str:
     return f"<h2>Lag: steps until a gradient is learnt from</h2><div class='grid2'>{''.join(cards)}</div>"
 
 
-def _machine(summary: Mapping[str, Any], run: Path) -> str:
+def _machine(summary: Mapping[str, Any], run: Path, facts_of_run: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     try:
         config = (run / "config.toml").read_text()
     except OSError:
         config = "not there"
     weights = summary["weights_sha256"] or "not saved"
-    facts = f"<p>{escape(versions)}</p>"
+    facts = f"<p>{escape(facts_of_run.get('machine', ''))}</p><p>{escape(versions)}</p>"
     facts += f"<p class='quiet'>weights sha256 <span data-key='weights_sha256'>{weights}</span></p>"
     return f"<h2>Machine and settings</h2><div class='card'>{facts}<pre>{escape(config)}</pre></div>"
 
@@ -253,6 +253,16 @@ def _summary(run: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RecordingError(f"{run} has no summary.json that can be read ({type(error).__name__})") from None
     return summary
+
+
+def _facts(run: Path) -> dict[str, Any]:
+    """Return what was known when the run began; nothing if that was not recorded."""
+    try:
+        with (run / TELEMETRY).open() as file:
+            facts: dict[str, Any] = json.loads(file.readline())["facts"]
+    except (OSError, ValueError, LookupError):
+        return {}
+    return facts
 
 
 def _telemetry(run: Path) -> Iterator[dict[str, Any]]:

@@ -38,6 +38,11 @@ from .words import first_words, last_words, show_result
 __all__ = ["RunResult", "launch", "rejoin", "train", "train_under_torchrun"]
 
 FIND_TIMEOUT = 120.0
+NO_BASELINE = {
+    "done": "the data was at its end too soon",
+    "failed": "it failed; if the run does too, it says why",
+    "worker lost": "it lost a worker",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +194,11 @@ def _supervise(
             plan, folder, outcome, supervisor.workers, metrics=supervisor.metrics, seconds=seconds, baseline=baseline
         )
     write_summary(folder, summary)
-    tracer.write(folder.path)
-    write_report(folder.path)
+    try:
+        tracer.write(folder.path)
+        write_report(folder.path)
+    except OSError as error:
+        say(console, f"no trace and no report: {error.strerror}")
     if outcome.reason in ("done", "interrupted"):
         show_result(summary, folder.path, console)
     return RunResult(summary, exit_code(outcome), last_words(outcome, folder.path), baseline, tracer)
@@ -210,5 +218,5 @@ def _baseline(
     if outcome.reason == "interrupted":
         signal.raise_signal(signal.SIGINT)  # it was meant for the run
     elif found is None:
-        say(console, f"no baseline: it {outcome.reason}")
+        say(console, f"no baseline: {NO_BASELINE[outcome.reason]}")
     return found

@@ -10,11 +10,13 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Self
 
 from rich.console import Console
 
 from .broadcast import Publisher
+from .environment import machine
 from .folder import RunFolder
 from .gantt import Moment
 from .lifeline import die_with
@@ -43,6 +45,7 @@ def facts_of(plan: Plan, folder: RunFolder, baseline: Baseline | None) -> Facts:
         signal=plan.signal,
         run=str(folder.path),
         pid=os.getpid(),
+        machine=machine(),
         devices=plan.devices,
         layers=tuple(f"layers {group[0].name} to {group[-1].name}" for group in groups),
         total_steps=plan.total_steps,
@@ -79,7 +82,7 @@ class Showing:
     def __enter__(self) -> Self:
         if self._live:
             self._tstp = signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # the view stops us, once the terminal is right
-            self._viewer = fork(self._view, tied=False)
+            self._viewer = fork(partial(self._view, os.getpid()), tied=False)
         self._publisher = Publisher(self._folder.path)
         self._recording = Recording(self._folder.path, self._monitor.facts)
         return self
@@ -90,6 +93,8 @@ class Showing:
         state = self._monitor.state()
         self._publisher.send(state)
         self._recording.close(self._monitor.reason)
+        if self._recording.failed is not None:
+            self._monitor.note(f"the recording is not complete: {self._recording.failed.strerror}")
         watched = self._is_watched()
         if watched:
             self._end_viewer()
@@ -100,8 +105,8 @@ class Showing:
         if self._live:
             signal.signal(signal.SIGTSTP, self._tstp)
 
-    def _view(self) -> int:
-        die_with(os.getppid(), signal.SIGTERM)
+    def _view(self, launcher: int) -> int:
+        die_with(launcher, signal.SIGTERM)
         return watch(self._folder.path, self._console, ours=True)
 
     def _is_watched(self) -> bool:

@@ -21,6 +21,7 @@ FILE = "trace.json.gz"
 WARM_UP = 10
 MOST = 20_000
 """Spans that are kept in all: some hundred KB."""
+MOST_SAMPLES = 1000
 SENT_DOWN, SENT_UP = ("forward",), ("predict", "backward")
 """What a stage does right before it sends an activation, or a gradient."""
 
@@ -48,7 +49,7 @@ class Tracer:
             return
         for kept, new in zip(self.moments, moments, strict=True):
             kept += [moment for moment in new if self._wanted(moment)]
-        if any(self.moments):
+        if any(self.moments) and len(self.samples) < MOST_SAMPLES:
             self.samples.append(samples)
         if self._room is not None:
             self._room = MOST - sum(map(len, self.moments))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,18 @@ def test_a_recording_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) 
     file.write_text(whole[:-20] + "\n" + whole)
     with pytest.raises(RecordingError, match="line 4, is not JSON"):
         list(replay(tmp_path))
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_run(tmp_path: Path) -> None:
+    made = Monitor(facts(1))
+    recording = Recording(tmp_path, made.facts)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        for tick in range(20):
+            recording.add(tick, [sample(tick)], made)
+        recording.close("done")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert recording.failed is not None
+    assert 0 < len(list(replay(tmp_path))) < 20
