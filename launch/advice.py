@@ -59,14 +59,14 @@ def advise(
             share = milliseconds / breakdown.wall if breakdown.wall else 0.0
             if share >= WORTH:
                 said.append((share, f"stage {stage} idles {share:.0%}: {_why(cause, stage, slowest)}"))
-    lines = [line for _, line in sorted(said, reverse=True)]
+    causes = [line for _, line in sorted(said, reverse=True)]
     if shared:
-        lines.append("stages share a device: what one waits for is mostly its turn; use as many stages as devices")
-    elif gain >= WORTH:
-        firsts = list(accumulate(better))[:-1]
-        place = ",".join(names[first] for first in firsts)
-        lines.append(f"stage {slowest} is the slowest: cut elsewhere: --cut {place}; expected {gain:+.0%}")
-    return lines
+        turns = "stages share a device: what one waits for is mostly its turn, and its turn counts as its own time; "
+        return [f"{turns}use as many stages as devices", *causes]
+    if gain >= WORTH:
+        place = ",".join(names[first] for first in list(accumulate(better))[:-1])
+        return [f"stage {slowest} is the slowest: cut elsewhere: --cut {place}; expected {gain:+.0%}", *causes]
+    return causes
 
 
 def better_cut(
@@ -108,7 +108,7 @@ def _why(cause: str, stage: int, slowest: int) -> str:
     if cause == "wait_input":
         return f"it waits for batches; stage {slowest} is the slowest"
     if cause == "wait_credit":
-        return f"there is no room to send on; stage {slowest} is the slowest, and --window holds more messages"
+        return f"there is no room to send on; stage {slowest} is the slowest"
     if cause == "wait_gradient":
         return "a gradient is due that has not come; --max-lag lets it lag more"
     if cause == "send":

@@ -11,9 +11,10 @@ import math
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from stepahead.pipeline import UsageError
 from stepahead.workers import listen
@@ -39,7 +40,8 @@ def measure_baseline(
     """Run the plan's stages under its locked baseline for a few seconds; return what it gave, and how it ended."""
     schedule = plan.config.baseline
     config = replace(plan.config, schedule=schedule, steps=MOST_STEPS, epochs=None, ledger=False, telemetry=False)
-    locked = replace(plan, config=config, job=replace(plan.job, test=None))
+    config = replace(config, evaluate=False)
+    locked = replace(plan, config=config)
     place = RunFolder.create(config.job, str(folder.path / "baseline"))
     write_config(config, place.config)
     facts = Facts(job=config.job, schedule=schedule, signal="locked", run="", devices=plan.devices, layers=())
@@ -50,7 +52,7 @@ def measure_baseline(
             _run(supervisor, monitor)
             outcome = supervisor.outcome()
     finally:
-        shutil.rmtree(place.path)
+        shutil.rmtree(place.path, ignore_errors=True)
     state = monitor.state()
     if outcome.reason != "done" or not state.samples_per_second:
         return None, outcome
@@ -59,37 +61,52 @@ def measure_baseline(
     return Baseline(schedule=schedule, source="measured", samples_per_second=rate, useful=useful), outcome
 
 
-def baseline_from(name: str) -> Baseline:
-    """Return the baseline that an earlier run is: its folder, or its summary.json."""
+def baseline_from(name: str, stages: int) -> Baseline:
+    """Return the baseline that an earlier run of as many stages is: its folder, or its summary.json."""
     path = Path(name)
     file = path / "summary.json" if path.is_dir() else path
     try:
         summary = json.loads(file.read_text())
-        return Baseline(
-            schedule=summary["schedule"],
-            source=name,
-            samples_per_second=float(summary["samples_per_second"]),
-            useful=tuple(float(stage["useful"]) for stage in summary["stages"]),
-        )
+        found = _locked_part(summary, name)
     except OSError as error:
         what = f"the baseline {name} cannot be read: {error.strerror}"
         raise UsageError(f"{what}; give lockstep, none, or an earlier run") from None
     except (ValueError, LookupError, TypeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(f"the baseline {file} is no summary of a finished run ({what})") from None
+    if not 0 < found.samples_per_second < math.inf:
+        raise UsageError(f"the baseline {file} made {found.samples_per_second} samples a second; give another run")
+    if len(found.useful) != stages:
+        raise UsageError(f"the baseline {file} had {len(found.useful)} stages, and this run has {stages}")
+    return found
+
+
+def _locked_part(summary: Mapping[str, Any], name: str) -> Baseline:
+    """Return what a summary says of a locked schedule: the run itself, or the baseline that it measured."""
+    if summary["signal"] == "locked":
+        rate, useful = summary["samples_per_second"], [stage["useful"] for stage in summary["stages"]]
+        return Baseline(schedule=summary["schedule"], source=name, samples_per_second=rate, useful=tuple(useful))
+    if summary["baseline"] is None:
+        raise UsageError(f"the baseline {name} is neither a locked run nor one that measured a locked baseline")
+    measured = summary["baseline"]
+    rate, useful = measured["samples_per_second"], measured["useful"]
+    return Baseline(schedule=measured["schedule"], source=name, samples_per_second=rate, useful=tuple(useful))
 
 
 def _run(supervisor: Supervisor, monitor: Monitor) -> None:
     """Let it run for as long as is needed, and take in what counts."""
-    begun, first = math.inf, 0
+    begun, first, seen = math.inf, 0, 0
+    deadline = time.monotonic() + MOST_SECONDS
     for _ in supervisor.looks():
         now = time.monotonic()
         samples = supervisor.samples(now)
         steps = min(sample["steps"] if sample else 0 for sample in samples)
         if steps and begun == math.inf:
             begun, first = now, steps
-        if now >= begun + WARM_UP and all(sample and sample["life"] == "running" for sample in samples):
+        changed, seen = steps != seen, steps
+        alive = all(sample and sample["life"] == "running" for sample in samples)
+        if now >= begun + WARM_UP and changed and alive:  # a rate is from one change of the count to another
             monitor.take(now, samples)
         enough = WARM_UP + SECONDS if steps >= first + LEAST_STEPS else MOST_SECONDS
-        if now > begun + enough:
+        if now > min(begun + enough, deadline):
             supervisor.stop()

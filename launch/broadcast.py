@@ -38,7 +38,7 @@ class Publisher:
 
     def send(self, state: RunState) -> None:
         """Send a state to whoever listens."""
-        with suppress(zmq.Again):
+        with suppress(zmq.ZMQError):
             self._socket.send(bytes(msgpack.packb(state.as_dict()) or b""), zmq.NOBLOCK)
 
     def close(self) -> None:

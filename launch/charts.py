@@ -85,7 +85,8 @@ class _Axis:
 
     def __init__(self, least: float, most: float, start: float, end: float) -> None:
         if most <= least:
-            least, most = least - 0.5, most + 0.5
+            half = max(0.5, abs(least) * 1e-6)
+            least, most = least - half, most + half
         self.ticks = _ticks(least, most)
         self.least, self.most = min(least, self.ticks[0]), max(most, self.ticks[-1])
         self._start, self._end = start, end

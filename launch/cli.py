@@ -141,12 +141,16 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _profile(options: argparse.Namespace) -> int:
+    from stepahead.pipeline import UsageError
+
     from .config import read_config
     from .plan import plan_run
     from .profile import profile
     from .screen import Screen
 
     config = read_config(options.config, options.set, {**_settings(options), "steps": None})
+    if options.steps is not None and options.steps < 1:
+        raise UsageError(f"steps is {options.steps}; it must be at least 1")
     result = profile(plan_run(config), Screen(), options.steps or PROFILED)
     _finish(result, options.json)
     return result.exit_code

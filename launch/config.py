@@ -63,6 +63,8 @@ class Config:
     steps: int | None = None
     epochs: int | None = None
     evaluate_every: int | None = None
+    evaluate: bool = True
+    """Whether to run the test batches at all."""
     seed: int = 0
     run_dir: str | None = None
     baseline: str = "lockstep"

@@ -28,7 +28,7 @@ USEFUL, TAX, LOCKED, WARNING = "#56b4e9", "#e69f00", "bold #f0e442", "#d55e00"
 IDLE = QUIET = "bright_black"
 CAUSE_WORDS = {
     "wait_input": "a batch",
-    "wait_credit": "room below",
+    "wait_credit": "room to send on",
     "wait_gradient": "a gradient",
     "link": "copying",
     "other": "other things",
@@ -341,8 +341,8 @@ COLUMNS = (
     Column("out", 5, 11, _of(lambda stage: _queue(stage.queue_out))),
     Column("steps/s", 7, 9, _of(lambda stage: f"{stage.steps_per_second:.1f}")),
     Column("loss", 20, 12, _loss_cell),
-    Column("cosine", 6, 3, _cosine_cell),
-    Column("lag", 5, 8, _of(lambda stage: f"{stage.lag_p50} {stage.lag_max}" if stage.lag_max else "-")),
+    Column("cosine", 7, 3, _cosine_cell),
+    Column("lag", 7, 8, _of(lambda stage: f"{stage.lag_p50} {stage.lag_max}" if stage.lag_max else "-")),
     Column("norm", 7, 13, _of(lambda stage: "-" if stage.gradient_norm is None else _short(stage.gradient_norm))),
     Column("memory", 6, 14, _of(lambda stage: _bytes(stage.memory) if stage.memory else "-")),
     Column("gpu", 9, 15, _of(lambda stage: f"{stage.gpu[0]:.0%} {stage.gpu[1]:.0f}C" if stage.gpu else "-")),

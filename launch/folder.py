@@ -3,9 +3,13 @@
 runs/<job>-<time>/        for its user only
   config.toml             the settings, resolved
   summary.json            what came of it
+  telemetry.jsonl         samples of every stage, to play again
+  trace.json.gz           what was done when, for some steps
+  report.html             all of it on one page
+  view-<step>.svg         views that were saved
   logs/<stage>/           what each worker printed, and what it raised; logs/data/ is the data process
   snapshots/<step>/       weights, a file for each stage
-  control.sock            while it runs
+  control.sock            while it runs: for its workers; telemetry.sock for viewers; baseline/ while that is measured
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from datetime import timedelta
 from rich.console import Console
 
 from .monitor import RunState
+from .screen import say
 
 __all__ = ["Lines"]
 
@@ -29,7 +30,7 @@ class Lines:
         seconds, step = self._printed
         if state.step > step and (state.seconds - seconds >= self._every or last or not step):
             self._printed = (state.seconds, state.step)
-            self._console.print(line_of(state), highlight=False, markup=False, soft_wrap=True)
+            say(self._console, line_of(state))
 
 
 def line_of(state: RunState) -> str:
@@ -41,5 +42,6 @@ def line_of(state: RunState) -> str:
     words += [f"{name} {value:.4f}" for name, value in state.metrics.items() if name != "loss"]
     words += [] if state.eta is None else [f"eta {timedelta(seconds=round(state.eta))}"]
     words += [f"{state.samples_per_second:,.0f} samples/s"] if state.samples_per_second else []
-    words += [] if state.speedup is None else [f"{state.speedup:.2f}x {state.facts.baseline.schedule}"]  # type: ignore[union-attr]
+    baseline = state.facts.baseline
+    words += [f"{state.speedup:.2f}x {baseline.schedule}"] if baseline and state.speedup is not None else []
     return " ".join(words)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from .gantt import Moment
@@ -16,7 +17,9 @@ from .gantt import Moment
 __all__ = ["CAUSES", "Baseline", "Facts", "Monitor", "RunState", "StageState", "Trail"]
 
 WINDOW = 5.0
-LONG = 0.5
+LEAST_STEPS, LONGEST_WINDOW = 10, 300.0
+"""The window grows until it has so many steps, but not beyond so many seconds."""
+LONG = 0.4
 """Seconds of waiting after which it is the state of a stage, and no longer its share of idle time alone."""
 POINTS = 60
 CAUSES = ("wait_input", "wait_credit", "wait_gradient", "link", "other")
@@ -109,7 +112,9 @@ class RunState:
 
     facts: Facts
     seconds: float
-    """Since it began."""
+    """Since the first step."""
+    eta: float | None
+    """Seconds until the end, at the pace so far."""
     step: int
     samples: int
     samples_per_second: float
@@ -130,14 +135,6 @@ class RunState:
         if baseline is None or not baseline.samples_per_second or not self.samples_per_second:
             return None
         return self.samples_per_second / baseline.samples_per_second
-
-    @property
-    def eta(self) -> float | None:
-        """Seconds until the end, at the pace so far."""
-        total = self.facts.total_steps
-        if total is None or not self.step or self.seconds <= 0:
-            return None
-        return self.seconds / self.step * max(total - self.step, 0)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it as plain values; by hand, for `asdict` copies every number of every course."""
@@ -198,10 +195,12 @@ class Monitor:
         """How many things were said since the beginning."""
         self.reason: str | None = None
         self._begun: float | None = None
+        self._first_step = 0
         self._now = 0.0
         self._window: deque[tuple[float, Sequence[Sample | None]]] = deque()
         self._losses = [Trail() for _ in facts.devices]
         self._cosines = [Trail() for _ in facts.devices]
+        self._shares = [{name: float(name == "other") for name in PARTS} for _ in facts.devices]
         kept = max(MOMENTS // len(facts.devices), LEAST_MOMENTS)
         self._recent = [deque[Moment](maxlen=kept) for _ in facts.devices]
 
@@ -217,11 +216,12 @@ class Monitor:
 
     def take(self, now: float, samples: Sequence[Sample | None]) -> None:
         """Take in a sample of each stage; None for one that has not said anything yet."""
-        if self._begun is None and any(sample and sample["steps"] for sample in samples):
-            self._begun = now
+        last = samples[-1]
+        if self._begun is None and last and last["steps"]:
+            self._begun, self._first_step = now, last["steps"]
         self._now = now
         self._window.append((now, samples))
-        while len(self._window) > 2 and self._window[1][0] <= now - self.window:
+        while len(self._window) > 2 and self._window[1][0] <= now - self.window and self._enough_steps():
             self._window.popleft()
         for sample, losses, cosines in zip(samples, self._losses, self._cosines, strict=True):
             if sample is not None:
@@ -240,6 +240,7 @@ class Monitor:
         return RunState(
             facts=self.facts,
             seconds=0.0 if self._begun is None else self._now - self._begun,
+            eta=None if last is None else self._eta(last["steps"]),
             step=last["steps"] if last else 0,
             samples=last["samples"] if last else 0,
             samples_per_second=self._rate(len(stages) - 1, "samples"),
@@ -254,15 +255,16 @@ class Monitor:
         first, last = self._ends(index)
         if last is None:
             return StageState(idle={"other": 1.0})
-        shares = _shares(first, last)
+        shares = self._shares[index] if last["life"] != "running" else _shares(first, last)
+        self._shares[index] = dict(shares)
         plain = {name: last[name] for name in PLAIN}
         return StageState(
             **plain,
             state=_state_of(last),
             state_seconds=last["doing_seconds"],
-            useful=shares.pop("useful"),
-            tax=shares.pop("tax"),
-            idle=shares,
+            useful=shares["useful"],
+            tax=shares["tax"],
+            idle={cause: shares[cause] for cause in CAUSES},
             steps_per_second=self._rate(index, "steps"),
             queue_in=tuple(last["queue_in"]),
             queue_out=tuple(last["queue_out"]),
@@ -273,16 +275,30 @@ class Monitor:
             gpu=None if last["gpu"] is None else tuple(last["gpu"]),
         )
 
+    def _eta(self, step: int) -> float | None:
+        total = self.facts.total_steps
+        if total is None or self._begun is None or step <= self._first_step:
+            return None
+        return (self._now - self._begun) / (step - self._first_step) * max(total - step, 0)
+
+    def _enough_steps(self) -> bool:
+        """Return whether the window without its oldest sample still has some steps, or is as long as it may be."""
+        oldest, newest = self._window[1][1][-1], self._window[-1][1][-1]
+        steps = newest["steps"] - oldest["steps"] if oldest and newest else 0
+        return steps >= LEAST_STEPS or self._now - self._window[1][0] > LONGEST_WINDOW
+
     def _ends(self, index: int) -> tuple[Sample | None, Sample | None]:
         """Return the first and the last sample of a stage in the window."""
         known = [samples[index] for _, samples in self._window if samples[index] is not None]
         return (known[0], known[-1]) if known else (None, None)
 
     def _rate(self, index: int, name: str) -> float:
-        """Return how much a count grows in a second, over the window."""
-        first, last = self._ends(index)
-        if first is None or last is None or last["time"] <= first["time"]:
+        """Return how much a count grows in a second, over the window, from one change of it to another."""
+        known = [sample for _, samples in self._window if (sample := samples[index]) is not None]
+        changes = [after for before, after in pairwise(known) if after[name] != before[name]]
+        if len(changes) < 2:
             return 0.0
+        first, last = changes[0], changes[-1]
         rate: float = (last[name] - first[name]) / (last["time"] - first["time"])
         return rate
 

@@ -94,7 +94,7 @@ class Plan:
         """Return what goes into the pipeline."""
         return Feed(
             train=self.job.data,
-            test=self.job.test,
+            test=self.job.test if self.config.evaluate else None,
             steps=self.config.steps,
             epochs=self.config.epochs,
             evaluate_every=self.config.evaluate_every,

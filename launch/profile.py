@@ -24,8 +24,8 @@ WARM_UP = 20
 
 def profile(plan: Plan, console: Console, steps: int, *, named: bool = True) -> RunResult:
     """Train for some steps to warm up and for some that are traced, and show what they were spent on."""
-    config = replace(plan.config, steps=WARM_UP + steps, epochs=None, evaluate_every=None, telemetry=True)
-    plan = replace(plan, config=config, job=replace(plan.job, test=None), total_steps=config.steps)
+    config = replace(plan.config, steps=WARM_UP + steps, epochs=None, evaluate=False, telemetry=True)
+    plan = replace(plan, config=config, total_steps=config.steps)
     result = launch(plan, console, named=named, traced=(WARM_UP, WARM_UP + steps - 1))
     if result.exit_code == 0 and result.tracer is not None:
         show(plan, result.tracer, console, result.baseline)
@@ -42,7 +42,7 @@ def show(plan: Plan, tracer: Tracer, console: Console, baseline: Baseline | None
     for row in draw_gantt(tracer.moments, min(console.width, 120)):
         console.print(row, no_wrap=True, overflow="crop")
     names = [layer.name for layer in plan.layers]
-    shared = len(set(plan.cores)) < len(plan.cores) if any(plan.cores) else len(set(plan.devices)) < plan.stages
+    shared = len(set(zip(plan.devices, plan.cores, strict=True))) < plan.stages
     lines = advise(stages, plan.cut, layer_costs(plan.config, plan.job, plan.layers), names, shared=shared)
     for line in lines or ["every stage is busy nearly all the time: nothing to advise"]:
         say(console, f"- {line}")
@@ -71,13 +71,17 @@ def _of_stage(moments: Sequence[Moment], first: int, last: int) -> Breakdown:
 
 
 def _table(stages: Sequence[Breakdown], baseline: Baseline | None) -> Table:
-    table = Table(title="milliseconds a step", box=SIMPLE_HEAD, pad_edge=False)
-    shown = [name for name in LETTERS if any(stage.spans.get(name) for stage in stages)]
-    for heading in ("stage", *(name.replace("_", " ") for name in shown), "other", "in all", "useful", "locked"):
-        table.add_column(heading, justify="right")
-    for index, stage in enumerate(stages):
-        useful = (stage.busy - stage.tax) / stage.wall
-        locked = f"{baseline.useful[index]:.0%}" if baseline else "-"
-        figures = [*(stage.spans.get(name, 0.0) for name in shown), stage.idle["other"], stage.wall]
-        table.add_row(str(index), *(f"{figure:.2f}" for figure in figures), f"{useful:.0%}", locked)
+    """Return a row for each span and a column for each stage: so it fits where many spans beside each other do not."""
+    table = Table(title="milliseconds a step", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for index in range(len(stages)):
+        table.add_column(f"stage {index}", justify="right", no_wrap=True)
+    for name in LETTERS:
+        if any(stage.spans.get(name) for stage in stages):
+            table.add_row(name.replace("_", " "), *(f"{stage.spans.get(name, 0.0):.2f}" for stage in stages))
+    table.add_row("other", *(f"{stage.idle['other']:.2f}" for stage in stages))
+    table.add_row("in all", *(f"{stage.wall:.2f}" for stage in stages), end_section=True)
+    table.add_row("useful", *(f"{(stage.busy - stage.tax) / stage.wall:.0%}" for stage in stages))
+    if baseline:
+        table.add_row(f"useful under {baseline.schedule}", *(f"{share:.0%}" for share in baseline.useful))
     return table

@@ -11,7 +11,7 @@ time has passed since the last one: an hour makes some 3,000 lines, a day some 6
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -34,29 +34,38 @@ class Recording:
 
     def __init__(self, run: Path, facts: Facts) -> None:
         self.failed: OSError | None = None
-        self._file: TextIO = (run / FILE).open("w", buffering=1)
+        self._file: TextIO | None = None
+        try:
+            self._file = (run / FILE).open("w", buffering=1)
+        except OSError as error:
+            self.failed = error
+        self._skipped: dict[str, Any] | None = None
         self._begun: float | None = None
         self._written = 0.0
         self._write({"facts": asdict(facts)})
 
-    def add(self, now: float, samples: Sequence[Sample | None], monitor: Monitor, *, last: bool = False) -> None:
+    def add(self, now: float, samples: Sequence[Sample | None], monitor: Monitor) -> None:
         """Write down a sample of each stage, unless the last line is too young."""
+        line = {"time": round(now, 4), "samples": samples, "metrics": monitor.metrics, "notes": list(monitor.notes)}
         if self._begun is None:
             self._begun = now
-        elif now - self._written < (now - self._begun) / DENSITY and not last:
+        elif now - self._written < (now - self._begun) / DENSITY:
+            self._skipped = line
             return
-        self._written = now
-        line = {"time": round(now, 4), "samples": samples, "metrics": monitor.metrics, "notes": list(monitor.notes)}
+        self._written, self._skipped = now, None
         self._write(line)
 
     def close(self, reason: str | None) -> None:
         """Write down how the run ended."""
+        if self._skipped is not None:
+            self._write(self._skipped)
         self._write({"reason": reason})
-        with suppress(OSError):
-            self._file.close()
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self.failed is None:
+        if self.failed is None and self._file is not None:
             try:
                 self._file.write(json.dumps(line) + "\n")
             except OSError as error:
@@ -78,12 +87,21 @@ def replay(run: Path) -> Iterator[tuple[float, Monitor]]:
             if number == len(lines):
                 return  # the run was killed while it wrote
             raise RecordingError(f"{run / FILE}, line {number}, is not JSON") from None
-        if "reason" in line:
-            monitor.reason = line["reason"]
-        else:
-            now = line["time"]
-            monitor.metrics = line["metrics"]
-            monitor.notes.clear()
-            monitor.notes.extend(line["notes"])
-            monitor.take(now, line["samples"])
+        try:
+            now = _replay_line(line, monitor, now)
+        except (LookupError, TypeError, ValueError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise RecordingError(f"{run / FILE}, line {number}, is not of a recording ({what})") from None
         yield now, monitor
+
+
+def _replay_line(line: Mapping[str, Any], monitor: Monitor, now: float) -> float:
+    """Let the monitor take a line in, and return the line's time."""
+    if "reason" in line:
+        monitor.reason = line["reason"]
+        return now
+    monitor.metrics = line["metrics"]
+    monitor.notes.clear()
+    monitor.notes.extend(line["notes"])
+    monitor.take(line["time"], line["samples"])
+    return float(line["time"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -85,7 +86,7 @@ def write_report(run: Path) -> Path:
     parts += [_lags(summary), _machine(summary, run, _facts(run))]
     page = PAGE.format(title=escape(summary["job"]), style=STYLE, body="".join(parts))
     file = run / FILE
-    file.write_text(page)
+    file.write_text(page, encoding="utf-8")
     return file
 
 
@@ -285,7 +286,7 @@ def _moments(run: Path, stages: int) -> list[list[Moment]]:
     try:
         with gzip.open(run / TRACE, "rt") as file:
             events = json.load(file)["traceEvents"]
-    except (OSError, ValueError, LookupError, EOFError):
+    except (OSError, ValueError, LookupError, EOFError, zlib.error):
         return moments
     for event in events:
         if event["ph"] == "X":

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -180,8 +180,8 @@ def _supervise(
     monitor, baseline = Monitor(tracer.facts), tracer.facts.baseline
     with Supervisor(folder, listener, plan.stages, monitor.note, signals) as supervisor:
         start(supervisor)
+        gpus = Gpus(plan.devices)  # before the view, which waits for a first word: NVIDIA's library may take its time
         with Showing(monitor, folder, console, plan.config.view) as showing:
-            gpus = Gpus(plan.devices)
             for _ in supervisor.looks():
                 monitor.metrics = finite(supervisor.metrics)
                 samples, moments = supervisor.samples(time.monotonic(), gpus.read()), supervisor.moments()
@@ -194,14 +194,19 @@ def _supervise(
             plan, folder, outcome, supervisor.workers, metrics=supervisor.metrics, seconds=seconds, baseline=baseline
         )
     write_summary(folder, summary)
-    try:
-        tracer.write(folder.path)
-        write_report(folder.path)
-    except OSError as error:
-        say(console, f"no trace and no report: {error.strerror}")
+    _leave(folder, tracer, console)
     if outcome.reason in ("done", "interrupted"):
         show_result(summary, folder.path, console)
     return RunResult(summary, exit_code(outcome), last_words(outcome, folder.path), baseline, tracer)
+
+
+def _leave(folder: RunFolder, tracer: Tracer, console: Console) -> None:
+    """Leave the trace and the report; a run that is done is not to fail for them."""
+    try:
+        tracer.write(folder.path)
+        write_report(folder.path)
+    except (OSError, ArithmeticError, LookupError, ValueError) as error:
+        say(console, f"no trace or no report: {type(error).__name__}: {error}")
 
 
 def _baseline(
@@ -212,7 +217,10 @@ def _baseline(
     if name == "none" or plan.stages == 1 or plan.signal == "locked":
         return None
     if name != "lockstep":
-        return baseline_from(name)
+        return baseline_from(name, plan.stages)
+    if isinstance(plan.job.data, Iterator):
+        say(console, "no baseline: the data can be gone through only once")
+        return None
     say(console, f"measuring the locked baseline ({name}) for some seconds; --baseline none does without")
     found, outcome = measure_baseline(plan, folder, partial(start_workers, named=named), signals)
     if outcome.reason == "interrupted":

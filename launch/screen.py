@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 from rich.console import Console
 
@@ -22,4 +23,5 @@ class Screen(Console):
 
 def say(console: Console, line: str) -> None:
     """Print a line for people, as it is."""
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+    with suppress(OSError):  # a terminal may be gone, and the run goes on
+        console.print(line, highlight=False, soft_wrap=True, markup=False)

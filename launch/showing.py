@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 
@@ -64,8 +65,10 @@ class Showing:
         self._lines = Lines(console)
         self._said = 0
         self._viewer: int | None = None
-        self._terminal = save()
-        self._live = view != "lines" and is_usable(console)
+        main = threading.current_thread() is threading.main_thread()
+        self._live = main and view != "lines" and is_usable(console)
+        self._terminal = save() if self._live else None
+        self._tstp: Any = None
 
     def update(self, samples: Sequence[Sample | None], moments: Sequence[Sequence[Moment]]) -> None:
         """Take in a sample of each stage and what it did since the last one, and let everybody know."""
@@ -102,8 +105,6 @@ class Showing:
         self._say_notes()
         if not watched:
             self._lines.show(state, last=True)
-        if self._live:
-            signal.signal(signal.SIGTSTP, self._tstp)
 
     def _view(self, launcher: int) -> int:
         die_with(launcher, signal.SIGTERM)
@@ -116,6 +117,7 @@ class Showing:
         pid, status = os.waitpid(self._viewer, os.WNOHANG)
         if pid:
             self._viewer = None
+            signal.signal(signal.SIGTSTP, self._tstp)
             if status:
                 restore(self._terminal)
         return self._viewer is not None

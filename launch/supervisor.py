@@ -34,6 +34,7 @@ from stepahead.workers import (
 
 from .folder import RunFolder
 from .gantt import Moment
+from .interrupts import ASK_TO_STOP
 from .monitor import Sample
 from .switchboard import Switchboard
 
@@ -125,6 +126,8 @@ class Supervisor:
         self.workers: dict[str, Watched] = {}
         self.metrics: dict[str, float] = {}
         """What the last evaluation gave."""
+        self.missed = 0
+        """How many spans were overwritten before they were read."""
         self._names = worker_names(stages)
         self._signals = signals
         self._say = say
@@ -194,7 +197,7 @@ class Supervisor:
         self.stop()
 
     def outcome(self) -> Outcome:
-        """Return how the run ended, once `reports` is through."""
+        """Return how the run ended, once `looks` is through."""
         failures = [read_failure(log_folder(self.folder.path, name)) for name in self._names]
         cause = cause_of(failure for failure in failures if failure is not None)
         if self._interrupted_at is not None:
@@ -227,7 +230,8 @@ class Supervisor:
     def _moments(self, worker: Watched | None) -> list[Moment]:
         if worker is None or worker.telemetry is None:
             return []
-        events, worker.seen, _ = worker.telemetry.read_events(worker.seen)
+        events, worker.seen, lost = worker.telemetry.read_events(worker.seen)
+        self.missed += lost
         return [(event.begin, event.end, event.step, SPANS[event.span]) for event in events]
 
     @property
@@ -253,7 +257,7 @@ class Supervisor:
         if self._signals is None:
             return
         with suppress(BlockingIOError):
-            for number in self._signals.recv(16):
+            for number in filter(ASK_TO_STOP.__contains__, self._signals.recv(16)):
                 first = self._interrupted_at
                 if first is None:
                     self.interrupt()

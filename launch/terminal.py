@@ -7,12 +7,14 @@ However it ends: left, killed, stopped with Ctrl-Z and brought back. Only kill -
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import sys
 import termios
 import tty
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
@@ -27,6 +29,7 @@ HOME, REST_OF_LINE, REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 BEGIN, END = "\x1b[?2026h", "\x1b[?2026l"
 """A terminal that knows these shows a frame only when all of it has come."""
 SYSTEMS = {"standard": ColorSystem.STANDARD, "256": ColorSystem.EIGHT_BIT, "truecolor": ColorSystem.TRUECOLOR}
+KEY = re.compile(rb"\x1b[\[O][0-9;]*[A-Za-z~]|\x1b|[\x00-\x7f]")
 ARROWS = {b"\x1b[A": "up", b"\x1b[B": "down", b"\x1bOA": "up", b"\x1bOB": "down", b"\x1b": "escape"}
 
 
@@ -35,7 +38,8 @@ def is_usable(console: Console) -> bool:
     if not console.file.isatty() or console.is_dumb_terminal:
         return False
     try:
-        return os.tcgetpgrp(sys.stdout.fileno()) == os.getpgrp()
+        ours = os.tcgetpgrp(sys.stdout.fileno()) == os.getpgrp()
+        return ours and os.get_terminal_size(sys.stdout.fileno()).columns > 0
     except OSError:
         return False
 
@@ -44,16 +48,17 @@ def save() -> list[Any] | None:
     """Return the terminal's settings."""
     try:
         return termios.tcgetattr(sys.stdin.fileno())
-    except (termios.error, ValueError, OSError):
+    except (termios.error, ValueError, OSError, AttributeError):  # no terminal, or no standard input at all
         return None
 
 
 def restore(settings: list[Any] | None) -> None:
     """Set the terminal as it was, after a view that could not do so itself."""
-    if settings is not None:
-        termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, settings)
-    sys.stdout.write(LEAVE)
-    sys.stdout.flush()
+    with suppress(termios.error, OSError, ValueError):  # the terminal may be gone
+        if settings is not None:
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, settings)
+        sys.stdout.write(LEAVE)
+        sys.stdout.flush()
 
 
 class Terminal:
@@ -92,7 +97,7 @@ class Terminal:
 
     def show(self, lines: Sequence[Text]) -> None:
         """Show the lines, from the top of the screen."""
-        text = "\r\n".join(self.render(line) + REST_OF_LINE for line in lines)
+        text = "\r\n".join(REST_OF_LINE + self.render(line) for line in lines)
         self._write(f"{BEGIN}{HOME}{text}{REST_OF_SCREEN}{END}")
 
     def render(self, line: Text) -> str:
@@ -123,9 +128,7 @@ class Terminal:
         self._write(ENTER)
 
     def _give_back(self) -> None:
-        if self._settings is not None:
-            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, self._settings)
-        self._write(LEAVE)
+        restore(self._settings)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self.ended = True
@@ -138,7 +141,10 @@ class Terminal:
         self._stopping = False
         self._give_back()
         os.killpg(0, signal.SIGSTOP)
-        self._take()
+        if is_usable(self.console):
+            self._take()
+        else:
+            self.ended = True  # we go on in the background
 
     def _write(self, text: str) -> None:
         sys.stdout.write(text)
@@ -146,4 +152,6 @@ class Terminal:
 
 
 def _keys(raw: bytes) -> list[str]:
-    return [ARROWS[raw]] if raw in ARROWS else list(raw.decode(errors="ignore"))
+    """Return the keys by name; those that send more than one byte and have no name are left out."""
+    found: list[bytes] = KEY.findall(raw)
+    return [ARROWS.get(key, key.decode()) for key in found if key in ARROWS or len(key) == 1]

@@ -22,6 +22,7 @@ WARM_UP = 10
 MOST = 20_000
 """Spans that are kept in all: some hundred KB."""
 MOST_SAMPLES = 1000
+"""And samples: enough for a counter's course."""
 SENT_DOWN, SENT_UP = ("forward",), ("predict", "backward")
 """What a stage does right before it sends an activation, or a gradient."""
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from textwrap import wrap
 
 from rich.console import Console
 from rich.text import Text
 
 from .broadcast import Subscriber
-from .dashboard import ASCII, GLYPHS, View, draw
+from .dashboard import ASCII, GLYPHS, Glyphs, View, draw
 from .monitor import RunState
 from .recording import RecordingError, replay
 from .terminal import Terminal, is_usable
@@ -20,10 +23,11 @@ from .terminal import Terminal, is_usable
 __all__ = ["Viewer", "find_run", "playback", "watch"]
 
 FRAME = 0.25
+DIGITS = "0123456789"
 SILENCE = 3.0
 """Seconds without a word from the run after which a viewer says so."""
-KEYS = "q leave  h help  up/down stage  g timeline  p pause  s save"
-HELP = """
+KEYS = ("q leave", "h help", "up/down stage", "g timeline", "p pause", "s save")
+HELP = """\
  q            leave the view; training goes on
  up, down     a stage in detail; escape: all stages
  0 .. 9       the stage of that number
@@ -54,7 +58,7 @@ class Viewer:
         self.terminal = terminal
         self.run = run
         self.left = False
-        self.glyphs = GLYPHS if terminal.console.encoding.startswith("utf") else ASCII
+        self.glyphs = glyphs_for(terminal.console)
         self._stage: int | None = None
         self._help = self._timeline = False
         self._paused: RunState | None = None
@@ -67,8 +71,8 @@ class Viewer:
     def lines(self, state: RunState) -> list[Text]:
         width, height = self.terminal.size
         if self._help:
-            return [Text(line) for line in HELP.splitlines()[:height]]
-        keys = self._said or ("paused; p goes on" if self._paused else KEYS)
+            return [Text(line) for line in _help(width)[:height]]
+        keys = self._said or ("paused; p goes on" if self._paused else _keys_that_fit(width))
         stage = None if self._stage is None else min(self._stage, len(state.stages) - 1)
         view = View(width=width, height=height, glyphs=self.glyphs, keys=keys, detail=stage, timeline=self._timeline)
         return draw(state, view)
@@ -87,7 +91,7 @@ class Viewer:
                 self._timeline = not self._timeline
             elif key in ("up", "down", "k", "j"):
                 self._move(-1 if key in ("up", "k") else 1, len(state.stages))
-            elif key.isdigit():
+            elif key in DIGITS:
                 self._stage = min(int(key), len(state.stages) - 1)
             elif key == "p":
                 self._paused = None if self._paused else state
@@ -110,6 +114,31 @@ class Viewer:
         return f"saved {file}"
 
 
+def _help(width: int) -> list[str]:
+    """Return the help in lines of at most that width."""
+    return [part for line in HELP.splitlines() for part in wrap(line, width, subsequent_indent=" " * 14) or [""]]
+
+
+def _keys_that_fit(width: int) -> str:
+    """Return as many keys as there is room for; help has the others."""
+    shown = list(KEYS)
+    while len("  ".join(shown)) > width and len(shown) > 1:
+        shown.pop()
+    return "  ".join(shown)
+
+
+def glyphs_for(console: Console) -> Glyphs:
+    """Return the shapes that the console can show."""
+    return GLYPHS if console.encoding.startswith("utf") else ASCII
+
+
+def _print(state: RunState, console: Console) -> None:
+    """Print a state once, as plain lines."""
+    view = View(width=console.width, height=max(console.height, 50), glyphs=glyphs_for(console))
+    for line in draw(state, view):
+        console.print(line, no_wrap=True, overflow="crop")
+
+
 def save_svg(lines: list[Text], width: int, file: Path) -> None:
     """Write the lines as a picture."""
     with open(os.devnull, "w") as nowhere:
@@ -127,20 +156,19 @@ def watch(run: Path, console: Console, *, once: bool = False, ours: bool = False
         ours: Whether this view belongs to the run's own terminal, which then tells how it ended.
     """
     with Subscriber(run) as subscriber:
-        state = _first_state(subscriber)
+        state = _first_state(subscriber, math.inf if ours else SILENCE)
         if state is None:
             console.print(f"the run in {run} says nothing: it has ended, or was killed", markup=False, soft_wrap=True)
             return 1
         if not once:
             state = _watch(run, console, subscriber, state)
     if once or (state.reason is not None and not ours):
-        for line in draw(state, View(width=console.width, height=console.height or 50)):
-            console.print(line, no_wrap=True, overflow="crop")
+        _print(state, console)
     return 0
 
 
-def _first_state(subscriber: Subscriber) -> RunState | None:
-    deadline = time.monotonic() + SILENCE
+def _first_state(subscriber: Subscriber, patience: float) -> RunState | None:
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         state = subscriber.newest()
         if state is not None:
@@ -154,14 +182,13 @@ def _watch(run: Path, console: Console, subscriber: Subscriber, state: RunState)
     with Terminal(console) as terminal:
         viewer = Viewer(terminal, run)
         while not (viewer.left or terminal.ended or state.reason is not None):
-            viewer.show(state)
+            silent = time.monotonic() - heard
+            silence = [f"no word from the run for {silent:.0f} s; q leaves"] if silent > SILENCE else []
+            viewer.show(replace(state, notes=[*state.notes, *silence]))
             viewer.obey(terminal.wait(FRAME, subscriber.fileno()), state)
             newest = subscriber.newest()
             if newest is not None:
                 state, heard = newest, time.monotonic()
-            elif time.monotonic() - heard > SILENCE:
-                silence = f"no word from the run for {time.monotonic() - heard:.0f} s; q leaves"
-                state = replace(state, notes=[*state.notes[-1:], silence][-2:])
     return state
 
 
@@ -171,9 +198,8 @@ def playback(run: Path, console: Console, speed: float) -> int:
     if is_usable(console):
         state = _play(run, console, states, speed)
     else:
-        *_, (_, state) = states
-    for line in draw(state, View(width=console.width, height=console.height or 50)):
-        console.print(line, no_wrap=True, overflow="crop")
+        ((_, state),) = deque(states, maxlen=1)
+    _print(state, console)
     return 0
 
 
@@ -213,8 +239,8 @@ def find_run(name: Path | None, file: str) -> Path:
         if not name.is_dir():
             raise RecordingError(f"there is no run folder {name}")
         return name
-    runs = sorted(Path("runs").glob("*/"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for run in runs:
-        if (run / file).exists():
-            return run
+    configs = sorted(Path("runs").glob("*/config.toml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for config in configs:
+        if (config.parent / file).exists():
+            return config.parent
     raise RecordingError(f"no run under runs/ has a {file}; name the folder of one")

@@ -73,7 +73,7 @@ def test_the_middle_is_folded_and_the_worst_is_named() -> None:
     state = run(64)
     state.stages[31].useful, state.stages[31].idle = 0.0, {"wait_credit": 1.0}
     text = frame(state, 80, 14)
-    assert "58 more; stage 31 idles most: 100%, for room below" in text
+    assert "58 more; stage 31 idles most: 100%, for room to send on" in text
     shown = [int(line.split()[0]) for line in text.splitlines() if line[:1].isdigit() and "%" in line]
     assert shown == [0, 1, 2, 61, 62, 63]
     assert "31 idles 100%" in frame(state, 40)

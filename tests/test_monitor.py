@@ -26,14 +26,17 @@ def test_a_run_that_has_said_nothing_is_starting() -> None:
 
 def test_rates_and_shares_are_those_of_the_last_seconds() -> None:
     made = Monitor(facts(1))
-    made.take(0.0, [sample(0.0)])
-    made.take(9.0, [sample(9.0)])
-    fast = sample(14.0, steps=860, samples=619_200)
-    fast["seconds"] = sample(9.0)["seconds"] | {"useful": sample(9.0)["seconds"]["useful"] + 5.0}
-    made.take(14.0, [fast])
+    for now in (0.0, 4.0, 9.0, 9.5):
+        made.take(now, [sample(now)])
+    fast = sample(14.5, steps=880, samples=633_600)
+    fast["seconds"] = sample(9.5)["seconds"] | {"useful": sample(9.5)["seconds"]["useful"] + 5.0}
+    made.take(14.5, [fast])
     state = made.state()
-    assert state.samples_per_second == pytest.approx(72_000)
+    assert state.stages[0].steps_per_second == pytest.approx(0.0)  # one change says nothing of a pace
+    made.take(15.5, [{**fast, "time": 15.5, "steps": 980, "samples": 705_600}])
+    state = made.state()
     assert state.stages[0].steps_per_second == pytest.approx(100.0)
+    assert state.samples_per_second == pytest.approx(72_000)
     assert (state.stages[0].useful, state.stages[0].tax) == (1.0, 0.0)
 
 
@@ -41,6 +44,29 @@ def test_shares_add_up_to_one() -> None:
     for stage in monitor(5).state().stages:
         assert stage.useful + stage.tax + stage.idle_share == pytest.approx(1.0)
     assert monitor(4).state().stages[3].cause == "wait_input"
+
+
+def test_slow_steps_have_a_rate_too() -> None:
+    """Steps of 12 s: the window grows until it has some, and the rate is from one change to another."""
+    made = Monitor(facts(1))
+    for tick in range(4 * 130):
+        steps = tick // 48
+        made.take(tick / 4, [sample(tick / 4, steps=steps, samples=720 * steps)])
+    state = made.state()
+    assert state.samples_per_second == pytest.approx(60.0)
+    assert state.eta == pytest.approx(12 * (800 - state.step), rel=0.15)
+
+
+def test_a_stage_that_is_stopped_keeps_the_shares_that_it_had() -> None:
+    made = Monitor(facts(1))
+    for tick in range(8):
+        made.take(tick / 4, [sample(tick / 4)])
+    before = made.state().stages[0]
+    stopped = sample(60.0, life="stopped")
+    stopped["seconds"] = stopped["seconds"] | {"useful": 60.0}
+    made.take(60.0, [stopped])
+    after = made.state().stages[0]
+    assert (after.useful, after.idle) == (before.useful, before.idle)
 
 
 def test_the_speedup_is_over_the_baseline() -> None:
@@ -53,7 +79,7 @@ def test_the_speedup_is_over_the_baseline() -> None:
 def test_the_time_left_is_at_the_pace_so_far() -> None:
     state = monitor(2).state()
     assert state.step == 400
-    assert state.eta == pytest.approx(state.seconds)
+    assert state.eta == pytest.approx(10.0)
     assert monitor(2, total_steps=None).state().eta is None
 
 

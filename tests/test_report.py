@@ -138,14 +138,17 @@ def test_the_baseline_may_be_an_earlier_run(folder: Path, tmp_path: Path) -> Non
     assert code == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["baseline"]["source"] == str(folder)
-    assert summary["baseline"]["schedule"] == "decoupled"
+    assert summary["baseline"]["schedule"] == "lockstep"  # the one that it had measured
+    code, text = run([*arguments, str(folder), "--run-dir", str(tmp_path / "two"), "--stages", "2"])
+    assert code == 2
+    assert "had 3 stages, and this run has 2" in text
     code, text = run([*arguments, "lockstp", "--run-dir", str(tmp_path / "b")])
     assert code == 2
     assert "the baseline lockstp cannot be read: No such file or directory; give lockstep, none, or" in text
     (tmp_path / "s.json").write_text('{"schedule": "lockstep"}')
     code, text = run([*arguments, str(tmp_path / "s.json"), "--run-dir", str(tmp_path / "c")])
     assert code == 2
-    assert "is no summary of a finished run (KeyError: 'samples_per_second')" in text
+    assert "is no summary of a finished run (KeyError: 'signal')" in text
 
 
 def test_an_interruption_during_the_baseline_ends_the_run(tmp_path: Path) -> None:

@@ -335,11 +335,13 @@ def test_which_run_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(RecordingError, match="there is no run folder nowhere"):
         find_run(Path("nowhere"), "telemetry.sock")
     for number, name in enumerate(("old", "new", "newest")):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        os.utime(tmp_path / "runs" / name, (number, number))
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "config.toml").touch()
+        os.utime(folder / "config.toml", (number, number))
         if name != "newest":
-            (tmp_path / "runs" / name / "summary.json").touch()
-            os.utime(tmp_path / "runs" / name, (number, number))
+            (folder / "summary.json").touch()
+    (tmp_path / "runs" / "old" / "report.html").touch()  # made again: the run is as old as before
     assert find_run(None, "summary.json") == Path("runs/new")
 
 

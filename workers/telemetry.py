@@ -123,6 +123,8 @@ class Telemetry:
             begin, end, step, low, span = EVENT.unpack_from(self._map, PAGE + number % self.events * EVENT.size)
             if low == number & LOW:
                 found.append(Event(begin, end, step, span))
+        overwritten = self.numbers[WRITTEN] - self.events + 1  # while they were read, the one in the making included
+        found = found[max(overwritten - first, 0) :]
         return found, written, written - after - len(found)
 
     def close(self) -> None:

@@ -75,7 +75,10 @@ def view_cost(stages: int, seconds: float) -> tuple[float, float]:
         if pid == 0:
             os.environ["TERM"] = "xterm-256color"
             options = ["--stages", str(stages), "--steps", "100000", "--baseline", "none", "--evaluate-every", "100000"]
-            stepahead(["train", "digits", "--run-dir", str(Path(folder) / "run"), *options])
+            try:
+                stepahead(["train", "digits", "--run-dir", str(Path(folder) / "run"), *options])
+            finally:
+                os._exit(0)
         _drain(master, 6.0)
         viewer = max(int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         before, begun = (_cpu(pid), _cpu(viewer)), time.monotonic()
