@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 from rich.text import Text
 
@@ -42,7 +43,7 @@ def draw_gantt(recent: Sequence[Sequence[Moment]], width: int) -> list[Text]:
     for stage, moments in enumerate(recent):
         lines.append(Text(f"{stage:<4}  ") + _row(moments, begin, end, room))
     legend = [f"{letter} {name}" for name, (letter, _) in LETTERS.items() if letter != "."]
-    return [*lines, Text(), Text("  ".join([*legend, ". waits"]), style=WAIT)]
+    return [*lines, Text(), *(Text(line, style=WAIT) for line in wrap("  ".join([*legend, ". waits"]), width))]
 
 
 def _window(recent: Sequence[Sequence[Moment]], last: int) -> tuple[int, int]:
