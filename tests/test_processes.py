@@ -172,7 +172,7 @@ def test_torchrun_gives_the_same_run(tmp_path: Path) -> None:
 def test_torchrun_leaves_a_summary_however_it_ends(tmp_path: Path, act: str, code: int, reason: str, said: str) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    arguments = ["-m", "stepahead.launch", *faulty(folder, act, 1, 30)]
+    arguments = ["-m", "stepahead.launch", *faulty(folder, act, 1, 30, "--baseline", "none")]
     with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
         assert run.stdout is not None
         text = run.stdout.read()  # to its end: when the last of all processes is gone
