@@ -18,6 +18,7 @@ summary     what came of it                 gpus        how busy and how hot
 words       what a run says to people       screen      a console that outlives its reader
 export      weights for the uncut model     environment this machine, for bug reports
 datasets    data for demo and examples      doctor      a self-test of it
+causes      what idle time is idle for      advice      from a profile to what to change
 job_digits, job_chars   the built-in jobs
 
 Names are imported when they are asked for: a command that needs no torch need not wait for it.

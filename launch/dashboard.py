@@ -1,9 +1,10 @@
 """The dashboard: draws a run's state as lines of text, for any width and height. Pure: it knows no screen and no clock.
 
-    digits  ━━━━━━━━━━━━━━━━━╸────────────── 420/800  eta 0:00:11  31,204 samples/s
-    1.88x lockstep (measured) · accuracy 0.9412
-    stage  device  useful █ tax ▒ idle · locked │     useful  tax  idle  idle for     cosine  lag  state
-    0      cpu     ███████████│██████████████▒▒▒···      82%   7%   11%  a batch      .81 ↗     2  ▶ running
+    digits  ━━━━━━━━━━━━━━─────────────  step 400/800  eta 0:00:10  28,800 samples/s
+    1.80x lockstep (measured) · accuracy 0.9412 · loss 0.2642
+
+    stage  device   █useful ▒tax │locked  useful   tax  idle   cosine  state
+    0      cpu      ███│████████████▒···     80%    5%   15%   0.60 ↗  ▶ running
 
 What there is no room for is left out, the least important columns first; when there are more stages than lines, the
 middle is folded and the stage that idles most is named.
@@ -18,21 +19,13 @@ from textwrap import wrap
 
 from rich.text import Text
 
+from .causes import CAUSE_WORDS, CAUSES, IDLE_COLOUR, TAX_COLOUR, USEFUL_COLOUR
 from .gantt import draw_gantt
-from .monitor import CAUSES, RunState, StageState
+from .monitor import RunState, StageState
 
 __all__ = ["ASCII", "GLYPHS", "View", "draw"]
 
-USEFUL, TAX, LOCKED, WARNING = "#56b4e9", "#e69f00", "bold #f0e442", "#d55e00"
-"""From the colours of Okabe and Ito, which people who see few colours can tell apart; each also has a shape."""
-IDLE = QUIET = "bright_black"
-CAUSE_WORDS = {
-    "wait_input": "a batch",
-    "wait_credit": "room to send on",
-    "wait_gradient": "a gradient",
-    "link": "copying",
-    "other": "other things",
-}
+LOCKED, WARNING, QUIET = "bold #f0e442", "#d55e00", IDLE_COLOUR
 SHORT_WORDS = {"waits for a batch": "no batch", "waits for room": "no room", "waits for a gradient": "no gradient"}
 SHORTEST_BAR = 10
 NARROW = 50
@@ -172,7 +165,7 @@ def _progress(state: RunState, room: int, glyphs: Glyphs) -> Text:
     if room < 4 or not total:
         return Text(" " * max(room, 0))
     done = min(round(room * state.step / total), room)
-    return Text.assemble((glyphs.done * done, USEFUL), (glyphs.left * (room - done), QUIET))
+    return Text.assemble((glyphs.done * done, USEFUL_COLOUR), (glyphs.left * (room - done), QUIET))
 
 
 def _steps(state: RunState) -> str:
@@ -243,8 +236,8 @@ def _bar(state: RunState, index: int, width: int, glyphs: Glyphs) -> Text:
     stage = state.stages[index]
     useful = round(stage.useful * width)
     tax = min(round((stage.useful + stage.tax) * width), width) - useful
-    shapes = [(glyphs.useful, USEFUL)] * useful + [(glyphs.tax, TAX)] * tax
-    shapes += [(glyphs.idle, IDLE)] * (width - len(shapes))
+    shapes = [(glyphs.useful, USEFUL_COLOUR)] * useful + [(glyphs.tax, TAX_COLOUR)] * tax
+    shapes += [(glyphs.idle, IDLE_COLOUR)] * (width - len(shapes))
     baseline = state.facts.baseline
     if baseline is not None and index < len(baseline.useful):
         shapes[min(round(baseline.useful[index] * width), width - 1)] = (glyphs.locked, LOCKED)
@@ -369,8 +362,8 @@ def _detail(state: RunState, view: View, index: int) -> list[Text]:
     shares = [("useful", stage.useful), ("tax", stage.tax), *((cause, stage.idle.get(cause, 0.0)) for cause in CAUSES)]
     room = max(width - 32, 5)
     for name, share in shares:
-        shape, style = {"useful": (view.glyphs.useful, USEFUL), "tax": (view.glyphs.tax, TAX)}.get(
-            name, (view.glyphs.idle, IDLE)
+        shape, style = {"useful": (view.glyphs.useful, USEFUL_COLOUR), "tax": (view.glyphs.tax, TAX_COLOUR)}.get(
+            name, (view.glyphs.idle, IDLE_COLOUR)
         )
         words = name if name in ("useful", "tax") else f"idle for {CAUSE_WORDS[name]}"
         lines.append(Text.assemble(f"{words:<22}{share:>6.1%}  ", (shape * round(share * room), style)))

@@ -11,22 +11,23 @@ from textwrap import wrap
 
 from rich.text import Text
 
+from .causes import IDLE_COLOUR, TAX_COLOUR, USEFUL_COLOUR
+
 __all__ = ["LETTERS", "Moment", "draw_gantt"]
 
 Moment = tuple[int, int, int, str]
 """When a span began and ended (ns), at which step, and its name."""
-USEFUL, TAX, WAIT = "#56b4e9", "#e69f00", "bright_black"
 LETTERS = {
-    "forward": ("f", USEFUL),
-    "backward": ("b", USEFUL),
-    "optimizer": ("o", USEFUL),
-    "predict": ("p", TAX),
-    "learn": ("l", TAX),
-    "send": ("s", WAIT),
-    "evaluate": ("e", WAIT),
-    "wait_input": (".", WAIT),
-    "wait_credit": (".", WAIT),
-    "wait_gradient": (".", WAIT),
+    "forward": ("f", USEFUL_COLOUR),
+    "backward": ("b", USEFUL_COLOUR),
+    "optimizer": ("o", USEFUL_COLOUR),
+    "predict": ("p", TAX_COLOUR),
+    "learn": ("l", TAX_COLOUR),
+    "send": ("s", IDLE_COLOUR),
+    "evaluate": ("e", IDLE_COLOUR),
+    "wait_input": (".", IDLE_COLOUR),
+    "wait_credit": (".", IDLE_COLOUR),
+    "wait_gradient": (".", IDLE_COLOUR),
 }
 STEPS = 5
 """Steps to show."""
@@ -43,7 +44,7 @@ def draw_gantt(recent: Sequence[Sequence[Moment]], width: int) -> list[Text]:
     for stage, moments in enumerate(recent):
         lines.append(Text(f"{stage:<4}  ") + _row(moments, begin, end, room))
     legend = [f"{letter} {name}" for name, (letter, _) in LETTERS.items() if letter != "."]
-    return [*lines, Text(), *(Text(line, style=WAIT) for line in wrap("  ".join([*legend, ". waits"]), width))]
+    return [*lines, Text(), *(Text(line, style=IDLE_COLOUR) for line in wrap("  ".join([*legend, ". waits"]), width))]
 
 
 def _window(recent: Sequence[Sequence[Moment]], last: int) -> tuple[int, int]:

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from .causes import CAUSES
 from .gantt import Moment
 
-__all__ = ["CAUSES", "Baseline", "Facts", "Monitor", "RunState", "StageState", "Trail"]
+__all__ = ["Baseline", "Facts", "Monitor", "RunState", "StageState", "Trail"]
 
 WINDOW = 5.0
 LEAST_STEPS, LONGEST_WINDOW = 10, 300.0
@@ -22,8 +23,6 @@ LEAST_STEPS, LONGEST_WINDOW = 10, 300.0
 LONG = 0.4
 """Seconds of waiting after which it is the state of a stage, and no longer its share of idle time alone."""
 POINTS = 60
-CAUSES = ("wait_input", "wait_credit", "wait_gradient", "link", "other")
-"""What idle time is idle for."""
 PARTS = ("useful", "tax", *CAUSES)
 WAITS = {"wait_input": "waits for a batch", "wait_credit": "waits for room", "wait_gradient": "waits for a gradient"}
 PLAIN = ("steps", "loss", "cosine", "relative_error", "unanswered", "gradient_norm", "memory")

@@ -10,9 +10,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from .causes import CAUSE_HEADS, CAUSES
 from .charts import Series, draw_bars, draw_lines, draw_timeline
 from .gantt import STEPS, Moment
-from .monitor import CAUSES
 from .recording import FILE as TELEMETRY
 from .recording import RecordingError
 from .trace import FILE as TRACE
@@ -22,13 +22,6 @@ __all__ = ["FILE", "write_report"]
 FILE = "report.html"
 MOST_POINTS = 300
 PREDICTOR = ("cosine", "relative_error", "sign_error")
-CAUSE_WORDS = {
-    "wait_input": "no batch",
-    "wait_credit": "no room",
-    "wait_gradient": "no gradient",
-    "link": "copying",
-    "other": "other",
-}
 STYLE = """
 :root { --ink: #1b1f24; --quiet: #667; --page: #fff; --card: #f5f6f8; --grid: #d9dce1; --idle: #e3e5ea;
   --useful: #2b86c5; --tax: #e69f00; --mark: #1b1f24; color-scheme: light dark; }
@@ -128,7 +121,7 @@ def _stages(summary: Mapping[str, Any]) -> str:
         shape += f'<i class="tax" style="width:{stage["tax"]:.2%}"></i>'
         bars.append(f'<div class="stage"><span>stage {index}</span><div class="bar">{shape}{mark}</div></div>')
         rows.append(_stage_row(index, stage, locked))
-    heads = ("stage", "device", "useful", "tax", "idle", *CAUSE_WORDS.values(), "locked", "parameters", "activations")
+    heads = ("stage", "device", "useful", "tax", "idle", *CAUSE_HEADS.values(), "locked", "parameters", "activations")
     head = "".join(f"<th>{name}</th>" for name in heads)
     legend = "solid: useful, hatched: tax, empty: idle" + ("; the line: useful under the lock" if baseline else "")
     return (

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from stepahead.workers import log_folder, newest_snapshot, stage_title
 
+from .causes import CAUSE_WORDS
 from .folder import RunFolder
 from .plan import Plan
 from .summary import death
@@ -23,13 +24,6 @@ from .supervisor import Loss, Outcome
 __all__ = ["first_words", "last_words", "show_result"]
 
 NARROW = 60
-CAUSES = {
-    "wait_input": "a batch",
-    "wait_credit": "room to send on",
-    "wait_gradient": "a gradient",
-    "link": "copying",
-    "other": "other things",
-}
 
 
 def first_words(plan: Plan, folder: RunFolder) -> list[str]:
@@ -93,7 +87,7 @@ def _table(stages: list[dict[str, Any]], *, narrow: bool) -> Table:
         shares = [f"{share:.0%}" for share in (stage["useful"], stage["tax"], sum(idle.values()))]
         predictor, lag = stage["predictor"], stage["lag"]
         cosine = f"{predictor['cosine']:.2f}" if predictor and predictor["cosine"] is not None else ""
-        cells = [str(index), *shares, cosine, str(lag["p50"]) if lag else "", CAUSES[most]]
+        cells = [str(index), *shares, cosine, str(lag["p50"]) if lag else "", CAUSE_WORDS[most]]
         table.add_row(*cells[: len(table.columns)])
     return table
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepahead.launch import causes
 from stepahead.pipeline import TAX, USEFUL
 from stepahead.workers import Spans, Telemetry, read_sample
 from stepahead.workers.spans import CAUSES, NAMES, parts_of
@@ -62,6 +63,10 @@ def test_the_shares_add_up_to_one(spent: list[tuple[str, float]], rest: float) -
     assert isinstance(idle, dict)
     assert shares["useful"] + shares["tax"] + sum(idle.values()) == pytest.approx(1.0)  # type: ignore[operator]
     assert min(idle.values()) >= -1e-9
+
+
+def test_those_who_show_it_know_the_same_causes() -> None:
+    assert CAUSES == causes.CAUSES == tuple(causes.CAUSE_WORDS) == tuple(causes.CAUSE_HEADS)
 
 
 def test_before_it_begins_all_is_idle() -> None:
