@@ -7,8 +7,7 @@ late or misses some needs nothing else. One that does not read loses messages, a
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,8 @@ class Publisher:
         self._socket = self._context.socket(zmq.PUB)
         self._socket.set(zmq.SNDHWM, WAITING)
         self._socket.set(zmq.LINGER, 200)
-        self._path = run / SOCKET
-        with _address(run) as address:
-            self._socket.bind(address)
+        self._run = os.open(run, os.O_PATH | os.O_DIRECTORY)
+        self._socket.bind(_address(self._run))
 
     def send(self, state: RunState) -> None:
         """Send a state to whoever listens."""
@@ -44,7 +42,9 @@ class Publisher:
     def close(self) -> None:
         self._socket.close()
         self._context.term()
-        self._path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(SOCKET, dir_fd=self._run)
+        os.close(self._run)
 
 
 class Subscriber:
@@ -57,7 +57,7 @@ class Subscriber:
         self._socket.set(zmq.RECONNECT_IVL, 50)
         self._socket.subscribe(b"")
         self._run = os.open(run, os.O_PATH | os.O_DIRECTORY)
-        self._socket.connect(f"ipc:///proc/self/fd/{self._run}/{SOCKET}")
+        self._socket.connect(_address(self._run))
 
     def fileno(self) -> int:
         return int(self._socket.get(zmq.FD))
@@ -82,11 +82,6 @@ class Subscriber:
         self.close()
 
 
-@contextmanager
-def _address(run: Path) -> Generator[str]:
-    """Yield a short address: a Unix socket's path may have 107 bytes, and run folders lie deep."""
-    descriptor = os.open(run, os.O_PATH | os.O_DIRECTORY)
-    try:
-        yield f"ipc:///proc/self/fd/{descriptor}/{SOCKET}"
-    finally:
-        os.close(descriptor)
+def _address(run: int) -> str:
+    """Return a short address in an open folder: a Unix socket's path may have 107 bytes, and run folders lie deep."""
+    return f"ipc:///proc/self/fd/{run}/{SOCKET}"

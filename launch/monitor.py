@@ -54,8 +54,6 @@ class Facts:
     signal: str
     run: str
     """Its folder."""
-    pid: int = 0
-    """The process that watches over it."""
     devices: tuple[str, ...]
     layers: tuple[str, ...]
     """Of each stage, what it is made of."""

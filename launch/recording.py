@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from .monitor import Facts, Monitor, Sample, facts_from
 
-__all__ = ["FILE", "Recording", "RecordingError", "replay"]
+__all__ = ["FILE", "Recording", "RecordingError", "lines_of", "replay"]
 
 FILE = "telemetry.jsonl"
 DENSITY = 1000
@@ -72,22 +72,30 @@ class Recording:
                 self.failed = error
 
 
-def replay(run: Path) -> Iterator[tuple[float, Monitor]]:
-    """Yield a monitor again and again, after each line of a recording, with that line's time."""
+def lines_of(run: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a recording; a last one that was cut off is left out."""
     try:
         lines = (run / FILE).read_text().splitlines()
-        monitor = Monitor(facts_from(json.loads(lines[0])["facts"]))
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except OSError as error:
         raise RecordingError(f"{run} has no {FILE} that can be read ({type(error).__name__})") from None
-    now = 0.0
-    for number, text in enumerate(lines[1:], start=2):
+    for number, text in enumerate(lines, start=1):
         try:
-            line = json.loads(text)
+            yield json.loads(text)
         except ValueError:
-            if number == len(lines):
+            if number == len(lines) > 1:
                 return  # the run was killed while it wrote
             raise RecordingError(f"{run / FILE}, line {number}, is not JSON") from None
+
+
+def replay(run: Path) -> Iterator[tuple[float, Monitor]]:
+    """Yield a monitor again and again, after each line of a recording, with that line's time."""
+    monitor: Monitor | None = None
+    now = 0.0
+    for number, line in enumerate(lines_of(run), start=1):
         try:
+            if monitor is None:
+                monitor = Monitor(facts_from(line["facts"]))
+                continue
             now = _replay_line(line, monitor, now)
         except (LookupError, TypeError, ValueError) as error:
             what = f"{type(error).__name__}: {error}"

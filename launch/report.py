@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,7 @@ from typing import Any
 from .causes import CAUSE_HEADS, CAUSES
 from .charts import Series, draw_bars, draw_lines, draw_timeline
 from .gantt import STEPS, Moment
-from .recording import FILE as TELEMETRY
-from .recording import RecordingError
+from .recording import RecordingError, lines_of
 from .trace import FILE as TRACE
 
 __all__ = ["FILE", "write_report"]
@@ -73,10 +72,12 @@ PAGE = """<!doctype html>
 def write_report(run: Path) -> Path:
     """Write the report of a run folder from its files, and return where it is."""
     summary = _summary(run)
-    lines = list(_telemetry(run))
+    recorded = _recorded(run)
+    lines = [line for line in recorded if "samples" in line]
+    machine = recorded[0]["facts"].get("machine", "") if recorded else ""
     moments = _moments(run, len(summary["stages"]))
     parts = [_head(summary, run), _stages(summary), _steps(moments), _curves(lines), _predictors(summary, lines)]
-    parts += [_lags(summary), _machine(summary, run, _facts(run))]
+    parts += [_lags(summary), _machine(summary, run, machine)]
     page = PAGE.format(title=escape(summary["job"]), style=STYLE, body="".join(parts))
     file = run / FILE
     file.write_text(page, encoding="utf-8")
@@ -206,14 +207,14 @@ def _lags(summary: Mapping[str, Any]) -> str:
     return f"<h2>Lag: steps until a gradient is learnt from</h2><div class='grid2'>{''.join(cards)}</div>"
 
 
-def _machine(summary: Mapping[str, Any], run: Path, facts_of_run: Mapping[str, Any]) -> str:
+def _machine(summary: Mapping[str, Any], run: Path, machine: str) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     try:
         config = (run / "config.toml").read_text()
     except OSError:
         config = "not there"
     weights = summary["weights_sha256"] or "not saved"
-    facts = f"<p>{escape(facts_of_run.get('machine', ''))}</p><p>{escape(versions)}</p>"
+    facts = f"<p>{escape(machine)}</p><p>{escape(versions)}</p>"
     facts += f"<p class='quiet'>weights sha256 <span data-key='weights_sha256'>{weights}</span></p>"
     return f"<h2>Machine and settings</h2><div class='card'>{facts}<pre>{escape(config)}</pre></div>"
 
@@ -249,28 +250,12 @@ def _summary(run: Path) -> dict[str, Any]:
     return summary
 
 
-def _facts(run: Path) -> dict[str, Any]:
-    """Return what was known when the run began; nothing if that was not recorded."""
+def _recorded(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of the recording; a run may have none."""
     try:
-        with (run / TELEMETRY).open() as file:
-            facts: dict[str, Any] = json.loads(file.readline())["facts"]
-    except (OSError, ValueError, LookupError):
-        return {}
-    return facts
-
-
-def _telemetry(run: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines with samples; a run may have none."""
-    try:
-        lines = (run / TELEMETRY).read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        if '"samples"' in line[:80] or '"time"' in line[:20]:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                return
+        return list(lines_of(run))
+    except RecordingError:
+        return []
 
 
 def _moments(run: Path, stages: int) -> list[list[Moment]]:

@@ -187,6 +187,8 @@ def _supervise(
                 samples, moments = supervisor.samples(time.monotonic(), gpus.read()), supervisor.moments()
                 showing.update(samples, moments)
                 tracer.take(samples, moments)
+            if supervisor.missed:
+                monitor.note(f"{supervisor.missed} spans came too fast to be kept: timeline and trace have gaps")
             outcome = supervisor.outcome()
             monitor.reason = outcome.reason
         seconds = time.monotonic() - begun

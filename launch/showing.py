@@ -45,7 +45,6 @@ def facts_of(plan: Plan, folder: RunFolder, baseline: Baseline | None) -> Facts:
         schedule=plan.config.schedule,
         signal=plan.signal,
         run=str(folder.path),
-        pid=os.getpid(),
         machine=machine(),
         devices=plan.devices,
         layers=tuple(f"layers {group[0].name} to {group[-1].name}" for group in groups),

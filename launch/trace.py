@@ -42,18 +42,15 @@ class Tracer:
         self.samples: list[Sequence[Sample | None]] = []
         self._first = first
         self._last = last
-        self._room = MOST if last is None else None
 
     def take(self, samples: Sequence[Sample | None], moments: Sequence[Sequence[Moment]]) -> None:
         """Keep what belongs to the steps in question."""
-        if self._room is not None and self._room <= 0:
+        if self._last is None and sum(map(len, self.moments)) >= MOST:
             return
         for kept, new in zip(self.moments, moments, strict=True):
             kept += [moment for moment in new if self._wanted(moment)]
         if any(self.moments) and len(self.samples) < MOST_SAMPLES:
             self.samples.append(samples)
-        if self._room is not None:
-            self._room = MOST - sum(map(len, self.moments))
 
     def write(self, run: Path) -> None:
         """Write the trace into a run folder."""

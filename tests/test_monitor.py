@@ -170,9 +170,8 @@ def test_a_long_recording_stays_small(tmp_path: Path) -> None:
     ("text", "said"),
     [
         (None, "has no telemetry.jsonl that can be read (FileNotFoundError)"),
-        ("", "has no telemetry.jsonl that can be read (IndexError)"),
-        ("{}\n", "has no telemetry.jsonl that can be read (KeyError)"),
-        ("nonsense\n", "has no telemetry.jsonl that can be read (JSONDecodeError)"),
+        ("{}\n", "telemetry.jsonl, line 1, is not of a recording (KeyError: 'facts')"),
+        ("nonsense\n", "telemetry.jsonl, line 1, is not JSON"),
     ],
 )
 def test_what_is_no_recording_is_one_sentence(text: str | None, said: str, tmp_path: Path) -> None:

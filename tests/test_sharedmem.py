@@ -15,7 +15,7 @@ import torch
 
 from stepahead.pipeline import FrameError, Gradient, GradientKind, LinkError, PeerGoneError
 from stepahead.workers import SharedReceiver, SharedSender, Waiter, make_sockets
-from stepahead.workers.sharedmem import CONTROL_BYTES, HEAD, MAGIC, SEALS, SENT, TAKEN, Memory
+from stepahead.workers.ring import CONTROL_BYTES, HEAD, MAGIC, SEALS, SENT, TAKEN, Memory
 from stepahead.workers.wire import encode_header
 
 

@@ -10,6 +10,7 @@ memory      what a stage holds, in bytes    waiting     for several ends at once
 spans       where a worker's time goes     telemetry   what it notes for whoever looks
 samples     how far it is, written and read ledger     what went through the links, for proofs
 ends        which ends each worker has      files       files that are there whole
+ring        slots in shared memory
 """
 
 from .channels import LinkEnd, LinkStatistics, Receiver, Sender, memory_link

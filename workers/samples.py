@@ -16,11 +16,12 @@ import torch
 from stepahead.pipeline import Stage
 
 from .loop import Links, Progress
-from .spans import NAMES, parts_of
+from .spans import NAMES, parts_of, seconds_of
 from .telemetry import REALS, Telemetry
 
-__all__ = ["read_sample", "write_sample"]
+__all__ = ["PREDICTOR", "read_sample", "write_sample"]
 
+PREDICTOR = ("cosine", "relative_error", "sign_error")
 PLAIN = ("steps", "samples", "skipped", "unanswered", "memory")
 
 
@@ -38,9 +39,7 @@ def write_sample(telemetry: Telemetry, progress: Progress, stage: Stage | None, 
 def read_sample(telemetry: Telemetry, now: int | None = None) -> dict[str, Any]:
     """Return what the worker wrote last, and where its time went until now; None for what it does not know."""
     now = int(telemetry["ended"]) or (time.perf_counter_ns() if now is None else now)
-    seconds: dict[str, float] = {
-        name: total / 1e9 for name, total in zip(NAMES, telemetry.totals(len(NAMES), now), strict=True)
-    }
+    seconds = seconds_of(telemetry, now)
     begun, doing = int(telemetry["begun"]), int(telemetry["doing"])
     wall = (now - begun) / 1e9 if begun else 0.0
     open_span = 0 <= doing < len(NAMES)
@@ -72,7 +71,7 @@ def _write_stage(telemetry: Telemetry, progress: Progress, stage: Stage) -> None
     telemetry["loss"] = _or_nan(progress.loss)
     telemetry["gradient_norm"] = _or_nan(statistics.gradient_norm)
     if statistics.quality is not None:
-        for name in ("cosine", "relative_error", "sign_error"):
+        for name in PREDICTOR:
             telemetry[name] = getattr(statistics.quality, name)
 
 

@@ -17,14 +17,13 @@ from stepahead.pipeline import TAX, USEFUL, Part
 
 from .telemetry import INDEX, NOTHING, TOTALS, Telemetry
 
-__all__ = ["NAMES", "PARTS", "SpanName", "Spans", "Wait", "parts_of"]
+__all__ = ["NAMES", "SpanName", "Spans", "Wait", "parts_of", "seconds_of"]
 
 Wait = Literal["wait_input", "wait_credit", "wait_gradient"]
 """Why a worker has nothing to do: no batch has come, no room below or above, no gradient though one is due."""
 SpanName = Part | Wait | Literal["send", "evaluate"]
 NAMES: tuple[SpanName, ...] = (*get_args(Part), *get_args(Wait), "send", "evaluate")
 CAUSES = (*get_args(Wait), "link", "other")
-PARTS = ("useful", "tax", *CAUSES)
 DOING, SINCE = INDEX["doing"], INDEX["since"]
 
 
@@ -93,8 +92,13 @@ class Spans:
     @property
     def seconds(self) -> dict[str, float]:
         """The totals so far."""
-        totals = self.telemetry.totals(len(NAMES), self.now())
-        return {name: total / 1e9 for name, total in zip(NAMES, totals, strict=True)}
+        return seconds_of(self.telemetry, self.now())
+
+
+def seconds_of(telemetry: Telemetry, now: int) -> dict[str, float]:
+    """Return the seconds that each span has taken until `now`."""
+    totals = telemetry.totals(len(NAMES), now)
+    return {name: total / 1e9 for name, total in zip(NAMES, totals, strict=True)}
 
 
 def parts_of(seconds: Mapping[str, float], wall: float) -> dict[str, float]:

@@ -4,8 +4,8 @@ figures   steps, loss, queues ..: 8 bytes each, overwritten in place
 totals    nanoseconds by span: they only grow, so whoever looks seldom misses none
 events    the last spans one by one, in a ring: (begin, end, step, number, span)
 
-A worker only writes, and never waits; a reader may look at any time. An event that is being overwritten while it is
-read is known by its number, and left out.
+A worker only writes, and never waits; a reader may look at any time. Events that may have been overwritten while they
+were read are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from stepahead.pipeline import UsageError
 
-__all__ = ["EVENT", "EVENTS_KEPT", "FIGURES", "Event", "Telemetry"]
+__all__ = ["EVENTS_KEPT", "Event", "Telemetry"]
 
 FIGURES = (
     "begun",
@@ -45,6 +45,7 @@ TOTALS = 64
 """Where the totals are, in numbers of 8 bytes."""
 PAGE = mmap.PAGESIZE
 EVENT = struct.Struct("<qqIIHxxxxxx")
+"""Padded to 32 bytes."""
 EVENTS_KEPT = 4096
 NOTHING = -1
 """What it does between spans."""

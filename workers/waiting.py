@@ -61,17 +61,13 @@ class Waiter:
 
     def wait(self, timeout: float) -> bool:
         """Wait for at most `timeout` seconds, let the ends take note, and return whether anything happened."""
-        news = self._is_news()
-        try:
-            if not news:
-                for end in self._ends:
-                    end.doze(True)
-                news = self._is_news()  # what happened before we dozed has not rung
-            return self._hear(0.0 if news else timeout) or news
-        finally:
-            for end in self._ends:
-                end.doze(False)
-            self._is_news()  # whoever waited looks at all the ends now
+        if self._is_news():
+            self.look()
+            happened = True
+        else:
+            happened = self._doze(timeout)
+        self._is_news()  # whoever waited looks at all the ends now
+        return happened
 
     def rounds(self, timeout: float) -> Iterator[None]:
         """Yield at once, and again whenever something happened, until `timeout` seconds are over."""
@@ -84,6 +80,16 @@ class Waiter:
 
     def close(self) -> None:
         self._poll.close()
+
+    def _doze(self, timeout: float) -> bool:
+        try:
+            for end in self._ends:
+                end.doze(True)
+            news = self._is_news()  # what happened before we dozed has not rung
+            return self._hear(0.0 if news else timeout) or news
+        finally:
+            for end in self._ends:
+                end.doze(False)
 
     def _is_news(self) -> bool:
         before, self._known = self._known, [end.news() for end in self._ends]

@@ -25,12 +25,10 @@ from .feed import Feed
 from .loop import Lag, Links, Loop, Progress
 from .memory import ActivationMeter
 from .post import Post
-from .samples import write_sample
+from .samples import PREDICTOR, write_sample
 from .spans import Wait
 
 __all__ = ["StageWork", "feed_pipeline", "run_stage"]
-
-PREDICTOR = ("cosine", "relative_error", "sign_error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +63,7 @@ def run_stage(work: StageWork, post: Post) -> None:
     summary = _summary(work, post, loop, group, meter)
     _report(post, loop)
     save_stage(post.place.run, group, index)
-    post.tell("finished", steps=post.progress.steps, summary=summary)
+    post.tell("finished", summary=summary)
     for end in links.ends:
         end.close()
 
@@ -76,7 +74,7 @@ def feed_pipeline(feed: Feed, post: Post) -> None:
     assert isinstance(link, Sender), "data is sent"
     post.spans.begin()
     post.drive(_feed(feed, post, link), [link], partial(write_sample, post.telemetry, post.progress, None, None))
-    post.tell("finished", steps=post.progress.steps, summary={})
+    post.tell("finished", summary={})
     link.close()
 
 
