@@ -14,6 +14,7 @@ import os
 import pty
 import select
 import tempfile
+import termios
 import time
 from pathlib import Path
 from statistics import median
@@ -74,6 +75,7 @@ def view_cost(stages: int, seconds: float) -> tuple[float, float]:
         pid, master = pty.fork()
         if pid == 0:
             os.environ["TERM"] = "xterm-256color"
+            termios.tcsetwinsize(0, (40, 120))  # a terminal without a size gets no view
             options = ["--stages", str(stages), "--steps", "100000", "--baseline", "none", "--evaluate-every", "100000"]
             try:
                 stepahead(["train", "digits", "--run-dir", str(Path(folder) / "run"), *options])
