@@ -37,7 +37,7 @@ from .job import Job, load_job
 
 __all__ = ["Plan", "layer_costs", "make_plan", "plan_run"]
 
-PREFETCH = 4
+PREFETCH = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -164,7 +164,7 @@ def test_no_memory_for_the_links_is_one_sentence(tmp_path: Path) -> None:
     code, text = run(faulty(tmp_path / "run", "none", 0, 5, *without), prepare=scarce)
     assert code == 1
     assert "Traceback" not in text
-    assert "LinkError: no memory for edge data>0: 4 slots of 4 KiB cannot be had (File too large)" in text
+    assert "LinkError: no memory for edge data>0: 8 slots of 4 KiB cannot be had (File too large)" in text
     code, text = run(faulty(tmp_path / "more", "none"), prepare=scarce)
     assert code == 2
     assert "Traceback" not in text

@@ -132,9 +132,10 @@ def test_a_count_of_messages_that_cannot_be_is_refused(link: tuple[SharedSender,
     sender.memory.set(SENT, count)
     with pytest.raises(FrameError, match=r"on edge 0>1 stage 0 sent what makes -?\d+ of 3 messages wait"):
         receiver.try_receive()
-    sender.memory.set(TAKEN, max(count, 3))
+    sender.memory.set(TAKEN, max(count, 6))
+    sender.try_send(gradient(2))
     with pytest.raises(FrameError, match=r"on edge 0>1 stage 1 took what makes -\d+ of 3 messages wait"):
-        sender.try_send(gradient(2))
+        sender.try_send(gradient(3))  # it is looked at when what it said last leaves no room
 
 
 def test_no_wake_is_lost_between_processes() -> None:

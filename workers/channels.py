@@ -104,6 +104,11 @@ class Sender(LinkEnd):
         """How many messages may be sent before one is taken."""
         return self.capacity - self.waiting
 
+    @property
+    def full(self) -> bool:
+        """Whether no message may be sent before one is taken."""
+        return self.waiting >= self.capacity
+
     @abstractmethod
     def try_send(self, message: Message) -> bool:
         """Send a message if the link is not full, and return whether it was sent."""
@@ -233,9 +238,9 @@ class _MemorySender(_MemoryEnd, Sender):
         header = self.header_for(message)
         if self.gone:
             raise self._over(True, "send")
-        if not self.credits:
+        if self.full:
             return False
-        values = tuple([value.detach() for value in message.values])
+        values = tuple([value.detach().contiguous() for value in message.values])
         self._shared.queue.append((header, load(header, values)))
         self._count(header, message)
         self._ring()

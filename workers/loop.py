@@ -193,7 +193,7 @@ class Loop:
             if self._stopping or self._waits or self.progress.steps - oldest >= self.lag.most:
                 return "wait_gradient"
         for sender in self._senders:
-            if not sender.credits and not sender.gone:  # to one that is gone the next message says so
+            if sender.full and not sender.gone:  # to one that is gone the next message says so
                 return "wait_credit"
         return None
 

@@ -25,7 +25,7 @@ from .waiting import Waiter
 
 __all__ = ["Place", "Post", "log_folder"]
 
-REPORT_EVERY = 0.2
+REPORT_EVERY = 0.25
 LONGEST_WAIT = 0.5
 """Seconds after which a rank of torchrun that waits looks up: a signal to it does not end a wait."""
 
@@ -130,11 +130,12 @@ class Post:
             waiting = wait is not None
             if wait is not None:
                 self._wait(waiter, wait, ends, since + self.place.timeout - now)
+                self._listen()
             if now - self._reported >= REPORT_EVERY:
                 self._reported = now
                 waiter.look()  # one that never waits would never hear its supervisor
+                self._listen()
                 report()
-            self._listen()  # after all that may have heard something
             if self.abandoned:
                 return
 
@@ -174,7 +175,7 @@ class Post:
 def _whom(wait: Wait, ends: list[LinkEnd]) -> str:
     """Say who keeps the worker waiting."""
     if wait == "wait_credit":
-        full = [end for end in ends if isinstance(end, SharedSender) and not end.credits]
+        full = [end for end in ends if isinstance(end, SharedSender) and end.full]
         return ", ".join(f"{end.peer} took nothing more on edge {end.edge}" for end in full) or "a link was full"
     gradients = wait == "wait_gradient"
     silent = [end for end in ends if isinstance(end, SharedReceiver)]

@@ -65,7 +65,9 @@ class Memory:
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self._known: dict[tuple[int, bytes], tuple[Tensor, ...]] = {}
         self._numbers: memoryview[int] = memoryview(self._map)[:CONTROL_BYTES].cast("Q")
-        self._lock = Lock()
+        lock = Lock()
+        lock.acquire()
+        self._let_go, self._take = lock.release, lock.acquire
         self.closed = False
 
     @classmethod
@@ -139,10 +141,8 @@ class Memory:
 
     def _fence(self) -> None:
         """Keep what comes before and what comes after apart, as other processes see it."""
-        with self._lock:
-            pass
-        with self._lock:  # between letting go and taking again nothing passes, in either direction
-            pass
+        self._let_go()
+        self._take()  # in between nothing passes, in either direction
 
     def _start(self, number: int) -> int:
         return CONTROL_BYTES + number % self.slots * self._stride

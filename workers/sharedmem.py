@@ -128,6 +128,7 @@ class SharedSender(_SharedEnd, Sender):
     ) -> None:
         self._on_memory = on_memory
         self._refused = False
+        self._taken = 0
         super().__init__(edge, peer, capacity, bell)
         if memory is not None:
             self.memory = Memory(memory)
@@ -136,24 +137,30 @@ class SharedSender(_SharedEnd, Sender):
 
     @property
     def waiting(self) -> int:
-        return self._checked(self._messages - self.memory.get(TAKEN), "took") if self.memory else 0
+        if self.memory is None:
+            return 0
+        self._taken = self.memory.get(TAKEN)
+        return self._checked(self._messages - self._taken, "took")
+
+    @property
+    def full(self) -> bool:
+        # the counter is on its way from another core: it is not asked while what it said last is good enough
+        return self._messages - self._taken >= self.capacity and super().full
 
     def news(self) -> int:
         return self.memory.get(TAKEN) if self.memory else 0
 
     def doze(self, dozing: bool) -> None:
         if self.memory:  # with room left there is nothing to be rung for
-            self.memory.set(SENDER_DOZES, int(dozing and (self._refused or not self.credits)))
+            self.memory.set(SENDER_DOZES, int(dozing and (self._refused or self.full)))
 
     def try_send(self, message: Message) -> bool:
         self._check_open("send")
         header = self.header_for(message)
         if self._lost or self._ended:
             raise self._over(self._ended, "send")
-        waiting = self.waiting
         fits = self.memory is not None and header.form.payload_bytes <= self.memory.payload_bytes
-        # larger slots can come when the smaller ones are all free
-        self._refused = waiting >= self.capacity or (not fits and waiting > 0)
+        self._refused = self.full if fits else self.waiting > 0  # larger slots come when the smaller ones are all free
         if self._refused:
             return False
         if not fits:
@@ -192,11 +199,15 @@ class SharedReceiver(_SharedEnd, Receiver):
 
     def __init__(self, edge: str, peer: str, capacity: int, bell: socket.socket) -> None:
         self._lent = False
+        self._sent = 0
         super().__init__(edge, peer, capacity, bell)
 
     @property
     def waiting(self) -> int:
-        return self._checked(self.memory.get(SENT) - self._messages, "sent") if self.memory else 0
+        if self.memory is None:
+            return 0
+        self._sent = self.memory.get(SENT)
+        return self._checked(self._sent - self._messages, "sent")
 
     def news(self) -> int:
         return self.memory.get(SENT) if self.memory else 0
@@ -208,7 +219,7 @@ class SharedReceiver(_SharedEnd, Receiver):
     def try_receive(self, *, own: bool = True) -> Message | None:
         self._check_open("receive")
         self.give_back()
-        if self.memory is None or not self.waiting:
+        if self.memory is None or (self._sent <= self._messages and not self.waiting):
             if self._ended or self._lost:
                 raise self._over(self._ended, "receive")
             return None

@@ -148,7 +148,7 @@ def load(header: Header, places: tuple[Tensor, ...], *, own: bool = True) -> Mes
     form, step = header.form, header.step
     if form.kind is Mark:
         return Mark(edge=form.edge, step=step, kind=MARKS[form.flag])
-    values = tuple([place.clone(memory_format=torch.contiguous_format) for place in places]) if own else places
+    values = tuple([place.clone() for place in places]) if own else places
     if form.kind is Gradient:
         return Gradient(edge=form.edge, step=step, tensors=values, kind=GRADIENTS[form.flag])
     tensors, label = (values[:-1], values[-1]) if form.labelled else (values, None)
