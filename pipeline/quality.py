@@ -58,7 +58,7 @@ class Quality:
         """Return the averages, or None before the first batch."""
         if self._sums is None:
             return None
-        dot, pp, gg, same_sign, counted = (float(value) for value in self._sums)
+        dot, pp, gg, same_sign, counted = self._sums.tolist()  # one wait for the device
         return QualityReading(
             cosine=dot / (pp * gg) ** 0.5 if pp * gg > 0 else 0.0,
             relative_error=(max(pp - 2 * dot + gg, 0.0) / gg) ** 0.5 if gg > 0 else 0.0,

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,6 @@ import torch
 from stepahead.pipeline import FrameError, Gradient, GradientKind, LinkError, PeerGoneError
 from stepahead.workers import SharedReceiver, SharedSender, Waiter, make_sockets
 from stepahead.workers.ring import CONTROL_BYTES, HEAD, MAGIC, SEALS, SENT, TAKEN, Memory
-from stepahead.workers.wire import encode_header
 
 
 def gradient(step: int, size: int = 4) -> Gradient:
@@ -89,6 +89,7 @@ def test_no_memory_left_is_said_before_anything_is_written(link: tuple[SharedSen
         (HEAD.pack(b"wrong!!!", 1, 0) + bytes(8192), True, "the memory of a link lies"),
         (HEAD.pack(MAGIC, 9999, 4096) + bytes(8192), True, "the memory of a link lies: 9999 slots"),
         (HEAD.pack(MAGIC, 2, 2**40) + bytes(8192), True, "the memory of a link lies"),
+        (HEAD.pack(MAGIC, 1, 5) + bytes(4096 - HEAD.size + 8192 + 5), True, "the memory of a link lies: 1 slots of 5"),
     ],
 )
 def test_memory_that_lies_is_refused(content: bytes, seal: bool, said: str) -> None:
@@ -106,7 +107,7 @@ def test_a_slot_that_lies_is_refused(link: tuple[SharedSender, SharedReceiver]) 
     sender.send(gradient(0), timeout=1)
     assert sender.memory is not None
     os.pwrite(sender.memory.descriptor, b"\xff\xff\xff\x7f", CONTROL_BYTES)
-    with pytest.raises(FrameError, match="a link frame lies: its header has 2147483647 bytes"):
+    with pytest.raises(FrameError, match="a link frame lies: its form has 4097 bytes, at most 4096 are allowed"):
         receiver.receive(timeout=1)
 
 
@@ -115,9 +116,8 @@ def test_a_header_that_claims_more_than_its_slot_is_refused(link: tuple[SharedSe
     sender.send(gradient(0), timeout=1)
     large = gradient(0, size=100_000)
     assert sender.memory is not None
-    header = sender.header_for(large)
-    raw = encode_header(header)
-    os.pwrite(sender.memory.descriptor, len(raw).to_bytes(4, "little") + raw, CONTROL_BYTES)
+    raw = sender.header_for(large).form.raw
+    os.pwrite(sender.memory.descriptor, struct.pack("<QQQ", len(raw), 0, 0) + raw, CONTROL_BYTES)
     with pytest.raises(FrameError, match=r"it speaks of 400000 bytes in a slot of 4096"):
         receiver.receive(timeout=1)
 

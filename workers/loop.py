@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+import torch
 from torch import Tensor
 
 from stepahead.pipeline import (
@@ -105,7 +106,7 @@ class Progress:
     @property
     def loss(self) -> float | None:
         """The mean of the last losses; to read it waits for the device."""
-        return sum(map(float, self.recent)) / len(self.recent) if self.recent else None
+        return sum(torch.stack(tuple(self.recent)).tolist()) / len(self.recent) if self.recent else None
 
 
 class Loop:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from stepahead.pipeline import FrameError, LinkError, Message
 
-from .wire import HEADER_LIMIT, Form, Header, decode_header, encode_header, load, places_in, store
+from .wire import FORM_LIMIT, Form, Header, header_from, load, places_in, store
 
 __all__ = ["RECEIVER_DOZES", "SENDER_DOZES", "SENT", "TAKEN", "Memory"]
 
@@ -31,7 +31,9 @@ HEAD = struct.Struct("<8sI4xQ")
 MAGIC = b"stepahd1"
 SENT, TAKEN, SENDER_DOZES, RECEIVER_DOZES = 16, 32, 48, 64
 """Where the counters and the words are, in numbers of 8 bytes: each on cache lines that only one end writes."""
-LENGTH = struct.Struct("<I")
+NUMBER = 8
+SLOT_HEAD = 3 * NUMBER
+"""Bytes of the three numbers before the form in a slot: its length, the message's number, its step."""
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 MOST_SLOTS = 100
 """A socket holds some 278 rings; an end that dozes is rung for at most once for each slot."""
@@ -41,8 +43,8 @@ MOST_KNOWN = 256
 class Memory:
     """A ring of slots in a memfd, mapped.
 
-    The first page says how many slots there are and how large, and has the counters and words. Each slot is a header,
-    with its length before it, and a payload.
+    The first page says how many slots there are and how large, and has the counters and words. Each slot is a
+    header and a payload.
     """
 
     slots: int
@@ -58,13 +60,14 @@ class Memory:
             raise FrameError(f"the memory of a link has {size} bytes, and needs at least {CONTROL_BYTES}")
         self._map = mmap.mmap(descriptor, size)
         magic, self.slots, self.payload_bytes = HEAD.unpack_from(self._map)
-        self._stride = _page(LENGTH.size + HEADER_LIMIT) + self.payload_bytes
-        if magic != MAGIC or not 0 < self.slots <= MOST_SLOTS or CONTROL_BYTES + self.slots * self._stride != size:
+        self._stride = _page(SLOT_HEAD + FORM_LIMIT) + self.payload_bytes
+        whole = self.payload_bytes % mmap.PAGESIZE == 0 and CONTROL_BYTES + self.slots * self._stride == size
+        if magic != MAGIC or not 0 < self.slots <= MOST_SLOTS or not whole:
             self._map.close()
             raise FrameError(f"the memory of a link lies: {self.slots} slots of {self.payload_bytes} in {size} bytes")
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
-        self._known: dict[tuple[int, bytes], tuple[Tensor, ...]] = {}
-        self._numbers: memoryview[int] = memoryview(self._map)[:CONTROL_BYTES].cast("Q")
+        self._known: dict[tuple[int, Form], tuple[Tensor, ...]] = {}
+        self._numbers: memoryview[int] = memoryview(self._map).cast("Q")
         lock = Lock()
         lock.acquire()
         self._let_go, self._take = lock.release, lock.acquire
@@ -74,7 +77,7 @@ class Memory:
     def create(cls, slots: int, payload_bytes: int, name: str) -> Memory:
         """Make a ring whose slots hold payloads of that many bytes."""
         payload_bytes = _page(max(payload_bytes, 1))
-        size = CONTROL_BYTES + slots * (_page(LENGTH.size + HEADER_LIMIT) + payload_bytes)
+        size = CONTROL_BYTES + slots * (_page(SLOT_HEAD + FORM_LIMIT) + payload_bytes)
         descriptor = -1
         try:
             descriptor = os.memfd_create(f"stepahead-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -105,19 +108,19 @@ class Memory:
     def write(self, number: int, header: Header, message: Message) -> None:
         """Put a message into the slot of its number, and count it as sent."""
         start = self._start(number)
-        raw = encode_header(header)
-        LENGTH.pack_into(self._map, start, len(raw))
-        self._map[start + LENGTH.size : start + LENGTH.size + len(raw)] = raw
+        numbers, first, raw = self._numbers, start // NUMBER, header.form.raw
+        numbers[first], numbers[first + 1], numbers[first + 2] = len(raw), header.sequence, header.step
+        self._map[start + SLOT_HEAD : start + SLOT_HEAD + len(raw)] = raw
         store(message, self._places(number, header.form))
         self.set(SENT, number + 1)
 
     def read_header(self, number: int) -> Header:
         """Return the header in the slot of a number, checked."""
         start = self._start(number)
-        (length,) = LENGTH.unpack_from(self._map, start)
-        if length > HEADER_LIMIT:
-            raise FrameError(f"a link frame lies: its header has {length} bytes, at most {HEADER_LIMIT} are allowed")
-        header = decode_header(self._map[start + LENGTH.size : start + LENGTH.size + length])
+        numbers, first = self._numbers, start // NUMBER
+        length = min(numbers[first], FORM_LIMIT + 1)
+        raw = self._map[start + SLOT_HEAD : start + SLOT_HEAD + length]
+        header = header_from(numbers[first + 1], numbers[first + 2], raw)
         claimed = header.form.payload_bytes
         if claimed > self.payload_bytes:
             raise FrameError(f"a link frame lies: it speaks of {claimed} bytes in a slot of {self.payload_bytes}")
@@ -149,7 +152,7 @@ class Memory:
 
     def _places(self, number: int, form: Form) -> tuple[Tensor, ...]:
         """Return the tensors in a slot; they are made once, for to make them takes longer than to copy a small one."""
-        key = number % self.slots, form.raw
+        key = number % self.slots, form
         places = self._known.get(key)
         if places is None:
             if len(self._known) >= MOST_KNOWN:

@@ -237,7 +237,7 @@ class SharedReceiver(_SharedEnd, Receiver):
             return
         self._lent = False
         self.memory.set(TAKEN, self._messages)
-        if self.memory.get(SENDER_DOZES) and self.waiting <= self.capacity // 2:  # not for every place of many
+        if self.memory.get(SENDER_DOZES) and self.waiting <= self.capacity // 4:  # not for every place of many
             self._wake()
 
     def adopt(self, bell: socket.socket) -> None:
