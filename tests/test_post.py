@@ -95,6 +95,22 @@ def test_who_keeps_it_waiting_is_named(tmp_path: Path, kept: ExitStack) -> None:
         post.drive(actions(), [input_, output], lambda: None)
 
 
+def test_time_in_which_it_was_stopped_is_not_held_against_its_peers(tmp_path: Path, kept: ExitStack) -> None:
+    post, _ = make_post(kept, tmp_path, timeout=0.1)
+    _, receiver = make_link(kept)
+    waits = 0
+
+    def actions() -> Iterator[Wait | None]:
+        nonlocal waits
+        while waits < 3:
+            waits += 1
+            yield "wait_input"  # each takes the whole of the timeout
+            post.resume()
+
+    post.drive(actions(), [receiver], lambda: None)
+    assert waits == 3
+
+
 def test_an_end_with_news_does_not_deafen_the_others(tmp_path: Path, kept: ExitStack) -> None:
     sender, receiver = make_link(kept)
     other, quiet = make_link(kept, "1>2")

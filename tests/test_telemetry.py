@@ -84,6 +84,18 @@ def test_what_is_open_counts_until_now(clock: Clock) -> None:
     assert sample["wall"] == 3.0
 
 
+def test_time_in_which_it_was_stopped_is_other(clock: Clock) -> None:
+    spans = Spans(now=clock)
+    spans.begin()
+    with spans("forward"):
+        clock.now += 2 * 10**9
+        spans.resume()  # what it did in these seconds nobody knows
+        clock.now += 10**9
+    shares = spans.shares()
+    assert shares["useful"] == pytest.approx(1 / 3)
+    assert shares["idle"]["other"] == pytest.approx(2 / 3)
+
+
 def test_another_process_reads_what_a_worker_writes(clock: Clock) -> None:
     written = Telemetry(8, shared=True)
     assert written.descriptor is not None

@@ -83,6 +83,7 @@ class Post:
         self.abandoned = False
         """The launcher wants it to end now, with what there is."""
         self.interrupted = False
+        self._resumed = False
         self._reported = 0.0
         if place.torchrun:
             signal.signal(signal.SIGINT, self._note_interruption)
@@ -94,6 +95,11 @@ class Post:
         """Tell the supervisor something that it must know; it may be slow, or stand before a full terminal."""
         if not self.control.send(kind, descriptors, timeout=self.place.timeout, **fields) and not self.control.gone:
             raise LinkTimeoutError(f"the supervisor did not listen for {self.place.timeout:g} s to {kind!r}")
+
+    def resume(self, *_: object) -> None:
+        """Take note that this process was stopped until now; a handler of signals, like those below."""
+        self.spans.resume()
+        self._resumed = True
 
     def ends(self) -> dict[str, SharedSender | SharedReceiver]:
         """Return the worker's ends of its links by their role."""
@@ -125,8 +131,8 @@ class Post:
         since, waiting = time.monotonic(), False
         for wait in actions:
             now = time.monotonic()
-            if not waiting:
-                since = now
+            if not waiting or self._resumed:
+                since, self._resumed = now, False
             waiting = wait is not None
             if wait is not None:
                 self._wait(waiter, wait, ends, since + self.place.timeout - now)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ def run_worker(place: Place, work: Callable[[Post], None]) -> int:
     try:
         _settle(place, folder)
         post = Post(place, connect(place.run))
+        signal.signal(signal.SIGCONT, post.resume)
         work(post)
     except BaseException as error:  # SystemExit in a user's code is a failure too
         leave_failure(place.run, place.name, error, post.progress.steps if post else 0)

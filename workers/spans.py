@@ -30,25 +30,25 @@ DOING, SINCE = INDEX["doing"], INDEX["since"]
 class _Span:
     """Times one thing, again and again; by hand, for a generator as a context manager costs more than what it times."""
 
-    __slots__ = ("_index", "_spans", "_start")
+    __slots__ = ("_index", "_spans")
 
     def __init__(self, spans: Spans, index: int) -> None:
         self._spans = spans
         self._index = index
-        self._start = 0
 
     def __enter__(self) -> None:
         spans = self._spans
-        self._start = spans.numbers[SINCE] = spans.now()
+        spans.numbers[SINCE] = spans.now()
         spans.numbers[DOING] = self._index
 
     def __exit__(self, *error: object) -> None:
         spans = self._spans
+        start = spans.numbers[SINCE]
         end = spans.now()
         spans.numbers[DOING] = NOTHING
-        spans.numbers[TOTALS + self._index] += end - self._start
+        spans.numbers[TOTALS + self._index] += end - start
         if spans.keeps_events:
-            spans.telemetry.note(self._start, end, spans.step, self._index)
+            spans.telemetry.note(start, end, spans.step, self._index)
 
 
 class Spans:
@@ -71,6 +71,10 @@ class Spans:
         self.telemetry["begun"] = self.now()
         for index in range(len(NAMES)):
             self.numbers[TOTALS + index] = 0
+
+    def resume(self) -> None:
+        """Count what is being done from here: the process had been stopped, and nobody knows since when."""
+        self.numbers[SINCE] = self.now()
 
     def end(self) -> None:
         """Count the wall time no further."""
