@@ -7,6 +7,7 @@ late or misses some needs nothing else. One that does not read loses messages, a
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import zmq
 
 from .monitor import RunState
 
-__all__ = ["Publisher", "Subscriber"]
+__all__ = ["Publisher", "Subscriber", "is_broadcast"]
 
 SOCKET = "telemetry.sock"
 WAITING = 4
@@ -82,6 +83,23 @@ class Subscriber:
         self.close()
 
 
+def is_broadcast(run: Path) -> bool:
+    """Return whether somebody broadcasts the run now: one that was killed leaves its socket behind."""
+    try:
+        folder = os.open(run, os.O_PATH | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+            return caller.connect_ex(_path(folder)) == 0
+    finally:
+        os.close(folder)
+
+
 def _address(run: int) -> str:
-    """Return a short address in an open folder: a Unix socket's path may have 107 bytes, and run folders lie deep."""
-    return f"ipc:///proc/self/fd/{run}/{SOCKET}"
+    return f"ipc://{_path(run)}"
+
+
+def _path(run: int) -> str:
+    """Return a short path in an open folder: a Unix socket's may have 107 bytes, and run folders lie deep."""
+    return f"/proc/self/fd/{run}/{SOCKET}"

@@ -195,25 +195,25 @@ def _worker(options: argparse.Namespace) -> int:
 
 
 def _top(options: argparse.Namespace) -> int:
-    from .broadcast import SOCKET
+    from .broadcast import is_broadcast
     from .viewer import find_run, watch
 
-    run = find_run(options.run_folder, SOCKET)
+    run = find_run(options.run_folder, is_broadcast, "is going on")
     console = Console()
     return watch(run, console, once=options.once or not is_usable(console))
 
 
 def _playback(options: argparse.Namespace) -> int:
-    from .viewer import find_run, playback
+    from .viewer import find_with, playback
 
-    return playback(find_run(options.run_folder, FILE), Console(), options.speed)
+    return playback(find_with(options.run_folder, FILE), Console(), options.speed)
 
 
 def _report(options: argparse.Namespace) -> int:
     from .report import write_report
-    from .viewer import find_run
+    from .viewer import find_with
 
-    print(write_report(find_run(options.run_folder, "summary.json")))
+    print(write_report(find_with(options.run_folder, "summary.json")))
     return 0
 
 

@@ -84,8 +84,12 @@ class Showing:
     def __enter__(self) -> Self:
         if self._live:
             self._tstp = signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # the view stops us, once the terminal is right
-            self._viewer = fork(partial(self._view, os.getpid()), tied=False)
-        self._publisher = Publisher(self._folder.path)
+            self._viewer = fork(partial(self._view, os.getpid()), tied=False)  # while there is but one thread
+        try:
+            self._publisher = Publisher(self._folder.path)
+        except BaseException:
+            self._end_viewer(0.0)
+            raise
         self._recording = Recording(self._folder.path, self._monitor.facts)
         return self
 
@@ -99,7 +103,7 @@ class Showing:
             self._monitor.note(f"the recording is not complete: {self._recording.failed.strerror}")
         watched = self._is_watched()
         if watched:
-            self._end_viewer()
+            self._end_viewer(LAST_FRAME)
         self._publisher.close()
         self._say_notes()
         if not watched:
@@ -121,8 +125,8 @@ class Showing:
                 restore(self._terminal)
         return self._viewer is not None
 
-    def _end_viewer(self) -> None:
-        deadline = time.monotonic() + LAST_FRAME
+    def _end_viewer(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
         while self._is_watched():
             if time.monotonic() > deadline:
                 assert self._viewer is not None

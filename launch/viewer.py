@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from textwrap import wrap
@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.text import Text
 
 from .broadcast import Subscriber
-from .dashboard import ASCII, GLYPHS, Glyphs, View, draw
+from .dashboard import View, draw
 from .monitor import RunState
 from .recording import RecordingError, replay
+from .shapes import ASCII, GLYPHS, Glyphs
 from .terminal import Terminal, is_usable
 
-__all__ = ["Viewer", "find_run", "playback", "watch"]
+__all__ = ["Viewer", "find_run", "find_with", "playback", "watch"]
 
 FRAME = 0.25
 DIGITS = "0123456789"
@@ -233,14 +234,19 @@ def _paced(run: Path, speed: float) -> Iterator[tuple[float, RunState]]:
         raise RecordingError(f"nothing was recorded in {run}")
 
 
-def find_run(name: Path | None, file: str) -> Path:
-    """Return the run folder of that name, or the newest one under runs/ that has a file."""
+def find_run(name: Path | None, fits: Callable[[Path], bool], what: str) -> Path:
+    """Return the run folder of that name, or the newest one under runs/ that fits; `what` says how it must be."""
     if name is not None:
         if not name.is_dir():
             raise RecordingError(f"there is no run folder {name}")
         return name
     configs = sorted(Path("runs").glob("*/config.toml"), key=lambda path: path.stat().st_mtime, reverse=True)
     for config in configs:
-        if (config.parent / file).exists():
+        if fits(config.parent):
             return config.parent
-    raise RecordingError(f"no run under runs/ has a {file}; name the folder of one")
+    raise RecordingError(f"no run under runs/ {what}; name the folder of one")
+
+
+def find_with(name: Path | None, file: str) -> Path:
+    """Return the run folder of that name, or the newest one that has a file."""
+    return find_run(name, lambda run: (run / file).exists(), f"has a {file}")

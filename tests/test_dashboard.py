@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.text import Text
 from states import monitor
 
-from stepahead.launch.dashboard import ASCII, GLYPHS, View, draw, sparkline
+from stepahead.launch.dashboard import View, draw
 from stepahead.launch.lines import line_of
 from stepahead.launch.monitor import RunState
+from stepahead.launch.shapes import ASCII, GLYPHS, sparkline
 
 FRAMES = Path(__file__).parent / "frames"
 WIDTHS = (50, 80, 120, 200)
@@ -69,13 +70,38 @@ def test_nothing_is_wider_or_higher_than_the_screen(width: int, stages: int, hei
         assert max(line.cell_len for line in lines) <= width
 
 
+def shown(text: str) -> list[int]:
+    """Return the stages that have a row."""
+    return [int(line.split()[0]) for line in text.splitlines() if line[:1].isdigit() and "%" in line]
+
+
+def test_the_worst_of_the_folded_may_be_beside_the_others() -> None:
+    for worst in (1, 2, 61, 62):
+        state = run(64)
+        state.stages[worst].idle = {"other": 9.0}
+        rows = shown(frame(state, 80, 14))
+        assert worst in rows
+        assert rows == sorted(set(rows))
+
+
+def test_what_has_no_column_goes_below_while_there_is_room() -> None:
+    assert "steps/s 40.0" in frame(run(), 80)
+    assert "steps/s" not in frame(run(12), 80)
+    for width in WIDTHS:
+        for figure in ("40.0", "2 3", "1/4", "2/2", "0.264", "0.314", "212M", "a batch"):
+            assert figure in frame(run(), width, 40)
+
+
 def test_the_middle_is_folded_and_the_worst_is_named() -> None:
     state = run(64)
     state.stages[31].useful, state.stages[31].idle = 0.0, {"wait_credit": 1.0}
     text = frame(state, 80, 14)
-    assert "58 more; stage 31 idles most: 100%, for room to send on" in text
-    shown = [int(line.split()[0]) for line in text.splitlines() if line[:1].isdigit() and "%" in line]
-    assert shown == [0, 1, 2, 61, 62, 63]
+    assert "29 more, then stage 31 idles most: 100%, for room to send on" in text
+    assert "30 more\n" in text
+    assert shown(text) == [0, 1, 31, 62, 63]
+    few_lines = frame(state, 80, 8)
+    assert "61 more; of these stage 31 idles most: 100%, for room to send on" in few_lines
+    assert shown(few_lines) == [0, 1, 63]
     assert "31 idles 100%" in frame(state, 40)
 
 

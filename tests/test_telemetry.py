@@ -91,9 +91,8 @@ def test_time_in_which_it_was_stopped_is_other(clock: Clock) -> None:
         clock.now += 2 * 10**9
         spans.resume()  # what it did in these seconds nobody knows
         clock.now += 10**9
-    shares = spans.shares()
-    assert shares["useful"] == pytest.approx(1 / 3)
-    assert shares["idle"]["other"] == pytest.approx(2 / 3)
+    seconds = spans.seconds
+    assert (seconds["forward"], parts_of(seconds, spans.wall)["other"]) == pytest.approx((1.0, 2.0))
 
 
 def test_another_process_reads_what_a_worker_writes(clock: Clock) -> None:

@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -22,11 +23,11 @@ import pytest
 from launcher import faulty, gone, run, session
 from states import facts, monitor, sample
 
-from stepahead.launch.broadcast import Publisher, Subscriber
+from stepahead.launch.broadcast import Publisher, Subscriber, is_broadcast
 from stepahead.launch.cli import main
 from stepahead.launch.monitor import Monitor
 from stepahead.launch.recording import Recording, RecordingError
-from stepahead.launch.viewer import find_run
+from stepahead.launch.viewer import find_run, find_with
 
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 
@@ -330,10 +331,10 @@ def test_viewers_do_not_import_torch_and_need_no_terminal(command: str, tmp_path
 
 def test_which_run_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RecordingError, match=r"no run under runs/ has a telemetry.sock; name the folder of one"):
-        find_run(None, "telemetry.sock")
+    with pytest.raises(RecordingError, match=r"no run under runs/ has a summary.json; name the folder of one"):
+        find_with(None, "summary.json")
     with pytest.raises(RecordingError, match="there is no run folder nowhere"):
-        find_run(Path("nowhere"), "telemetry.sock")
+        find_with(Path("nowhere"), "summary.json")
     for number, name in enumerate(("old", "new", "newest")):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
@@ -342,7 +343,24 @@ def test_which_run_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         if name != "newest":
             (folder / "summary.json").touch()
     (tmp_path / "runs" / "old" / "report.html").touch()  # made again: the run is as old as before
-    assert find_run(None, "summary.json") == Path("runs/new")
+    assert find_with(None, "summary.json") == Path("runs/new")
+
+
+def test_the_socket_that_a_killed_run_left_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("alive", "killed")):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "config.toml").touch()
+        os.utime(folder / "config.toml", (number, number))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left:
+        left.bind("runs/killed/telemetry.sock")
+        left.listen()
+    with pytest.raises(RecordingError, match=r"no run under runs/ is going on; name the folder of one"):
+        find_run(None, is_broadcast, "is going on")
+    publisher = Publisher(Path("runs/alive"))
+    assert find_run(None, is_broadcast, "is going on") == Path("runs/alive")
+    publisher.close()
 
 
 @pytest.mark.parametrize("speed", ["0", "-1", "nan"])
