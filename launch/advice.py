@@ -51,15 +51,9 @@ def advise(
         names: The layers' names.
         shared: Whether stages take turns on a device.
     """
-    said: list[tuple[float, str]] = []
     slowest = max(range(len(stages)), key=lambda stage: stages[stage].busy)
     better, gain = better_cut(stages, cut, costs)
-    for stage, breakdown in enumerate(stages):
-        for cause, milliseconds in breakdown.idle.items():
-            share = milliseconds / breakdown.wall if breakdown.wall else 0.0
-            if share >= WORTH:
-                said.append((share, f"stage {stage} idles {share:.0%}: {_why(cause, stage, slowest)}"))
-    causes = [line for _, line in sorted(said, reverse=True)]
+    causes = _causes(stages, slowest)
     if shared:
         turns = "stages share a device: what one waits for is mostly its turn, and its turn counts as its own time; "
         return [f"{turns}use as many stages as devices", *causes]
@@ -67,6 +61,26 @@ def advise(
         place = ",".join(names[first] for first in list(accumulate(better))[:-1])
         return [f"stage {slowest} is the slowest: cut elsewhere: --cut {place}; expected {gain:+.0%}", *causes]
     return causes
+
+
+def _causes(stages: Sequence[Breakdown], slowest: int) -> list[str]:
+    """Return what stages idle for, the most first; stages that idle for the same reason are named together."""
+    by_reason: dict[str, list[tuple[float, int]]] = {}
+    for stage, breakdown in enumerate(stages):
+        for cause, milliseconds in breakdown.idle.items():
+            share = milliseconds / breakdown.wall if breakdown.wall else 0.0
+            if share >= WORTH:
+                by_reason.setdefault(_why(cause, stage, slowest), []).append((share, stage))
+    said = [(sorted(found, reverse=True), reason) for reason, found in by_reason.items()]
+    return [f"{_who_idles(found)}: {reason}" for found, reason in sorted(said, reverse=True)]
+
+
+def _who_idles(found: Sequence[tuple[float, int]]) -> str:
+    """Return stages and their shares of idle time, given the most first."""
+    share, stage = found[0]
+    others = [str(stage) for _, stage in found[1:]]
+    also = f" (and {found[-1][0]:.0%} or more: {', '.join(others)})" if others else ""
+    return f"stage {stage} idles {share:.0%}{also}"
 
 
 def better_cut(
@@ -106,7 +120,7 @@ def _why(cause: str, stage: int, slowest: int) -> str:
     if cause == "wait_input" and stage == 0:
         return "the data comes too slowly; give the loader workers, or cache what it makes"
     if cause == "wait_input":
-        return f"it waits for batches; stage {slowest} is the slowest"
+        return f"no batch has come; stage {slowest} is the slowest"
     if cause == "wait_credit":
         return f"there is no room to send on; stage {slowest} is the slowest"
     if cause == "wait_gradient":

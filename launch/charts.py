@@ -13,6 +13,8 @@ __all__ = ["Series", "draw_bars", "draw_lines", "draw_timeline"]
 
 WIDTH, HEIGHT = 640, 220
 LEFT, RIGHT, TOP, BOTTOM = 60, 12, 10, 34
+FEW = 15
+"""Points up to which each is shown: one alone would not be seen."""
 Points = Sequence[tuple[float, float]]
 
 
@@ -34,9 +36,12 @@ def draw_lines(series: Sequence[Series], *, x: str) -> str:
     across, up = _Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT), _Axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP)
     body = [_grid(across, up), _label(x, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4)]
     for number, one in enumerate(drawn):
-        path = " ".join(f"{across.place(a):.1f},{up.place(b):.1f}" for a, b in one.points)
+        places = [(f"{across.place(a):.1f}", f"{up.place(b):.1f}") for a, b in one.points]
+        path = " ".join(f"{left},{top}" for left, top in places)
         title = f"<title>{escape(one.name)}</title>"
         body.append(f'<polyline class="line s{number % 8}" points="{path}">{title}</polyline>')
+        if len(places) <= FEW:
+            body += [f'<circle class="dot s{number % 8}" cx="{left}" cy="{top}" r="3.5"/>' for left, top in places]
     legend = "".join(f'<span class="key s{n % 8}">{escape(one.name)}</span>' for n, one in enumerate(drawn))
     chart = _svg("".join(body), HEIGHT, f"course over {x}")
     return f'{chart}<p class="legend">{legend}</p>' if len(drawn) > 1 else chart
@@ -49,7 +54,7 @@ def draw_bars(counts: Sequence[tuple[int, int]], *, x: str, y: str) -> str:
     first, last = min(value for value, _ in counts), max(value for value, _ in counts)
     up = _Axis(0, max(count for _, count in counts), HEIGHT - BOTTOM, TOP)
     step = (WIDTH - LEFT - RIGHT) / (last - first + 1)
-    body = [_ticks_up(up), _label(x, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4), _label(y, 4, TOP + 2, "start")]
+    body = [_ticks_up(up), _label(f"{y} over {x}", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4)]
     for value, count in counts:
         left, top = LEFT + (value - first) * step, up.place(count)
         place = f'x="{left + step * 0.1:.1f}" y="{top:.1f}"'

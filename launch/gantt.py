@@ -29,6 +29,7 @@ LETTERS = {
     "wait_credit": (".", IDLE_COLOUR),
     "wait_gradient": (".", IDLE_COLOUR),
 }
+NO_BREAK = "\N{NO-BREAK SPACE}"
 STEPS = 5
 """Steps to show."""
 
@@ -43,8 +44,9 @@ def draw_gantt(recent: Sequence[Sequence[Moment]], width: int) -> list[Text]:
     lines = [Text(f"steps {max(min(last) - STEPS + 1, 0)} to {min(last)}, {(end - begin) / 1e6:,.1f} ms", style="bold")]
     for stage, moments in enumerate(recent):
         lines.append(Text(f"{stage:<4}  ") + _row(moments, begin, end, room))
-    legend = [f"{letter} {name}" for name, (letter, _) in LETTERS.items() if letter != "."]
-    return [*lines, Text(), *(Text(line, style=IDLE_COLOUR) for line in wrap("  ".join([*legend, ". waits"]), width))]
+    legend = [f"{letter}{NO_BREAK}{name}" for name, (letter, _) in LETTERS.items() if letter != "."]
+    words = wrap("  ".join([*legend, f".{NO_BREAK}waits"]), width)
+    return [*lines, Text(), *(Text(line.replace(NO_BREAK, " "), style=IDLE_COLOUR) for line in words)]
 
 
 def _window(recent: Sequence[Sequence[Moment]], last: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -200,6 +200,12 @@ class Monitor:
         self._shares = [{name: float(name == "other") for name in PARTS} for _ in facts.devices]
         kept = max(MOMENTS // len(facts.devices), LEAST_MOMENTS)
         self._recent = [deque[Moment](maxlen=kept) for _ in facts.devices]
+
+    def expect(self, steps: int | None) -> None:
+        """Take note of how many steps there will be, where that shows only as the data is gone through."""
+        known = self.facts.total_steps
+        if steps is not None and (known is None or steps < known):
+            self.facts = replace(self.facts, total_steps=steps)
 
     def note(self, line: str) -> None:
         """Remember something that was said."""

@@ -239,7 +239,7 @@ def _cores(devices: tuple[str, ...]) -> tuple[tuple[tuple[int, ...], ...], tuple
     on_cpu = [stage for stage, device in enumerate(devices) if device == "cpu"]
     notes: list[str] = []
     if len(on_cpu) > len(free):
-        notes.append(f"{len(on_cpu)} stages share {len(free)} cores: they take turns, and none can be faster for it")
+        notes.append(f"{len(on_cpu)} stages share {len(free)} cores: they take turns, {len(free)} at a time")
     gpus = {device for device in devices if device != "cpu"}
     if len(gpus) < len(devices) - len(on_cpu):
         notes.append(f"{len(devices) - len(on_cpu)} stages share {len(gpus)} GPUs: they take turns")

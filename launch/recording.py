@@ -1,7 +1,7 @@
 """The recording of a run: `telemetry.jsonl`, from which `playback` and the report are made.
 
     {"facts": {...}}                                                        the first line
-    {"time": 12.25, "samples": [...], "metrics": {...}, "notes": [...]}     several a second at first, then fewer
+    {"time": 12.25, "samples": [...], "total_steps": 800, "metrics": ..}    several a second at first, then fewer
     {"reason": "done"}                                                      the last one
 
 `time` is in seconds of the machine's monotonic clock. A line is only written when as much as a `DENSITY`th of the run's
@@ -46,7 +46,8 @@ class Recording:
 
     def add(self, now: float, samples: Sequence[Sample | None], monitor: Monitor) -> None:
         """Write down a sample of each stage, unless the last line is too young."""
-        line = {"time": round(now, 4), "samples": samples, "metrics": monitor.metrics, "notes": list(monitor.notes)}
+        line = {"time": round(now, 4), "samples": samples, "total_steps": monitor.facts.total_steps}
+        line |= {"metrics": monitor.metrics, "notes": list(monitor.notes)}
         if self._begun is None:
             self._begun = now
         elif now - self._written < (now - self._begun) / DENSITY:
@@ -109,6 +110,7 @@ def _replay_line(line: Mapping[str, Any], monitor: Monitor, now: float) -> float
         monitor.reason = line["reason"]
         return now
     monitor.metrics = line["metrics"]
+    monitor.expect(line["total_steps"])
     monitor.notes.clear()
     monitor.notes.extend(line["notes"])
     monitor.take(line["time"], line["samples"])

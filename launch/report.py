@@ -50,9 +50,15 @@ h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .6re
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid var(--grid); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { color: var(--quiet); font-weight: 600; }
+@media (max-width: 720px) { .wide tr:first-child { display: none; }
+  .wide tr { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1.2rem; padding: .4rem 0;
+    border-bottom: 1px solid var(--grid); }
+  .wide td { display: flex; justify-content: space-between; border: 0; padding: .1rem 0; }
+  .wide td:first-child { grid-column: 1 / -1; font-weight: 600; justify-content: start; gap: .4rem; }
+  .wide td::before { content: attr(data-head); color: var(--quiet); font-weight: 400; } }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--quiet); font-size: 13px; }
 .grid { stroke: var(--grid); } .line { fill: none; stroke-width: 2; stroke: currentColor; }
-.fill { fill: var(--useful); }
+.fill { fill: var(--useful); } .dot { fill: currentColor; }
 .s0 { color: #2b86c5; } .s1 { color: #e69f00; } .s2 { color: #009e73; } .s3 { color: #d55e00; } .s4 { color: #cc79a7; }
 .s5 { color: #56b4e9; } .s6 { color: #8a7b00; } .s7 { color: var(--quiet); }
 .t-forward { fill: var(--useful); } .t-backward { fill: var(--useful); opacity: .72; }
@@ -67,6 +73,11 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <style>{style}</style></head><body>{body}</body></html>
 """
+
+STAGE_HEADS = ("stage", "device", "useful", "tax", "idle", *CAUSE_HEADS.values(), "locked", "parameters", "activations")
+PREDICTOR_HEADS = ("stage", "cosine", "relative error", "sign error")
+Cell = tuple[str, str | None]
+"""What is in a cell, and the key of the summary that it has the figure of."""
 
 
 def write_report(run: Path) -> Path:
@@ -114,33 +125,29 @@ def _stages(summary: Mapping[str, Any]) -> str:
     rows: list[str] = []
     for index, stage in enumerate(summary["stages"]):
         if "useful" not in stage:
-            rows.append(f"<tr><td>{index}</td><td colspan='12'>did not come to an end</td></tr>")
+            rows.append(f"<tr><td data-head='stage'>{index}</td><td colspan='12'>did not come to an end</td></tr>")
             continue
         locked = baseline["useful"][index] if baseline and index < len(baseline["useful"]) else None
         mark = "" if locked is None else f'<i class="mark" style="left:{min(locked, 0.995):.2%}"></i>'
         shape = f'<i class="useful" style="width:{stage["useful"]:.2%}"></i>'
         shape += f'<i class="tax" style="width:{stage["tax"]:.2%}"></i>'
         bars.append(f'<div class="stage"><span>stage {index}</span><div class="bar">{shape}{mark}</div></div>')
-        rows.append(_stage_row(index, stage, locked))
-    heads = ("stage", "device", "useful", "tax", "idle", *CAUSE_HEADS.values(), "locked", "parameters", "activations")
-    head = "".join(f"<th>{name}</th>" for name in heads)
+        rows.append(_row(STAGE_HEADS, _stage_cells(index, stage, locked)))
     legend = "solid: useful, hatched: tax, empty: idle" + ("; the line: useful under the lock" if baseline else "")
     return (
         f"<h2>Where each stage's time went</h2><div class='card'>{''.join(bars)}<p class='legend'>{legend}</p></div>"
-        f"<div class='card' style='margin-top:1rem'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+        f"<div class='card' style='margin-top:1rem'>{_table(STAGE_HEADS, rows, 'wide')}</div>"
     )
 
 
-def _stage_row(index: int, stage: Mapping[str, Any], locked: float | None) -> str:
-    idle = sum(stage["idle"].values())
-    cells = [f"<td>{index}</td>", f"<td>{escape(stage['device'])}</td>"]
-    for key in ("useful", "tax"):
-        cells.append(f'<td data-key="stages.{index}.{key}">{stage[key]:.1%}</td>')
-    cells.append(f"<td>{idle:.1%}</td>")
-    cells += [f'<td data-key="stages.{index}.idle.{cause}">{stage["idle"][cause]:.1%}</td>' for cause in CAUSES]
-    cells.append("<td>-</td>" if locked is None else f'<td data-key="baseline.useful.{index}">{locked:.1%}</td>')
-    cells.append(f"<td>{stage['parameters']:,}</td><td>{stage['peak_activation_bytes'] / 2**20:,.1f} MiB</td>")
-    return f"<tr>{''.join(cells)}</tr>"
+def _stage_cells(index: int, stage: Mapping[str, Any], locked: float | None) -> list[Cell]:
+    cells: list[Cell] = [(str(index), None), (escape(stage["device"]), None)]
+    cells += [(f"{stage[key]:.1%}", f"stages.{index}.{key}") for key in ("useful", "tax")]
+    cells.append((f"{sum(stage['idle'].values()):.1%}", None))
+    cells += [(f"{stage['idle'][cause]:.1%}", f"stages.{index}.idle.{cause}") for cause in CAUSES]
+    cells.append(("-", None) if locked is None else (f"{locked:.1%}", f"baseline.useful.{index}"))
+    cells.append((f"{stage['parameters']:,}", None))
+    return [*cells, (f"{stage['peak_activation_bytes'] / 2**20:,.1f} MiB", None)]
 
 
 def _steps(moments: Sequence[Sequence[Moment]]) -> str:
@@ -171,7 +178,7 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
     for name in sorted({name for line in lines for name in line["metrics"] if name != "loss"}):
         for x, place in axes.items():
             points = [(place(line), line["metrics"][name]) for line in lines if name in line["metrics"]]
-            charts.append(_card(f"test {name} over {x}", [Series(name, _thin(points))], x))
+            charts.append(_card(f"test {name} over {x}", [Series(name, _thin(_changes(points)))], x))
     return f"<h2>Loss and metrics</h2><div class='grid2'>{''.join(charts)}</div>"
 
 
@@ -180,20 +187,15 @@ def _predictors(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) 
     series = [Series(f"stage {stage}", _course(lines, stage, "cosine", _step_of)) for stage in stages]
     if not any(one.points for one in series):
         return ""
-    rows = [_predictor_row(index, stage) for index, stage in enumerate(summary["stages"]) if stage.get("predictor")]
-    heads = "".join(f"<th>{name}</th>" for name in ("stage", "cosine", "relative error", "sign error"))
-    table = f"<div class='card'><table><tr>{heads}</tr>{''.join(rows)}</table></div>"
+    known = [(index, stage) for index, stage in enumerate(summary["stages"]) if stage.get("predictor")]
+    rows = [_row(PREDICTOR_HEADS, _predictor_cells(index, stage["predictor"])) for index, stage in known]
     chart = _card("cosine of predicted and later gradient over steps", series, "steps")
-    return f"<h2>Predictors</h2><div class='grid2'>{chart}{table}</div>"
+    return f"<h2>Predictors</h2><div class='grid2'>{chart}<div class='card'>{_table(PREDICTOR_HEADS, rows)}</div></div>"
 
 
-def _predictor_row(index: int, stage: Mapping[str, Any]) -> str:
-    figures = [(key, stage["predictor"][key]) for key in PREDICTOR]
-    cells = [
-        f'<td data-key="stages.{index}.predictor.{key}">{"-" if value is None else f"{value:.3f}"}</td>'
-        for key, value in figures
-    ]
-    return f"<tr><td>{index}</td>{''.join(cells)}</tr>"
+def _predictor_cells(index: int, predictor: Mapping[str, float | None]) -> list[Cell]:
+    figures = [(f"stages.{index}.predictor.{key}", predictor[key]) for key in PREDICTOR]
+    return [(str(index), None), *(("-" if value is None else f"{value:.3f}", key) for key, value in figures)]
 
 
 def _lags(summary: Mapping[str, Any]) -> str:
@@ -219,6 +221,18 @@ def _machine(summary: Mapping[str, Any], run: Path, machine: str) -> str:
     return f"<h2>Machine and settings</h2><div class='card'>{facts}<pre>{escape(config)}</pre></div>"
 
 
+def _table(heads: Sequence[str], rows: Sequence[str], kind: str = "") -> str:
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    return f"<table class='{kind}'><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def _row(heads: Sequence[str], cells: Sequence[Cell]) -> str:
+    """Return a row, each cell with its heading: on a phone a wide table becomes a list."""
+    keys = (f" data-key='{key}'" if key else "" for _, key in cells)
+    named = zip(heads, keys, cells, strict=True)
+    return "<tr>" + "".join(f"<td data-head='{head}'{key}>{text}</td>" for head, key, (text, _) in named) + "</tr>"
+
+
 def _card(title: str, series: Sequence[Series], x: str) -> str:
     return f"<div class='card'><h3>{escape(title)}</h3>{draw_lines(series, x=x)}</div>"
 
@@ -234,6 +248,13 @@ def _course(
     """Return a stage's figure over the run, where it is known."""
     samples = [(line, line["samples"][stage]) for line in lines]
     return _thin([(place(line), sample[name]) for line, sample in samples if sample and sample[name] is not None])
+
+
+def _changes(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points at which there is a new figure: one for each evaluation."""
+    return [
+        point for before, point in zip([None, *points], points, strict=False) if not before or before[1] != point[1]
+    ]
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

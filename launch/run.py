@@ -184,6 +184,7 @@ def _supervise(
         with Showing(monitor, folder, console, plan.config.view) as showing:
             for _ in supervisor.looks():
                 monitor.metrics = finite(supervisor.metrics)
+                monitor.expect(supervisor.expected)
                 samples, moments = supervisor.samples(time.monotonic(), gpus.read()), supervisor.moments()
                 showing.update(samples, moments)
                 tracer.take(samples, moments)

@@ -22,6 +22,8 @@ from .supervisor import Loss, Outcome, Watched
 
 __all__ = ["EXIT_CODES", "death", "exit_code", "finite", "summarize", "versions", "write_summary"]
 
+LEAST_STEPS = 10
+"""A run of fewer has no pace that could be compared."""
 EXIT_CODES = {"done": 0, "failed": 1, "worker lost": 3, "interrupted": 130}
 USAGE = 2
 
@@ -62,7 +64,7 @@ def summarize(
         "train_loss": _finite(entries[-1]["loss"]) if entries[-1] else None,
         "metrics": {name: _finite(value) for name, value in metrics.items()},
         "weights_sha256": sha256,
-        "speedup": rate / baseline.samples_per_second if baseline and rate else None,
+        "speedup": rate / baseline.samples_per_second if baseline and steps >= LEAST_STEPS else None,
         "baseline": None if baseline is None else asdict(baseline),
         "stages": [_entry(plan, index, entry) for index, entry in enumerate(entries)],
         "restarts": 0,

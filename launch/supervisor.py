@@ -182,6 +182,12 @@ class Supervisor:
         """Return the spans of each stage since the last time, as far as they are kept."""
         return [self._moments(self.workers.get(name)) for name in self._names if name != DATA]
 
+    @property
+    def expected(self) -> int | None:
+        """How many steps there will be, as soon as the data process knows."""
+        data = self.workers.get(DATA)
+        return int(data.telemetry["expected"]) or None if data and data.telemetry else None
+
     def stop(self) -> None:
         """Let the run end as if its data had."""
         if not self._stopping:

@@ -41,6 +41,8 @@ def show_result(summary: Mapping[str, Any], run: Path, console: Console) -> None
     metrics = {name: value for name, value in summary["metrics"].items() if name != "loss" and value is not None}
     figures += [f"{name} {value:.4f}" for name, value in metrics.items()]
     figures.append(f"{summary['samples_per_second']:,.0f} samples/s")
+    if summary["speedup"] is not None:
+        figures.append(f"{summary['speedup']:.2f}x {summary['baseline']['schedule']}")
     head = f"{summary['exit_reason']} after {summary['steps']} steps in {summary['wall_seconds']:.1f} s"
     if all("useful" in stage for stage in summary["stages"]):
         console.print(_table(summary["stages"], narrow=console.width < NARROW))

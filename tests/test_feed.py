@@ -40,6 +40,21 @@ def test_epochs_end_and_steps_end() -> None:
     assert steps == [0, 1, 2, 3, 4]
 
 
+def test_after_a_pass_it_knows_how_many_batches_there_will_be() -> None:
+    def data(epoch: int) -> list[Batch]:
+        return [batch(1)] * (4 + epoch)
+
+    heard: list[int] = []
+    list(Feed(train=data, epochs=3).messages(expect=heard.append))
+    assert heard == [12, round(9 / 2 * 3), 4 + 5 + 6]
+    heard.clear()
+    list(Feed(train=iter([batch(1)] * 3), epochs=3).messages(expect=heard.append))
+    assert heard == [9, 3]
+    heard.clear()
+    list(Feed(train=data, steps=5).messages(expect=heard.append))
+    assert heard == []
+
+
 def test_evaluations_and_the_stop_follow_their_batches() -> None:
     data, test = [batch(1)] * 5, [batch(9)] * 2
     assert shape(list(Feed(train=data, test=test, epochs=1, evaluate_every=2).messages())) == "tteeEtteeEteeES"

@@ -69,6 +69,17 @@ def test_a_stage_that_is_stopped_keeps_the_shares_that_it_had() -> None:
     assert (after.useful, after.idle) == (before.useful, before.idle)
 
 
+def test_how_many_steps_there_will_be_may_show_later() -> None:
+    made = monitor(2, total_steps=None)
+    assert made.state().eta is None
+    made.expect(None)
+    assert made.state().eta is None
+    made.expect(600)
+    assert made.state().eta == pytest.approx(5.0, rel=0.05)
+    made.expect(700)  # it was asked for no more than that
+    assert made.facts.total_steps == 600
+
+
 def test_the_speedup_is_over_the_baseline() -> None:
     state = monitor(4).state()
     assert state.samples_per_second == pytest.approx(28_800)

@@ -137,12 +137,19 @@ def test_advice_names_the_cause_and_the_line_to_type() -> None:
     slow = Breakdown({"forward": 6.0, "backward": 12.0, "wait_credit": 1.0}, 20.0)
     fast = Breakdown({"forward": 6.0, "wait_input": 13.0}, 20.0)
     said = advise([slow, fast], (6, 2), [1.0] * 8, [f"block.{n}" for n in range(8)], shared=False)
-    assert said[1] == "stage 1 idles 65%: it waits for batches; stage 0 is the slowest"
+    assert said[1] == "stage 1 idles 65%: no batch has come; stage 0 is the slowest"
     assert said[0] == "stage 0 is the slowest: cut elsewhere: --cut block.4; expected +50%"
     assert "share a device" in advise([slow, fast], (6, 2), [1.0] * 8, list("abcdefgh"), shared=True)[0]
     starved = Breakdown({"forward": 1.0, "wait_input": 9.0}, 10.0)
     assert "give the loader workers" in advise([starved], (1,), [1.0], ["a"], shared=False)[0]
     assert advise([Breakdown({"forward": 10.0}, 10.0)], (1,), [1.0], ["a"], shared=False) == []
+
+
+def test_stages_that_idle_for_the_same_reason_are_named_together() -> None:
+    busy = Breakdown({"forward": 10.0}, 10.0)
+    waiting = [Breakdown({"forward": 10 - idle, "wait_input": idle}, 10.0) for idle in (2.0, 3.0)]
+    said = advise([busy, *waiting], (1, 1, 1), [1.0] * 3, list("abc"), shared=False)
+    assert said == ["stage 2 idles 30% (and 20% or more: 1): no batch has come; stage 0 is the slowest"]
 
 
 def test_profile_says_where_the_time_went(tmp_path: Path) -> None:

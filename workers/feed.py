@@ -42,10 +42,16 @@ class Feed:
     """Run the test batches after every so many steps, and in any case at the end."""
     seed: int = 0
 
-    def messages(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[Message]:
-        """Yield all that is to be sent; when `stopped` turns true, only what ends the run."""
+    def messages(
+        self, stopped: Callable[[], bool] = lambda: False, expect: Callable[[int], None] = lambda steps: None
+    ) -> Iterator[Message]:
+        """Yield all that is to be sent; when `stopped` turns true, only what ends the run.
+
+        After each pass over the data `expect` hears how many training batches there will be in all, if that many passes
+        are asked for.
+        """
         step, evaluated = 0, 0
-        for x, y in self._batches(stopped):
+        for x, y in self._batches(stopped, expect):
             yield Activation(edge=EDGE, step=step, tensors=(x,), label=y)
             step += 1
             if self.evaluate_every and step % self.evaluate_every == 0:
@@ -55,7 +61,7 @@ class Feed:
             yield from self._evaluation(step, stopped)
         yield Mark(edge=EDGE, step=max(step - 1, 0), kind=MarkKind.STOP)
 
-    def _batches(self, stopped: Callable[[], bool]) -> Iterator[Batch]:
+    def _batches(self, stopped: Callable[[], bool], expect: Callable[[int], None]) -> Iterator[Batch]:
         drawn = 0
         for epoch in count() if self.epochs is None else range(self.epochs):
             seed_everything(seed_for(self.seed, "data", epoch))
@@ -70,7 +76,10 @@ class Feed:
             if drawn == 0:
                 raise UsageError("the training data gave no batch")
             if drawn == begun:
+                expect(drawn)
                 return  # an iterator that can be run through only once
+            if self.epochs is not None:
+                expect(round(drawn / (epoch + 1) * self.epochs))
 
     def _evaluation(self, step: int, stopped: Callable[[], bool]) -> Iterator[Message]:
         if self.test is None:

@@ -28,6 +28,7 @@ FIGURES = (
     "written",
     "steps",
     "samples",
+    "expected",
     "skipped",
     "unanswered",
     "lag_p50",
@@ -38,7 +39,8 @@ FIGURES = (
     "out_waiting",
     "out_capacity",
 )
-"""Whole numbers: when it began and ended (ns), what it does since when (ns), how many events there were, and so on."""
+"""Whole numbers: when it began and ended (ns), what it does since when (ns), how many events there were, and so on;
+of the data process, how many steps there will be, once it knows."""
 REALS = ("loss", "cosine", "relative_error", "sign_error", "gradient_norm")
 INDEX = {name: index for index, name in enumerate((*FIGURES, *REALS))}
 TOTALS = 64

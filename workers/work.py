@@ -79,7 +79,10 @@ def feed_pipeline(feed: Feed, post: Post) -> None:
 
 
 def _feed(feed: Feed, post: Post, link: Sender) -> Iterator[Wait | None]:
-    for message in feed.messages(lambda: post.stopping):
+    def expect(steps: int) -> None:
+        post.telemetry["expected"] = steps
+
+    for message in feed.messages(lambda: post.stopping, expect):
         while not link.try_send(message):
             yield "wait_credit"
         if isinstance(message, Activation) and message.training:
