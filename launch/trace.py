@@ -53,9 +53,7 @@ class Tracer:
             self.samples.append(samples)
 
     def write(self, run: Path) -> None:
-        """Write the trace into a run folder, if there is anything to see in it."""
-        if not any(self.moments):
-            return
+        """Write the trace into a run folder."""
         trace = {"traceEvents": list(events_of(self.facts, self.moments, self.samples)), "displayTimeUnit": "ms"}
         with gzip.open(run / FILE, "wt", compresslevel=6) as file:
             json.dump(trace, file)
