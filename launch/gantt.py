@@ -12,6 +12,7 @@ from textwrap import wrap
 from rich.text import Text
 
 from .causes import IDLE_COLOUR, TAX_COLOUR, USEFUL_COLOUR
+from .shapes import runs_of
 
 __all__ = ["LETTERS", "Moment", "draw_gantt"]
 
@@ -69,4 +70,4 @@ def _row(moments: Sequence[Moment], begin: int, end: int, room: int) -> Text:
     for share in shares:
         name = max(share, key=lambda span: share[span]) if share else ""
         cells.append(LETTERS.get(name, (" ", "")))
-    return Text.assemble(*cells)
+    return Text.assemble(*runs_of(cells))

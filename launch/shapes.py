@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-__all__ = ["ASCII", "GLYPHS", "Glyphs", "queue", "short", "size", "sparkline"]
+__all__ = ["ASCII", "GLYPHS", "Glyphs", "queue", "runs_of", "short", "size", "sparkline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,12 @@ def sparkline(points: Sequence[float], width: int, glyphs: Glyphs) -> str:
     least, most = min(points), max(points)
     scale = (len(glyphs.spark) - 1) / (most - least) if most > least else 0.0
     return "".join(glyphs.spark[round((point - least) * scale)] for point in points)
+
+
+def runs_of(shapes: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield shapes and their colours, those that are alike in one piece: pieces are what drawing takes time for."""
+    for (shape, colour), same in groupby(shapes):
+        yield shape * len(list(same)), colour
 
 
 def queue(pair: tuple[int, int]) -> str:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from .causes import CAUSE_WORDS, IDLE_COLOUR, TAX_COLOUR, USEFUL_COLOUR
 from .monitor import RunState, StageState
-from .shapes import Glyphs, queue, short, size, sparkline
+from .shapes import Glyphs, queue, runs_of, short, size, sparkline
 
 __all__ = ["QUIET", "WARNING", "draw_table"]
 
@@ -56,7 +56,7 @@ def draw_table(state: RunState, width: int, room: int, glyphs: Glyphs) -> list[T
             lines.append(Text(f"{glyphs.more} {item}", style=QUIET))
         else:
             lines.append(_row(state, item, columns, bar, glyphs))
-            lines += _below(state, item, left_out, width, glyphs)[:below]
+            lines += _below(state, item, left_out, width, glyphs)[:below] if below else []
     return lines
 
 
@@ -83,15 +83,19 @@ def _row(state: RunState, index: int, columns: Sequence[Column], bar: int, glyph
 
 def _below(state: RunState, index: int, columns: Sequence[Column], width: int, glyphs: Glyphs) -> list[Text]:
     """Return the lines below a row: what has no column, the most important first, at the same places in each row."""
-    lines: list[Text] = []
+    lines: list[list[str | tuple[str, str]]] = []
+    left = 0
     for column in sorted(columns, key=lambda column: column.rank):
-        cell = column.cell(state, index, glyphs)
-        named = Text.assemble((f"{column.heading} ", QUIET), _fit(Text(cell.plain.strip()), column.width, True))
-        if not lines or lines[-1].cell_len + 2 + named.cell_len > width:
-            lines.append(Text(" " * INDENT) + named)
+        needed = len(column.heading) + 1 + column.width
+        left -= 2 + needed
+        if left < 0 or not lines:
+            lines.append([" " * INDENT])
+            left = width - INDENT - needed
         else:
-            lines[-1] += Text("  ") + named
-    return lines
+            lines[-1].append("  ")
+        value = column.cell(state, index, glyphs).plain.strip()
+        lines[-1] += [(f"{column.heading} ", QUIET), f"{value:<{column.width}}"]
+    return [Text.assemble(*line) for line in lines]
 
 
 def _folded(state: RunState, room: int) -> list[int | str]:
@@ -134,7 +138,7 @@ def _bar(state: RunState, index: int, width: int, glyphs: Glyphs) -> Text:
     baseline = state.facts.baseline
     if baseline is not None and index < len(baseline.useful):
         shapes[min(round(baseline.useful[index] * width), width - 1)] = (glyphs.locked, LOCKED)
-    return Text.assemble(*shapes)
+    return Text.assemble(*runs_of(shapes))
 
 
 def _fit(text: Text, width: int, left: bool) -> Text:

@@ -23,7 +23,8 @@ from .terminal import Terminal, is_usable
 
 __all__ = ["Viewer", "find_run", "find_with", "playback", "watch"]
 
-FRAME = 0.25
+FRAME = 0.3
+"""Seconds after which a view is drawn again in any case; the run says something new a little more often."""
 DIGITS = "0123456789"
 SILENCE = 3.0
 """Seconds without a word from the run after which a viewer says so."""
@@ -180,16 +181,22 @@ def _first_state(subscriber: Subscriber, patience: float) -> RunState | None:
 
 def _watch(run: Path, console: Console, subscriber: Subscriber, state: RunState) -> RunState:
     heard = time.monotonic()
+    due = heard
     with Terminal(console) as terminal:
         viewer = Viewer(terminal, run)
         while not (viewer.left or terminal.ended or state.reason is not None):
-            silent = time.monotonic() - heard
-            silence = [f"no word from the run for {silent:.0f} s; q leaves"] if silent > SILENCE else []
-            viewer.show(replace(state, notes=[*state.notes, *silence]))
-            viewer.obey(terminal.wait(FRAME, subscriber.fileno()), state)
+            now = time.monotonic()
+            if now >= due:
+                silence = [f"no word from the run for {now - heard:.0f} s; q leaves"] if now - heard > SILENCE else []
+                viewer.show(replace(state, notes=[*state.notes, *silence]))
+                due = now + FRAME
+            keys = terminal.wait(FRAME, subscriber.fileno())
+            viewer.obey(keys, state)
             newest = subscriber.newest()
             if newest is not None:
                 state, heard = newest, time.monotonic()
+            if newest is not None or keys:  # the socket wakes us for less than a message too
+                due = 0.0
     return state
 
 
