@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
 from rich.text import Text
@@ -14,7 +14,7 @@ from rich.text import Text
 from .causes import IDLE_COLOUR, TAX_COLOUR, USEFUL_COLOUR
 from .shapes import runs_of
 
-__all__ = ["LETTERS", "Moment", "draw_gantt"]
+__all__ = ["LETTERS", "Moment", "draw_gantt", "last_steps"]
 
 Moment = tuple[int, int, int, str]
 """When a span began and ended (ns), at which step, and its name."""
@@ -48,6 +48,13 @@ def draw_gantt(recent: Sequence[Sequence[Moment]], width: int) -> list[Text]:
     legend = [f"{letter}{NO_BREAK}{name}" for name, (letter, _) in LETTERS.items() if letter != "."]
     words = wrap("  ".join([*legend, f".{NO_BREAK}waits"]), width)
     return [*lines, Text(), *(Text(line.replace(NO_BREAK, " "), style=IDLE_COLOUR) for line in words)]
+
+
+def last_steps(recent: Iterable[Iterable[Moment]]) -> list[list[Moment]]:
+    """Return the spans that the timeline of the last steps is drawn from."""
+    kept = [list(moments) for moments in recent]
+    last = min((max((moment[2] for moment in moments), default=-1) for moments in kept), default=-1)
+    return [[moment for moment in moments if last - STEPS < moment[2] <= last] for moments in kept]
 
 
 def _window(recent: Sequence[Sequence[Moment]], last: int) -> tuple[int, int]:

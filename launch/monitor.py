@@ -199,7 +199,7 @@ class Monitor:
         self._cosines = [Trail() for _ in facts.devices]
         self._shares = [{name: float(name == "other") for name in PARTS} for _ in facts.devices]
         kept = max(MOMENTS // len(facts.devices), LEAST_MOMENTS)
-        self._recent = [deque[Moment](maxlen=kept) for _ in facts.devices]
+        self.recent = [deque[Moment](maxlen=kept) for _ in facts.devices]
 
     def expect(self, steps: int | None) -> None:
         """Take note of how many steps there will be, where that shows only as the data is gone through."""
@@ -233,7 +233,7 @@ class Monitor:
 
     def see(self, moments: Sequence[Sequence[Moment]]) -> None:
         """Take in the spans of each stage since the last time."""
-        for recent, new in zip(self._recent, moments, strict=True):
+        for recent, new in zip(self.recent, moments, strict=True):
             recent.extend(new)
 
     def state(self) -> RunState:
@@ -251,7 +251,7 @@ class Monitor:
             stages=stages,
             notes=list(self.notes),
             reason=self.reason,
-            recent=[list(moments) for moments in self._recent],
+            recent=[list(moments) for moments in self.recent],
         )
 
     def _stage(self, index: int) -> StageState:

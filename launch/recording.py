@@ -5,7 +5,8 @@
     {"reason": "done"}                                                      the last one
 
 `time` is in seconds of the machine's monotonic clock. A line is only written when as much as a `DENSITY`th of the run's
-time has passed since the last one: an hour makes some 3,000 lines, a day some 6,000.
+time has passed since the last one: an hour makes some 3,000 lines, a day some 6,000. Now and then one has `recent` too,
+the spans of the last steps.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from .gantt import last_steps
 from .monitor import Facts, Monitor, Sample, facts_from
 
 __all__ = ["FILE", "Recording", "RecordingError", "lines_of", "replay"]
 
 FILE = "telemetry.jsonl"
 DENSITY = 1000
+SPANS_EVERY, SPANS_DENSITY = 1.0, 200
+"""Spans are written down as seldom as that, in seconds and in parts of the run, and less often for more stages."""
 
 
 class RecordingError(ValueError):
@@ -42,11 +46,13 @@ class Recording:
         self._skipped: dict[str, Any] | None = None
         self._begun: float | None = None
         self._written = 0.0
+        self._spans_written = 0.0
+        self._stages = len(facts.devices)
         self._write({"facts": asdict(facts)})
 
     def add(self, now: float, samples: Sequence[Sample | None], monitor: Monitor) -> None:
         """Write down a sample of each stage, unless the last line is too young."""
-        line = {"time": round(now, 4), "samples": samples, "total_steps": monitor.facts.total_steps}
+        line: dict[str, Any] = {"time": round(now, 4), "samples": samples, "total_steps": monitor.facts.total_steps}
         line |= {"metrics": monitor.metrics, "notes": list(monitor.notes)}
         if self._begun is None:
             self._begun = now
@@ -54,6 +60,9 @@ class Recording:
             self._skipped = line
             return
         self._written, self._skipped = now, None
+        if now - self._spans_written >= max(SPANS_EVERY, (now - self._begun) * self._stages / SPANS_DENSITY):
+            self._spans_written = now
+            line["recent"] = last_steps(monitor.recent)
         self._write(line)
 
     def close(self, reason: str | None) -> None:
@@ -114,4 +123,6 @@ def _replay_line(line: Mapping[str, Any], monitor: Monitor, now: float) -> float
     monitor.notes.clear()
     monitor.notes.extend(line["notes"])
     monitor.take(line["time"], line["samples"])
+    if "recent" in line:
+        monitor.see([[(begin, end, step, name) for begin, end, step, name in spans] for spans in line["recent"]])
     return float(line["time"])

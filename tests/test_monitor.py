@@ -9,8 +9,10 @@ from typing import Any
 
 import msgpack  # pyright: ignore[reportMissingTypeStubs]
 import pytest
+from rich.text import Text
 from states import facts, monitor, sample
 
+from stepahead.launch.gantt import draw_gantt
 from stepahead.launch.monitor import Monitor, RunState, Trail
 from stepahead.launch.recording import Recording, RecordingError, replay
 
@@ -165,6 +167,24 @@ def test_a_recording_gives_the_same_states_again(tmp_path: Path) -> None:
     again = [again.state() for _, again in replay(tmp_path)]
     assert again[:-1] == states
     assert again[-1].reason == "done"
+
+
+def test_a_recording_has_a_timeline_now_and_then(tmp_path: Path) -> None:
+    made = Monitor(facts(2))
+    recording = Recording(tmp_path, made.facts)
+    drawn: list[list[Text]] = []
+    for tick in range(9):
+        second = tick * 10**9 // 4
+        made.see([[(second + n, second + n + 4, 10 * tick + n, "forward") for n in range(0, 40, 4)]] * 2)
+        samples = [sample(tick / 4, stage) for stage in range(2)]
+        made.take(tick / 4, samples)
+        recording.add(tick / 4, samples, made)
+        drawn.append(draw_gantt(made.recent, 80))
+    recording.close("done")
+    again = [draw_gantt(again.recent, 80) for _, again in replay(tmp_path)]
+    assert "no steps to show yet" in again[3][0].plain
+    assert [again[4], again[8]] == [drawn[4], drawn[8]]
+    assert again[7] == drawn[4]
 
 
 def test_a_long_recording_stays_small(tmp_path: Path) -> None:
