@@ -1,16 +1,16 @@
 """Workers: the processes that run stages, and the links between them.
 
-wire        messages as bytes              control     a worker's connection to its supervisor
-channels    what a link is; one in memory  process     the process around a worker
-sharedmem   a link through shared memory   work        what workers do: run a stage, feed the pipeline
-post        where a worker runs and waits  checkpoints weights on disk
-loop        feeds a stage from its links
-feed        draws batches from the data    failures    what a worker raised, and what was the cause
-memory      what a stage holds, in bytes    waiting     for several ends at once
-spans       where a worker's time goes     telemetry   what it notes for whoever looks
-samples     how far it is, written and read ledger     what went through the links, for proofs
-ends        which ends each worker has      files       files that are there whole
-ring        slots in shared memory
+wire        messages as bytes               control     a worker's connection to its supervisor
+channels    what a link is; one in memory   process     the process around a worker
+sharedmem   a link through shared memory    work        what workers do: run a stage, feed the pipeline
+ring        slots in shared memory          checkpoints weights on disk
+post        where a worker runs and waits   failures    what a worker raised, and what was the cause
+ends        which ends each worker has      waiting     for several ends at once
+loop        feeds a stage from its links    telemetry   what a worker notes for whoever looks
+feed        draws batches from the data     spans       where a worker's time goes
+memory      what a stage holds, in bytes    samples     how far a worker is, written and read
+heap        what is freed and wanted again  ledger      what went through the links, for proofs
+files       files that are there whole
 """
 
 from .channels import LinkEnd, LinkStatistics, Receiver, Sender, memory_link

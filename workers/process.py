@@ -20,6 +20,7 @@ from stepahead.pipeline import UsageError
 from .control import connect
 from .ends import stage_title
 from .failures import failure_of, write_failure
+from .heap import keep_freed_memory
 from .post import Place, Post, log_folder
 
 __all__ = ["leave_failure", "run_worker"]
@@ -57,6 +58,7 @@ def _settle(place: Place, folder: Path) -> None:
     if not place.torchrun:
         _redirect(folder)
     faulthandler.enable()
+    keep_freed_memory()
     if place.cores:
         try:
             os.sched_setaffinity(0, place.cores)

@@ -15,6 +15,7 @@ from stepahead.launch.plan import Plan
 from stepahead.launch.start import fork
 from stepahead.pipeline import Activation, Batch, Signal, Stage, build_group, example_outputs
 from stepahead.workers import StageWork
+from stepahead.workers.heap import keep_freed_memory
 
 __all__ = ["Given", "ceiling", "first_batches"]
 
@@ -71,6 +72,7 @@ def step_alone(plan: Plan, stage: int, batch: Batch, steps: int, begin: int, res
     """Run one stage on the same batch again and again, pinned to its core, and write how long it took."""
     os.sched_setaffinity(0, plan.cores[stage])
     torch.set_num_threads(1)
+    keep_freed_memory()  # as workers do
     made = lonely_stage(plan.work(stage), stage, plan.stages, batch)
     run(made, batch, steps=10)
     os.write(result, READY)

@@ -1,0 +1,42 @@
+"""A worker's heap: what a step frees is there for the next one, without a page fault."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+import torch
+from stepahead.workers.heap import keep_freed_memory
+
+def step():
+    kept = [torch.ones(size) for size in (25_000, 250_000) for _ in range(40)]  # 100 KB and 1 MB
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+torch.set_num_threads(1)
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+step()
+before = faults()
+for _ in range(5):
+    step()
+print((faults() - before) // 5)
+"""
+
+
+def faults_a_step(how: str) -> int:
+    arguments = [sys.executable, "-c", PROGRAM, how]
+    return int(subprocess.run(arguments, capture_output=True, text=True, timeout=50, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
+def test_the_next_step_takes_what_the_last_one_freed() -> None:
+    pages = 40 * (100_000 + 1_000_000) // 4096
+    assert faults_a_step("leave") > pages // 2
+    assert faults_a_step("keep") < pages // 100
