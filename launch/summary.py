@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -41,11 +41,8 @@ def summarize(
     """Return the summary of a run, after making a snapshot of the weights that its workers left."""
     stages = [workers.get(str(stage)) for stage in range(plan.stages)]
     entries = [stage.summary if stage else None for stage in stages]
-    last = stages[-1]
-    steps = min((stage.steps if stage else 0) for stage in stages)
-    samples = entries[-1]["samples"] if entries[-1] else (last.samples if last else 0)
-    wall_seconds = entries[-1]["seconds"] if entries[-1] else seconds
-    rate = samples / wall_seconds if wall_seconds else 0.0
+    figures = _figures(stages, seconds)
+    steps, rate = figures["steps"], figures["samples_per_second"]
     complete = all(entry is not None for entry in entries)
     sha256 = complete_snapshot(folder.path, plan.stages, steps) if complete else None
     config = plan.config
@@ -57,11 +54,7 @@ def summarize(
         "truth_every": config.truth_every,
         "lag_mode": config.lag,
         "virtual": False,
-        "steps": steps,
-        "samples": samples,
-        "wall_seconds": wall_seconds,
-        "samples_per_second": rate,
-        "train_loss": _finite(entries[-1]["loss"]) if entries[-1] else None,
+        **figures,
         "metrics": {name: _finite(value) for name, value in metrics.items()},
         "weights_sha256": sha256,
         "speedup": rate / baseline.samples_per_second if baseline and steps >= LEAST_STEPS else None,
@@ -98,6 +91,21 @@ def versions() -> dict[str, str]:
 def finite(figures: Mapping[str, float]) -> dict[str, float]:
     """Return the figures that are numbers."""
     return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+def _figures(stages: Sequence[Watched | None], seconds: float) -> dict[str, Any]:
+    """Return how far the run came and how fast, as the last stage has it, or if it said nothing, as it was seen to."""
+    last = stages[-1]
+    said = last.summary if last else None
+    samples = said["samples"] if said else (last.samples if last else 0)
+    wall_seconds = said["seconds"] if said else seconds
+    return {
+        "steps": min((stage.steps if stage else 0) for stage in stages),
+        "samples": samples,
+        "wall_seconds": wall_seconds,
+        "samples_per_second": samples / wall_seconds if wall_seconds else 0.0,
+        "train_loss": _finite(said["loss"]) if said else None,
+    }
 
 
 def _finite(value: float | None) -> float | None:
