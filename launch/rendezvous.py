@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -16,6 +18,7 @@ from stepahead.pipeline import UsageError
 __all__ = ["Torchrun"]
 
 KEY = "run"
+ASK_EVERY = 0.05
 CONNECT_TIMEOUT = timedelta(seconds=120)
 
 
@@ -64,11 +67,13 @@ class Torchrun:
 
     def find(self, timeout: float) -> Path:
         """As another rank: return where the run folder is."""
-        try:
-            self._store.set_timeout(timedelta(seconds=timeout))
-            return Path(self._store.get(KEY).decode())
-        except (DistStoreError, DistNetworkError):
-            raise UsageError(f"rank {self.rank} waited {timeout:g} s for rank 0 to make the run folder") from None
+        deadline = time.monotonic() + timeout
+        with suppress(DistStoreError, DistNetworkError):
+            while time.monotonic() < deadline:
+                if self._store.check([KEY]):
+                    return Path(self._store.get(KEY).decode())
+                time.sleep(ASK_EVERY)  # to wait in the store would be deaf to Ctrl-C
+        raise UsageError(f"rank {self.rank} waited {timeout:g} s for rank 0 to make the run folder")
 
     @cached_property
     def _store(self) -> Store:

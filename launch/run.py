@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +30,7 @@ from .screen import Screen, say
 from .showing import Showing, facts_of
 from .start import fork, start_workers, work_at
 from .summary import exit_code, finite, summarize, write_summary
-from .supervisor import Supervisor
+from .supervisor import Outcome, Supervisor
 from .trace import Tracer
 from .words import first_words, last_words, show_result
 
@@ -93,7 +92,10 @@ def launch(plan: Plan, console: Console, *, named: bool = True, traced: tuple[in
     for line in first_words(plan, folder):
         say(console, line)
     with stop_signals() as signals:
-        baseline = _baseline(plan, folder, console, signals, named=named)
+        try:
+            baseline = _baseline(plan, folder, console, signals, named=named)
+        except KeyboardInterrupt:
+            return _end_before_it_began(plan, folder, console)
         listener = listen(folder.path)
 
         def start(supervisor: Supervisor) -> None:
@@ -127,7 +129,13 @@ def train_under_torchrun(
         folder = _open_folder(plan.config)
         for line in first_words(plan, folder):
             say(console, line)
-        baseline = _baseline(plan, folder, console, None, named=True)
+        try:
+            with stop_signals() as signals:
+                baseline = _baseline(plan, folder, console, signals, named=True)
+        except KeyboardInterrupt:
+            result = _end_before_it_began(plan, folder, console)
+            finish(result)
+            return result.exit_code
         helpers = _start_helpers(plan, folder, console, baseline, finish)
         torchrun.publish(folder.path)
     else:
@@ -203,6 +211,16 @@ def _supervise(
     return RunResult(summary, exit_code(outcome), last_words(outcome, folder.path), baseline, tracer)
 
 
+def _end_before_it_began(plan: Plan, folder: RunFolder, console: Console) -> RunResult:
+    """Leave what can be said of a run that was interrupted before its workers started."""
+    outcome = Outcome(reason="interrupted")
+    summary = summarize(plan, folder, outcome, {}, metrics={}, seconds=0.0, baseline=None)
+    write_summary(folder, summary)
+    _leave(folder, Tracer(facts_of(plan, folder, None)), console)
+    show_result(summary, folder.path, console)
+    return RunResult(summary, exit_code(outcome), "")
+
+
 def _leave(folder: RunFolder, tracer: Tracer, console: Console) -> None:
     """Leave the trace and the report; a run that is done is not to fail for them."""
     try:
@@ -215,7 +233,7 @@ def _leave(folder: RunFolder, tracer: Tracer, console: Console) -> None:
 def _baseline(
     plan: Plan, folder: RunFolder, console: Console, signals: socket.socket | None, *, named: bool
 ) -> Baseline | None:
-    """Return what the run is compared with, measured if need be."""
+    """Return what the run is compared with, measured if need be; an interruption is a KeyboardInterrupt."""
     name = plan.config.baseline
     if name == "none" or plan.stages == 1 or plan.signal == "locked":
         return None
@@ -227,7 +245,7 @@ def _baseline(
     say(console, f"measuring the locked baseline ({name}) for some seconds; --baseline none does without")
     found, outcome = measure_baseline(plan, folder, partial(start_workers, named=named), signals)
     if outcome.reason == "interrupted":
-        signal.raise_signal(signal.SIGINT)  # it was meant for the run
-    elif found is None:
+        raise KeyboardInterrupt
+    if found is None:
         say(console, f"no baseline: {NO_BASELINE[outcome.reason]}")
     return found

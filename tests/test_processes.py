@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from collections.abc import Iterator
 from copy import deepcopy
@@ -157,6 +159,22 @@ def test_torchrun_gives_the_same_run(tmp_path: Path) -> None:
         for name in ("ours", "theirs")
     ]
     assert layout[0] == layout[1]
+
+
+@pytest.mark.slow
+def test_an_interruption_of_torchrun_during_the_baseline_ends_all_ranks(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    arguments = ["-m", "stepahead.launch", "train", str(FAULTY), "--run-dir", str(folder)]
+    with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        assert run.stdout is not None
+        next(line for line in run.stdout if "measuring the locked baseline" in line)
+        begun = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        text = run.stdout.read()
+    assert time.monotonic() - begun < 20  # torchrun itself would wait for 30
+    assert "interrupted after 0 steps" in text
+    assert json.loads((folder / "summary.json").read_text())["exit_reason"] == "interrupted"
 
 
 @pytest.mark.slow

@@ -158,7 +158,9 @@ def test_an_interruption_during_the_baseline_ends_the_run(tmp_path: Path) -> Non
         os.kill(command.pid, signal.SIGINT)
         code, text = command.wait()
     assert code == 130
-    assert "interrupted after " in text
+    assert "interrupted after 0 steps" in text
+    assert "no weights were saved" in text
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["exit_reason"] == "interrupted"
     assert not (tmp_path / "run" / "baseline").exists()
 
 
