@@ -6,6 +6,7 @@ late or misses some needs nothing else. One that does not read loses messages, a
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from contextlib import suppress
@@ -90,8 +91,8 @@ def is_broadcast(run: Path) -> bool:
     except OSError:
         return False
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
-            return caller.connect_ex(_path(folder)) == 0
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as caller:
+            return caller.connect_ex(_path(folder)) in (0, errno.EAGAIN)  # one that is stopped takes no more callers
     finally:
         os.close(folder)
 

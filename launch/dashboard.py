@@ -23,7 +23,7 @@ from .causes import CAUSE_WORDS, CAUSES, IDLE_COLOUR, TAX_COLOUR, USEFUL_COLOUR
 from .gantt import draw_gantt
 from .monitor import RunState
 from .shapes import GLYPHS, Glyphs, queue, short, size, sparkline
-from .table import QUIET, WARNING, draw_table
+from .table import QUIET, WARNING, draw_table, worst_of
 
 __all__ = ["View", "draw"]
 
@@ -75,7 +75,7 @@ def _one_line(state: RunState, glyphs: Glyphs) -> Text:
     words = [state.facts.job, _steps(state)]
     if state.speedup is not None:
         words.append(f"{state.speedup:.2f}x")
-    worst = _worst(state)
+    worst = worst_of(state, range(len(state.stages)))
     words.append(state.reason or f"{worst} idles {state.stages[worst].idle_share:.0%}")
     return Text(" ".join(words))
 
@@ -132,10 +132,6 @@ def _progress(state: RunState, room: int, glyphs: Glyphs) -> Text:
 def _steps(state: RunState) -> str:
     total = state.facts.total_steps
     return f"step {state.step:,}" if total is None else f"step {state.step:,}/{total:,}"
-
-
-def _worst(state: RunState) -> int:
-    return max(range(len(state.stages)), key=lambda index: state.stages[index].idle_share)
 
 
 def _footer(state: RunState, view: View) -> list[Text]:

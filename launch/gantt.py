@@ -35,14 +35,14 @@ STEPS = 5
 """Steps to show."""
 
 
-def draw_gantt(recent: Sequence[Sequence[Moment]], width: int) -> list[Text]:
+def draw_gantt(recent: Sequence[Iterable[Moment]], width: int) -> list[Text]:
     """Return the timeline of the last steps that every stage has been through."""
-    last = [max((moment[2] for moment in moments), default=-1) for moments in recent]
-    if not recent or min(last) < 1:
+    window = _window(recent)
+    if window is None:
         return [Text("no steps to show yet, or telemetry is off")]
-    begin, end = _window(recent, min(last))
+    last, begin, end = window
     room = max(width - 6, 10)
-    lines = [Text(f"steps {max(min(last) - STEPS + 1, 0)} to {min(last)}, {(end - begin) / 1e6:,.1f} ms", style="bold")]
+    lines = [Text(f"steps {max(last - STEPS + 1, 0)} to {last}, {(end - begin) / 1e6:,.1f} ms", style="bold")]
     for stage, moments in enumerate(recent):
         lines.append(Text(f"{stage:<4}  ") + _row(moments, begin, end, room))
     legend = [f"{letter}{NO_BREAK}{name}" for name, (letter, _) in LETTERS.items() if letter != "."]
@@ -50,21 +50,25 @@ def draw_gantt(recent: Sequence[Sequence[Moment]], width: int) -> list[Text]:
     return [*lines, Text(), *(Text(line.replace(NO_BREAK, " "), style=IDLE_COLOUR) for line in words)]
 
 
-def last_steps(recent: Iterable[Iterable[Moment]]) -> list[list[Moment]]:
-    """Return the spans that the timeline of the last steps is drawn from."""
-    kept = [list(moments) for moments in recent]
-    last = min((max((moment[2] for moment in moments), default=-1) for moments in kept), default=-1)
-    return [[moment for moment in moments if last - STEPS < moment[2] <= last] for moments in kept]
+def last_steps(recent: Sequence[Iterable[Moment]]) -> list[list[Moment]]:
+    """Return the spans that the timeline of the last steps shows."""
+    window = _window(recent)
+    if window is None:
+        return [[] for _ in recent]
+    _, begin, end = window
+    return [[moment for moment in moments if moment[1] > begin and moment[0] < end] for moments in recent]
 
 
-def _window(recent: Sequence[Sequence[Moment]], last: int) -> tuple[int, int]:
-    """Return from when to when the last steps went, over all stages."""
+def _window(recent: Sequence[Iterable[Moment]]) -> tuple[int, int, int] | None:
+    """Return the last step that every stage has been through, and from when to when the last steps went."""
+    last = min((max((moment[2] for moment in moments), default=-1) for moments in recent), default=-1)
+    if last < 1:
+        return None
     inside = [moment for moments in recent for moment in moments if last - STEPS < moment[2] <= last]
-    begin = min(moment[0] for moment in inside)
-    return begin, max(moment[1] for moment in inside)
+    return last, min(moment[0] for moment in inside), max(moment[1] for moment in inside)
 
 
-def _row(moments: Sequence[Moment], begin: int, end: int, room: int) -> Text:
+def _row(moments: Iterable[Moment], begin: int, end: int, room: int) -> Text:
     width = (end - begin) / room
     shares: list[dict[str, float]] = [{} for _ in range(room)]
     for start, stop, _, name in moments:

@@ -22,6 +22,8 @@ LEAST_STEPS, LONGEST_WINDOW = 10, 300.0
 """The window grows until it has so many steps, but not beyond so many seconds."""
 LONG = 0.4
 """Seconds of waiting after which it is the state of a stage, and no longer its share of idle time alone."""
+COMPARABLE = 10
+"""Steps from which on a run has a pace that can be compared."""
 POINTS = 60
 PARTS = ("useful", "tax", *CAUSES)
 WAITS = {"wait_input": "waits for a batch", "wait_credit": "waits for room", "wait_gradient": "waits for a gradient"}
@@ -129,7 +131,7 @@ class RunState:
     def speedup(self) -> float | None:
         """Samples per second over those of the locked baseline."""
         baseline = self.facts.baseline
-        if baseline is None or not baseline.samples_per_second or not self.samples_per_second:
+        if baseline is None or self.step < COMPARABLE or not self.samples_per_second:
             return None
         return self.samples_per_second / baseline.samples_per_second
 
@@ -187,6 +189,8 @@ class Monitor:
         self.window = window
         self.facts = facts
         self.metrics: dict[str, float] = {}
+        self.evaluated_at: int | None = None
+        """After how many steps the metrics came out."""
         self.notes: deque[str] = deque(facts.notes, maxlen=NOTES)
         self.noted = 0
         """How many things were said since the beginning."""
@@ -203,8 +207,7 @@ class Monitor:
 
     def expect(self, steps: int | None) -> None:
         """Take note of how many steps there will be, where that shows only as the data is gone through."""
-        known = self.facts.total_steps
-        if steps is not None and (known is None or steps < known):
+        if steps is not None and steps != self.facts.total_steps:
             self.facts = replace(self.facts, total_steps=steps)
 
     def note(self, line: str) -> None:

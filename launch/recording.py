@@ -53,7 +53,7 @@ class Recording:
     def add(self, now: float, samples: Sequence[Sample | None], monitor: Monitor) -> None:
         """Write down a sample of each stage, unless the last line is too young."""
         line: dict[str, Any] = {"time": round(now, 4), "samples": samples, "total_steps": monitor.facts.total_steps}
-        line |= {"metrics": monitor.metrics, "notes": list(monitor.notes)}
+        line |= {"metrics": monitor.metrics, "evaluated_at": monitor.evaluated_at, "notes": list(monitor.notes)}
         if self._begun is None:
             self._begun = now
         elif now - self._written < (now - self._begun) / DENSITY:
@@ -118,8 +118,8 @@ def _replay_line(line: Mapping[str, Any], monitor: Monitor, now: float) -> float
     if "reason" in line:
         monitor.reason = line["reason"]
         return now
-    monitor.metrics = line["metrics"]
-    monitor.expect(line["total_steps"])
+    monitor.metrics, monitor.evaluated_at = line["metrics"], line.get("evaluated_at")
+    monitor.expect(line.get("total_steps"))
     monitor.notes.clear()
     monitor.notes.extend(line["notes"])
     monitor.take(line["time"], line["samples"])

@@ -125,7 +125,8 @@ def _stages(summary: Mapping[str, Any]) -> str:
     rows: list[str] = []
     for index, stage in enumerate(summary["stages"]):
         if "useful" not in stage:
-            rows.append(f"<tr><td data-head='stage'>{index}</td><td colspan='12'>did not come to an end</td></tr>")
+            rest = f"<td colspan='{len(STAGE_HEADS) - 1}'>did not come to an end</td>"
+            rows.append(f"<tr><td data-head='stage'>{index}</td>{rest}</tr>")
             continue
         locked = baseline["useful"][index] if baseline and index < len(baseline["useful"]) else None
         mark = "" if locked is None else f'<i class="mark" style="left:{min(locked, 0.995):.2%}"></i>'
@@ -175,10 +176,10 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
         "seconds": lambda line: float(line["time"] - begun),
     }
     charts = [_card(f"training loss over {x}", [Series("loss", _course(lines, -1, "loss", axes[x]))], x) for x in axes]
+    axes["steps"] = lambda line: float(line["evaluated_at"])
     for name in sorted({name for line in lines for name in line["metrics"] if name != "loss"}):
         for x, place in axes.items():
-            points = [(place(line), line["metrics"][name]) for line in lines if name in line["metrics"]]
-            charts.append(_card(f"test {name} over {x}", [Series(name, _thin(_changes(points)))], x))
+            charts.append(_card(f"test {name} over {x}", [Series(name, _thin(_evaluations(lines, name, place)))], x))
     return f"<h2>Loss and metrics</h2><div class='grid2'>{''.join(charts)}</div>"
 
 
@@ -250,11 +251,15 @@ def _course(
     return _thin([(place(line), sample[name]) for line, sample in samples if sample and sample[name] is not None])
 
 
-def _changes(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points at which there is a new figure: one for each evaluation."""
-    return [
-        point for before, point in zip([None, *points], points, strict=False) if not before or before[1] != point[1]
-    ]
+def _evaluations(
+    lines: Sequence[Mapping[str, Any]], name: str, place: Callable[[Mapping[str, Any]], float]
+) -> list[tuple[float, float]]:
+    """Return a metric where it came out, a point for each evaluation; lines that follow say it again."""
+    found: dict[int, tuple[float, float]] = {}
+    for line in lines:
+        if name in line["metrics"] and line.get("evaluated_at") is not None:
+            found.setdefault(line["evaluated_at"], (place(line), line["metrics"][name]))
+    return list(found.values())
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

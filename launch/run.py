@@ -191,7 +191,7 @@ def _supervise(
         gpus = Gpus(plan.devices)  # before the view, which waits for a first word: NVIDIA's library may take its time
         with Showing(monitor, folder, console, plan.config.view) as showing:
             for _ in supervisor.looks():
-                monitor.metrics = finite(supervisor.metrics)
+                monitor.metrics, monitor.evaluated_at = finite(supervisor.metrics), supervisor.evaluated_at
                 monitor.expect(supervisor.expected)
                 samples, moments = supervisor.samples(time.monotonic(), gpus.read()), supervisor.moments()
                 showing.update(samples, moments)

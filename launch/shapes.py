@@ -11,7 +11,7 @@ __all__ = ["ASCII", "GLYPHS", "Glyphs", "queue", "runs_of", "short", "size", "sp
 
 @dataclass(frozen=True, slots=True)
 class Glyphs:
-    """The shapes that it draws with."""
+    """The shapes of bars, arrows and states."""
 
     useful: str
     tax: str

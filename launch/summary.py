@@ -16,14 +16,12 @@ from stepahead.workers import complete_snapshot, write_whole
 
 from .environment import version_of
 from .folder import RunFolder
-from .monitor import Baseline
+from .monitor import COMPARABLE, Baseline
 from .plan import Plan
 from .supervisor import Loss, Outcome, Watched
 
 __all__ = ["EXIT_CODES", "death", "exit_code", "finite", "summarize", "versions", "write_summary"]
 
-LEAST_STEPS = 10
-"""A run of fewer has no pace that could be compared."""
 EXIT_CODES = {"done": 0, "failed": 1, "worker lost": 3, "interrupted": 130}
 USAGE = 2
 
@@ -57,7 +55,7 @@ def summarize(
         **figures,
         "metrics": {name: _finite(value) for name, value in metrics.items()},
         "weights_sha256": sha256,
-        "speedup": rate / baseline.samples_per_second if baseline and steps >= LEAST_STEPS else None,
+        "speedup": rate / baseline.samples_per_second if baseline and steps >= COMPARABLE else None,
         "baseline": None if baseline is None else asdict(baseline),
         "stages": [_entry(plan, index, entry) for index, entry in enumerate(entries)],
         "restarts": 0,

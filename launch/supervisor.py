@@ -126,6 +126,8 @@ class Supervisor:
         self.workers: dict[str, Watched] = {}
         self.metrics: dict[str, float] = {}
         """What the last evaluation gave."""
+        self.evaluated_at: int | None = None
+        """After how many steps that was."""
         self.missed = 0
         """How many spans were overwritten before they were read."""
         self._names = worker_names(stages)
@@ -255,7 +257,7 @@ class Supervisor:
         elif kind == "interrupted":
             self._asked = True
         elif kind == "evaluated":
-            self.metrics = dict(message["figures"])
+            self.metrics, self.evaluated_at = dict(message["figures"]), message["step"]
         elif kind == "finished":
             self.workers[name].summary = message["summary"]
 

@@ -19,7 +19,7 @@ from .causes import CAUSE_WORDS, IDLE_COLOUR, TAX_COLOUR, USEFUL_COLOUR
 from .monitor import RunState, StageState
 from .shapes import Glyphs, queue, runs_of, short, size, sparkline
 
-__all__ = ["QUIET", "WARNING", "draw_table"]
+__all__ = ["QUIET", "WARNING", "draw_table", "worst_of"]
 
 LOCKED, WARNING, QUIET = "bold #f0e442", "#d55e00", IDLE_COLOUR
 SHORT_WORDS = {"waits for a batch": "no batch", "waits for room": "no room", "waits for a gradient": "no gradient"}
@@ -56,8 +56,9 @@ def draw_table(state: RunState, width: int, room: int, glyphs: Glyphs) -> list[T
             lines.append(Text(f"{glyphs.more} {item}", style=QUIET))
         else:
             lines.append(_row(state, item, columns, bar, glyphs))
-            lines += _below(state, item, left_out, width, glyphs)[:below] if below else []
-    return lines
+            if below:
+                lines += _below(state, item, left_out, width, glyphs)[:below]
+    return lines[:room]
 
 
 def _heading(column: Column, bar: int, glyphs: Glyphs) -> Text:
@@ -88,7 +89,7 @@ def _below(state: RunState, index: int, columns: Sequence[Column], width: int, g
     for column in sorted(columns, key=lambda column: column.rank):
         needed = len(column.heading) + 1 + column.width
         left -= 2 + needed
-        if left < 0 or not lines:
+        if left < 0:
             lines.append([" " * INDENT])
             left = width - INDENT - needed
         else:
@@ -110,14 +111,14 @@ def _folded(state: RunState, room: int) -> list[int | str]:
         return [*range(above), _say_folded(state, range(above, count - below)), *range(count - below, count)]
     above, below = above - 1, below - 1
     middle = range(above, count - below)
-    worst = _worst_of(state, middle)
+    worst = worst_of(state, middle)
     before, after = worst - above, count - below - worst - 1
-    said = f"{before} more, then {_say_worst(state, worst)}" if before else _say_worst(state, worst)
+    said = f"{f'{before} more; ' if before else ''}in between {_say_worst(state, worst)}"
     return [*range(above), said, worst, *([f"{after} more"] if after else []), *range(count - below, count)]
 
 
 def _say_folded(state: RunState, stages: range) -> str:
-    return f"{len(stages)} more; of these {_say_worst(state, _worst_of(state, stages))}"
+    return f"{len(stages)} more; of these {_say_worst(state, worst_of(state, stages))}"
 
 
 def _say_worst(state: RunState, worst: int) -> str:
@@ -125,7 +126,8 @@ def _say_worst(state: RunState, worst: int) -> str:
     return f"stage {worst} idles most: {stage.idle_share:.0%}, for {CAUSE_WORDS[stage.cause]}"
 
 
-def _worst_of(state: RunState, stages: range) -> int:
+def worst_of(state: RunState, stages: range) -> int:
+    """Return the stage that idles most."""
     return max(stages, key=lambda index: state.stages[index].idle_share)
 
 

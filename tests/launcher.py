@@ -8,10 +8,11 @@ import select
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from stepahead.launch.cli import main
 
@@ -43,13 +44,20 @@ class Launched:
         return [pid for pid in session(self.pid) if pid != self.pid]
 
 
+def fork(how: Callable[[], Any] = os.fork) -> Any:
+    """Fork; that torch has threads by then, of which newer Pythons warn, does not matter to the children here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return how()
+
+
 @contextmanager
 def launched(arguments: Sequence[str], prepare: Callable[[], None] = lambda: None) -> Generator[Launched]:
     """Run the command, and measure no baseline unless it is asked for; kill its whole session in the end."""
     if arguments[0] == "train" and "--baseline" not in arguments:
         arguments = [*arguments, "--baseline", "none"]
     reading, writing = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         _become_command(arguments, prepare, writing)
     os.close(writing)

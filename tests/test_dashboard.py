@@ -96,7 +96,7 @@ def test_the_middle_is_folded_and_the_worst_is_named() -> None:
     state = run(64)
     state.stages[31].useful, state.stages[31].idle = 0.0, {"wait_credit": 1.0}
     text = frame(state, 80, 14)
-    assert "29 more, then stage 31 idles most: 100%, for room to send on" in text
+    assert "29 more; in between stage 31 idles most: 100%, for room to send on" in text
     assert "30 more\n" in text
     assert shown(text) == [0, 1, 31, 62, 63]
     few_lines = frame(state, 80, 8)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launcher import FAULTY, all_gone, faulty, gone, launched, note, obey_permissions, run, session
+from launcher import FAULTY, all_gone, faulty, fork, gone, launched, note, obey_permissions, run, session
 
 from stepahead.launch.export import export_weights
 
@@ -192,7 +192,7 @@ def test_no_permission_is_one_sentence(arguments: list[str], said: str, tmp_path
 
 
 def test_a_worker_that_is_already_dead_is_gone() -> None:
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         os._exit(0)
     assert gone(pid, 5)

@@ -53,6 +53,8 @@ def test_after_a_pass_it_knows_how_many_batches_there_will_be() -> None:
     heard.clear()
     list(Feed(train=data, steps=5).messages(expect=heard.append))
     assert heard == []
+    list(Feed(train=data, epochs=3, steps=11).messages(expect=heard.append))
+    assert heard == [11, 11]
 
 
 def test_evaluations_and_the_stop_follow_their_batches() -> None:

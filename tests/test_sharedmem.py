@@ -9,10 +9,11 @@ import signal
 import socket
 import struct
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
+from launcher import fork
 
 from stepahead.pipeline import FrameError, Gradient, GradientKind, LinkError, PeerGoneError
 from stepahead.workers import SharedReceiver, SharedSender, Waiter, make_sockets
@@ -48,7 +49,7 @@ def make_link(capacity: int = 3) -> tuple[SharedSender, SharedReceiver]:
 @contextmanager
 def child(work: Callable[[], None]) -> Generator[int]:
     """Run `work` in a forked process."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             work()
@@ -106,8 +107,8 @@ def test_a_slot_that_lies_is_refused(link: tuple[SharedSender, SharedReceiver]) 
     sender, receiver = link
     sender.send(gradient(0), timeout=1)
     assert sender.memory is not None
-    os.pwrite(sender.memory.descriptor, b"\xff\xff\xff\x7f", CONTROL_BYTES)
-    with pytest.raises(FrameError, match="a link frame lies: its form has 4097 bytes, at most 4096 are allowed"):
+    os.pwrite(sender.memory.descriptor, b"\xff" * 7 + b"\x7f", CONTROL_BYTES)
+    with pytest.raises(FrameError, match="a link frame lies: its form has 9223372036854775807 bytes, at most 4096"):
         receiver.receive(timeout=1)
 
 
@@ -130,12 +131,14 @@ def test_a_count_of_messages_that_cannot_be_is_refused(link: tuple[SharedSender,
         receiver.receive(timeout=1)
     assert sender.memory is not None
     sender.memory.set(SENT, count)
-    with pytest.raises(FrameError, match=r"on edge 0>1 stage 0 sent what makes -?\d+ of 3 messages wait"):
-        receiver.try_receive()
+    for _ in range(2):  # what was refused is not believed the next time
+        with pytest.raises(FrameError, match=r"on edge 0>1 stage 0 sent what makes -?\d+ of 3 messages wait"):
+            receiver.try_receive()
     sender.memory.set(TAKEN, max(count, 6))
     sender.try_send(gradient(2))
-    with pytest.raises(FrameError, match=r"on edge 0>1 stage 1 took what makes -\d+ of 3 messages wait"):
-        sender.try_send(gradient(3))  # it is looked at when what it said last leaves no room
+    for _ in range(2):
+        with pytest.raises(FrameError, match=r"on edge 0>1 stage 1 took what makes -\d+ of 3 messages wait"):
+            sender.try_send(gradient(3))  # it is looked at when what it said last leaves no room
 
 
 def test_no_wake_is_lost_between_processes() -> None:
@@ -326,12 +329,60 @@ def test_a_message_may_be_borrowed_before_the_memory_is_handed_over_again() -> N
     again = make_sockets()
     receiver.adopt(again[1])
     sender = SharedSender("0>1", "stage 1", 2, again[0], memory=duplicate)
-    assert receiver.try_receive(own=False) is not None
+    borrowed = receiver.try_receive(own=False)
+    assert isinstance(borrowed, Gradient)
     receiver.refresh()
+    assert torch.equal(borrowed.tensors[0], gradient(0).tensors[0])
     receiver.give_back()
     assert receiver.receive(timeout=1).step == 1
     sender.close()
     receiver.close()
+
+
+def test_a_borrowed_message_outlives_its_link(link: tuple[SharedSender, SharedReceiver]) -> None:
+    sender, receiver = link
+    sender.send(gradient(7, size=100_000), timeout=1)
+    with Waiter([receiver]) as waiter:
+        waiter.wait(1)
+    borrowed = receiver.try_receive(own=False)
+    assert isinstance(borrowed, Gradient)
+    sender.close()
+    receiver.close()
+    assert torch.equal(borrowed.tensors[0], gradient(7, size=100_000).tensors[0])
+
+
+@pytest.mark.parametrize(("capacity", "left"), [(1, 0), (2, 1), (3, 1), (8, 2)])
+def test_a_sender_is_rung_for_when_a_quarter_is_left(capacity: int, left: int) -> None:
+    bells = make_sockets()
+    sender = SharedSender("0>1", "stage 1", capacity, bells[0])
+    receiver = SharedReceiver("0>1", "stage 0", capacity, bells[1])
+    for step in range(capacity):
+        sender.send(gradient(step), timeout=1)
+    assert not sender.try_send(gradient(capacity))
+    sender.doze(True)
+    waiting = []
+    for _ in range(capacity):
+        receiver.receive(timeout=1)
+        with suppress(BlockingIOError):
+            if sender.bell.recv(8):
+                waiting.append(receiver.waiting)
+    assert max(waiting) == left
+    sender.close()
+    receiver.close()
+
+
+def test_memory_of_another_size_is_refused() -> None:
+    bells = make_sockets()
+    receiver = SharedReceiver("0>1", "stage 0", 3, bells[1])
+    other = Memory.create(2, 4, "0>1")
+    socket.send_fds(bells[0], [b"+"], [other.descriptor])
+    with Waiter([receiver]) as waiter, pytest.raises(FrameError, match="edge 0>1 has 2 slots, and the link 3"):
+        waiter.wait(1)
+    with pytest.raises(FrameError, match="edge 0>1 has 2 slots, and the link 3"):
+        SharedSender("0>1", "stage 1", 3, bells[0], memory=os.dup(other.descriptor))
+    other.close()
+    receiver.close()
+    bells[0].close()
 
 
 def test_memory_that_does_not_fit_on_is_refused_and_let_go(link: tuple[SharedSender, SharedReceiver]) -> None:

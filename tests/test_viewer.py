@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launcher import faulty, gone, run, session
+from launcher import faulty, fork, gone, run, session
 from states import facts, monitor, sample
 
 from stepahead.launch.broadcast import Publisher, Subscriber, is_broadcast
@@ -80,7 +80,7 @@ class Screen:
 @contextmanager
 def on_a_terminal(arguments: Sequence[str], **environment: str) -> Generator[Screen]:
     """Run the command on a terminal of 100 columns; kill all of its session in the end."""
-    pid, master = pty.fork()
+    pid, master = fork(pty.fork)
     if pid == 0:
         code = 1
         try:
@@ -261,7 +261,7 @@ def test_top_shows_a_run_from_another_terminal(tmp_path: Path) -> None:
 @contextmanager
 def publishing(folder: Path) -> Generator[None]:
     """Publish a made-up run from a process of its own until the end."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         publisher = Publisher(folder)
         while True:

@@ -144,8 +144,8 @@ def test_what_is_no_header_is_refused(raw: bytes) -> None:
 
 def test_numbers_out_of_range_are_refused() -> None:
     much = 2**64 - 1
-    for sequence, step in ((much, 0), (0, much)):
-        with pytest.raises(FrameError, match=f"a link frame lies: number {sequence} of step {step}, at most"):
+    for sequence, step, said in ((much, 0, "number"), (0, much, "step")):
+        with pytest.raises(FrameError, match=f"a link frame lies: its {said} is {much}, at most"):
             wire.header_from(sequence, step, pack(GOOD))
 
 

@@ -93,7 +93,9 @@ class Control(Waitable):
 
     def _read(self) -> None:
         try:
-            packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_LIMIT, MOST_DESCRIPTORS)
+            packet, descriptors, _, _ = socket.recv_fds(
+                self._socket, PACKET_LIMIT, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
         except ConnectionResetError:
             packet, descriptors = b"", []
         if packet:

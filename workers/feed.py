@@ -47,8 +47,8 @@ class Feed:
     ) -> Iterator[Message]:
         """Yield all that is to be sent; when `stopped` turns true, only what ends the run.
 
-        After each pass over the data `expect` hears how many training batches there will be in all, if that many passes
-        are asked for.
+        After each pass over the data `expect` hears how many training batches there will be in all, by what the passes
+        so far had; if so many passes are asked for.
         """
         step, evaluated = 0, 0
         for x, y in self._batches(stopped, expect):
@@ -79,7 +79,8 @@ class Feed:
                 expect(drawn)
                 return  # an iterator that can be run through only once
             if self.epochs is not None:
-                expect(round(drawn / (epoch + 1) * self.epochs))
+                expected = round(drawn / (epoch + 1) * self.epochs)
+                expect(expected if self.steps is None else min(expected, self.steps))
 
     def _evaluation(self, step: int, stopped: Callable[[], bool]) -> Iterator[Message]:
         if self.test is None:

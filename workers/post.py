@@ -97,7 +97,7 @@ class Post:
             raise LinkTimeoutError(f"the supervisor did not listen for {self.place.timeout:g} s to {kind!r}")
 
     def resume(self, *_: object) -> None:
-        """Take note that this process was stopped until now; a handler of signals, like those below."""
+        """Take note that this process may have been stopped until now, as the handler of SIGCONT."""
         self.spans.resume()
         self._resumed = True
 

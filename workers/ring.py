@@ -10,6 +10,7 @@ CPython and glibc. So every access to a counter has one.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
@@ -65,12 +66,12 @@ class Memory:
         if magic != MAGIC or not 0 < self.slots <= MOST_SLOTS or not whole:
             self._map.close()
             raise FrameError(f"the memory of a link lies: {self.slots} slots of {self.payload_bytes} in {size} bytes")
-        self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        # a tensor keeps this alive, and this the mapping: a message that was borrowed can outlive its link
+        held = (ctypes.c_char * size).from_buffer(self._map)
+        self._bytes = torch.frombuffer(held, dtype=torch.uint8)
         self._known: dict[tuple[int, Form], tuple[Tensor, ...]] = {}
         self._numbers: memoryview[int] = memoryview(self._map).cast("Q")
-        lock = Lock()
-        lock.acquire()
-        self._let_go, self._take = lock.release, lock.acquire
+        self._lock = Lock()
         self.closed = False
 
     @classmethod
@@ -118,7 +119,9 @@ class Memory:
         """Return the header in the slot of a number, checked."""
         start = self._start(number)
         numbers, first = self._numbers, start // NUMBER
-        length = min(numbers[first], FORM_LIMIT + 1)
+        length = numbers[first]
+        if length > FORM_LIMIT:
+            raise FrameError(f"a link frame lies: its form has {length} bytes, at most {FORM_LIMIT} are allowed")
         raw = self._map[start + SLOT_HEAD : start + SLOT_HEAD + length]
         header = header_from(numbers[first + 1], numbers[first + 2], raw)
         claimed = header.form.payload_bytes
@@ -138,14 +141,16 @@ class Memory:
         self._numbers.release()
         del self._bytes
         self._known.clear()
-        with suppress(BufferError):  # a tensor that somebody still holds keeps it mapped
+        with suppress(BufferError):  # a borrowed message keeps it mapped
             self._map.close()
         os.close(self.descriptor)
 
     def _fence(self) -> None:
         """Keep what comes before and what comes after apart, as other processes see it."""
-        self._let_go()
-        self._take()  # in between nothing passes, in either direction
+        with self._lock:
+            pass
+        with self._lock:  # between letting go and taking again nothing passes, in either direction
+            pass
 
     def _start(self, number: int) -> int:
         return CONTROL_BYTES + number % self.slots * self._stride

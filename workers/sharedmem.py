@@ -6,7 +6,8 @@
       has a credit again                 <---- . if it dozes ----   counts it as taken
 
 Before an end waits it leaves word in the memory that it dozes, and looks once more; the other end counts first, and
-then reads whether to ring.
+then reads whether to ring. For a sender it rings when a quarter of the slots are still full: not for every slot, and
+not so late that the receiver would run dry.
 
 The memory (`ring.py`) is made when the first message shows how large slots must be, and travels over the socket ("+",
 with the descriptor); a larger message later, once all slots are free, brings larger slots. "!" is a clean end; a socket
@@ -55,7 +56,7 @@ class _SharedEnd(LinkEnd):
 
     def refresh(self) -> None:
         try:
-            rung, attached, _, _ = self.bell.recvmsg(RINGS, DESCRIPTOR_SPACE)
+            rung, attached, _, _ = self.bell.recvmsg(RINGS, DESCRIPTOR_SPACE, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except ConnectionResetError:  # the peer closed before it had read all that we rang; what it rang comes next
@@ -91,6 +92,18 @@ class _SharedEnd(LinkEnd):
         if 0 <= waiting <= self.capacity:
             return waiting
         raise FrameError(f"on edge {self.edge} {self.peer} {did} what makes {waiting} of {self.capacity} messages wait")
+
+    def _mapped(self, descriptor: int) -> Memory:
+        """Return memory that the other end or a predecessor made."""
+        try:
+            memory = Memory(descriptor)
+        except FrameError:
+            os.close(descriptor)
+            raise
+        if memory.slots != self.capacity:
+            memory.close()
+            raise FrameError(f"the memory of edge {self.edge} has {memory.slots} slots, and the link {self.capacity}")
+        return memory
 
     def _use(self, bell: socket.socket) -> None:
         bell.setblocking(False)
@@ -131,7 +144,7 @@ class SharedSender(_SharedEnd, Sender):
         self._taken = 0
         super().__init__(edge, peer, capacity, bell)
         if memory is not None:
-            self.memory = Memory(memory)
+            self.memory = self._mapped(memory)
             self._messages = self.memory.get(SENT)
             self._hand_over(self.memory)
 
@@ -139,8 +152,10 @@ class SharedSender(_SharedEnd, Sender):
     def waiting(self) -> int:
         if self.memory is None:
             return 0
-        self._taken = self.memory.get(TAKEN)
-        return self._checked(self._messages - self._taken, "took")
+        taken = self.memory.get(TAKEN)
+        waiting = self._checked(self._messages - taken, "took")
+        self._taken = taken
+        return waiting
 
     @property
     def full(self) -> bool:
@@ -206,8 +221,10 @@ class SharedReceiver(_SharedEnd, Receiver):
     def waiting(self) -> int:
         if self.memory is None:
             return 0
-        self._sent = self.memory.get(SENT)
-        return self._checked(self._sent - self._messages, "sent")
+        sent = self.memory.get(SENT)
+        waiting = self._checked(sent - self._messages, "sent")
+        self._sent = sent
+        return waiting
 
     def news(self) -> int:
         return self.memory.get(SENT) if self.memory else 0
@@ -237,7 +254,7 @@ class SharedReceiver(_SharedEnd, Receiver):
             return
         self._lent = False
         self.memory.set(TAKEN, self._messages)
-        if self.memory.get(SENDER_DOZES) and self.waiting <= self.capacity // 4:  # not for every place of many
+        if self.memory.get(SENDER_DOZES) and self.waiting <= max(self.capacity // 4, 1):
             self._wake()
 
     def adopt(self, bell: socket.socket) -> None:
@@ -252,11 +269,7 @@ class SharedReceiver(_SharedEnd, Receiver):
 
     def _take_over(self, descriptor: int) -> None:
         """Use the memory that the sender made; one that has none yet goes on where the memory says."""
-        try:
-            memory = Memory(descriptor)
-        except FrameError:
-            os.close(descriptor)
-            raise
+        memory = self._mapped(descriptor)
         after = memory.get(TAKEN) + self._lent
         if self.memory:
             if after != self._messages:

@@ -28,7 +28,10 @@ DOING, SINCE = INDEX["doing"], INDEX["since"]
 
 
 class _Span:
-    """Times one thing, again and again; by hand, for a generator as a context manager costs more than what it times."""
+    """Times one thing, again and again; by hand, for a generator as a context manager costs more than what it times.
+
+    There is one at a time: within it no other may begin.
+    """
 
     __slots__ = ("_index", "_spans")
 
@@ -73,7 +76,7 @@ class Spans:
             self.numbers[TOTALS + index] = 0
 
     def resume(self) -> None:
-        """Count what is being done from here: the process had been stopped, and nobody knows since when."""
+        """Count what is being done from here: the process may have been stopped, and nobody knows since when."""
         self.numbers[SINCE] = self.now()
 
     def end(self) -> None:

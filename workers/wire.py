@@ -1,6 +1,6 @@
 """Messages as bytes: a header of two numbers and a form, a small msgpack array, and behind it the tensors' values.
 
-    sequence, step
+    sequence, step    as whoever carries them likes
     form              [version, edge, kind, flag, [[dtype, [size, ..]], ..], label or nil]
 
 The form is what messages of an edge have in common: it is packed and checked once, and then known by its bytes. The
@@ -85,7 +85,7 @@ FLAGS = {Activation: 2, Gradient: len(GRADIENTS), Mark: len(MARKS)}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Form:
-    """What a message is like: all but its number, its step and its values. There is one object for each."""
+    """What a message is like: all but its number, its step and its values; an end of a link makes each kind once."""
 
     edge: str
     kind: type[Message]
@@ -123,7 +123,8 @@ def header_of(message: Message, sequence: int) -> Header:
 def header_from(sequence: int, step: int, raw: bytes) -> Header:
     """Return the header that these are, its form as bytes, or raise what is wrong with them."""
     if sequence > MOST_COUNT or step > MOST_COUNT:
-        raise FrameError(f"a link frame lies: number {sequence} of step {step}, at most {MOST_COUNT} are allowed")
+        which, value = ("number", sequence) if sequence > MOST_COUNT else ("step", step)
+        raise FrameError(f"a link frame lies: its {which} is {value}, at most {MOST_COUNT} are allowed")
     return Header(sequence, step, _received[raw])
 
 

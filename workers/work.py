@@ -95,8 +95,8 @@ def _report(post: Post, loop: Loop) -> None:
     """Write down how far the stage is, and tell the supervisor what came out of evaluations."""
     progress = post.progress
     write_sample(post.telemetry, progress, loop.stage, loop.links)
-    for _, figures in progress.evaluations[progress.told :]:
-        post.tell("evaluated", figures=figures)
+    for step, figures in progress.evaluations[progress.told :]:
+        post.tell("evaluated", step=step, figures=figures)
     progress.told = len(progress.evaluations)
 
 

@@ -1,4 +1,4 @@
-"""What the loop and the links cost: CPU time a step, of everything in a worker that is not its stage.
+"""What the loop and the links cost: the time a step of everything in a worker that is not its stage.
 
     python -m benchmarks.processes.overhead [--job digits] [--stages 2] [--rounds 7] [--set options.batch=180]
 
@@ -103,7 +103,7 @@ def main() -> None:
     plan = plan_run(config)
     with patch("stepahead.workers.work.Loop", MeteredLoop), patch("stepahead.workers.post.Waiter", MeteredWaiter):
         rounds = [overheads(plan) for _ in range(options.rounds)]
-    result = Table("stage", "us of CPU a step, median", "least", "most", box=MARKDOWN)
+    result = Table("stage", "us a step, median", "least", "most", box=MARKDOWN)
     for stage, found in enumerate(zip(*rounds, strict=True)):
         result.add_row(str(stage), f"{median(found):.0f}", f"{min(found):.0f}", f"{max(found):.0f}")
     Console(width=120, markup=False).print(result)
