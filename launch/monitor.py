@@ -15,7 +15,7 @@ from typing import Any
 from .causes import CAUSES
 from .gantt import Moment
 
-__all__ = ["Baseline", "Facts", "Monitor", "RunState", "StageState", "Trail"]
+__all__ = ["COMPARABLE", "Baseline", "Facts", "Monitor", "RunState", "Sample", "StageState", "Trail", "facts_from"]
 
 WINDOW = 5.0
 LEAST_STEPS, LONGEST_WINDOW = 10, 300.0

@@ -191,12 +191,17 @@ def test_a_recording_has_a_timeline_now_and_then(tmp_path: Path) -> None:
 
 def test_a_long_recording_stays_small(tmp_path: Path) -> None:
     made = Monitor(facts(1))
+    made.see([[(10**15 + n, 10**15 + n + 1, n // 8, "wait_gradient") for n in range(400)]])
     recording = Recording(tmp_path, made.facts)
     hour = 4 * 3600
     for tick in range(hour):
         recording.add(tick / 4, [sample(tick / 4)], made)
     recording.close("done")
-    assert 2000 < len((tmp_path / "telemetry.jsonl").read_text().splitlines()) < 4000
+    lines = (tmp_path / "telemetry.jsonl").read_text().splitlines()
+    assert 2000 < len(lines) < 4000
+    with_spans = [line for line in lines if '"recent"' in line]
+    assert 500 < len(with_spans) < 1500
+    assert sum(map(len, with_spans)) < 4_000_000
 
 
 @pytest.mark.parametrize(

@@ -164,8 +164,27 @@ def test_an_interruption_during_the_baseline_ends_the_run(tmp_path: Path) -> Non
     assert not (tmp_path / "run" / "baseline").exists()
 
 
+def test_a_metric_has_a_point_for_each_evaluation(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text((folder / "summary.json").read_text())
+    with (tmp_path / "telemetry.jsonl").open("w") as file:
+        print((folder / "telemetry.jsonl").read_text().splitlines()[0], file=file)
+        for second, (step, accuracy) in enumerate([(100, 0.1), (100, 0.1), (200, 0.1), (300, 0.9), (300, 0.9)]):
+            line = {"time": second, "samples": [None] * 3, "metrics": {"accuracy": accuracy}, "evaluated_at": step}
+            print(json.dumps({**line, "notes": []}), file=file)
+    chart = write_report(tmp_path).read_text().partition("test accuracy over steps")[2].partition("</svg>")[0]
+    assert len(re.findall("<circle", chart)) == 3
+    heights = re.findall(r'<circle [^>]* cy="([\d.]+)"', chart)
+    assert heights[0] == heights[1] != heights[2]
+
+
+def test_a_cell_says_what_it_is_where_there_is_no_heading(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    for head in ("device", "useful", "no batch", "parameters"):
+        assert page.count(f"data-head='{head}'") == 3
+
+
 def test_charts_of_nothing_and_of_one_point() -> None:
     assert "nothing was measured" in draw_lines([Series("a", [])], x="steps")
     assert "nothing was measured" in draw_bars([], x="a", y="b")
-    assert "polyline" in draw_lines([Series("a", [(1.0, 2.0)])], x="steps")
+    assert "circle" in draw_lines([Series("a", [(1.0, 2.0)])], x="steps")
     assert "<rect" in draw_bars([(2, 5)], x="a", y="b")
