@@ -32,6 +32,8 @@ WARM_UP, SECONDS = 0.5, 2.0
 LEAST_STEPS, MOST_SECONDS = 5, 60.0
 """It goes on until there are so many steps, but not for longer than so many seconds."""
 MOST_STEPS = 1_000_000
+STOPPED = 2.0
+"""Seconds between two looks after which all was stopped in between, by Ctrl-Z for example: it is measured anew."""
 
 
 def measure_baseline(
@@ -96,9 +98,14 @@ def _locked_part(summary: Mapping[str, Any], name: str) -> Baseline:
 def _run(supervisor: Supervisor, monitor: Monitor) -> None:
     """Let it run for as long as is needed, and take in what counts."""
     begun, first, seen = math.inf, 0, 0
-    deadline = time.monotonic() + MOST_SECONDS
+    looked = time.monotonic()
+    deadline = looked + MOST_SECONDS
     for _ in supervisor.looks():
         now = time.monotonic()
+        if now - looked > STOPPED:
+            monitor.forget()
+            begun, deadline = math.inf, deadline + now - looked
+        looked = now
         samples = supervisor.samples(now)
         steps = min(sample["steps"] if sample else 0 for sample in samples)
         if steps and begun == math.inf:

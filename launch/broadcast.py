@@ -18,9 +18,11 @@ import zmq
 
 from .monitor import RunState
 
-__all__ = ["Publisher", "Subscriber", "is_broadcast"]
+__all__ = ["Publisher", "Subscriber", "is_broadcast", "is_measured"]
 
 SOCKET = "telemetry.sock"
+BASELINE, CONTROL = "baseline", "control.sock"
+"""The folder in a run's in which its baseline is measured, and what that listens at."""
 WAITING = 4
 """Messages that wait for a viewer, before it misses some."""
 
@@ -86,21 +88,31 @@ class Subscriber:
 
 def is_broadcast(run: Path) -> bool:
     """Return whether somebody broadcasts the run now: one that was killed leaves its socket behind."""
+    return _answers(run, SOCKET, socket.SOCK_STREAM)
+
+
+def is_measured(run: Path) -> bool:
+    """Return whether the run's baseline is being measured; the broadcast comes after that."""
+    return _answers(run / BASELINE, CONTROL, socket.SOCK_SEQPACKET)
+
+
+def _answers(folder: Path, name: str, kind: socket.SocketKind) -> bool:
+    """Return whether somebody listens at a socket."""
     try:
-        folder = os.open(run, os.O_PATH | os.O_DIRECTORY)
+        opened = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     except OSError:
         return False
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as caller:
-            return caller.connect_ex(_path(folder)) in (0, errno.EAGAIN)  # one that is stopped takes no more callers
+        with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as caller:
+            return caller.connect_ex(_path(opened, name)) in (0, errno.EAGAIN)  # who is stopped takes no more callers
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def _address(run: int) -> str:
-    return f"ipc://{_path(run)}"
+    return f"ipc://{_path(run, SOCKET)}"
 
 
-def _path(run: int) -> str:
+def _path(folder: int, name: str) -> str:
     """Return a short path in an open folder: a Unix socket's may have 107 bytes, and run folders lie deep."""
-    return f"/proc/self/fd/{run}/{SOCKET}"
+    return f"/proc/self/fd/{folder}/{name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from html import escape
 
 from .gantt import Moment
@@ -15,6 +16,8 @@ WIDTH, HEIGHT = 640, 220
 LEFT, RIGHT, TOP, BOTTOM = 60, 12, 10, 34
 FEW = 15
 """Points up to which each is shown: one alone would not be seen."""
+MOST_SPANS = 2000
+"""Of a timeline's spans, the longest so many are drawn: some 250 KB."""
 Points = Sequence[tuple[float, float]]
 
 
@@ -71,11 +74,17 @@ def draw_timeline(moments: Sequence[Sequence[Moment]], begin: int, end: int) -> 
     height = row * len(moments) + 28
     scale = (WIDTH - LEFT - RIGHT) / max(end - begin, 1)
     body: list[str] = []
+    inside = [
+        (min(stop, end) - max(start, begin), stage, number)
+        for stage, of_stage in enumerate(moments)
+        for number, (start, stop, _, _) in enumerate(of_stage)
+    ]
+    drawn = {(stage, number) for length, stage, number in nlargest(MOST_SPANS, inside) if length > 0}
     for stage, of_stage in enumerate(moments):
         body.append(_label(f"stage {stage}", LEFT - 6, row * stage + 17, "end"))
-        for start, stop, step, name in of_stage:
-            left, right = max(start, begin), min(stop, end)
-            if right > left:
+        for number, (start, stop, step, name) in enumerate(of_stage):
+            if (stage, number) in drawn:
+                left, right = max(start, begin), min(stop, end)
                 place = f'x="{LEFT + (left - begin) * scale:.2f}" y="{row * stage + 3}"'
                 size = f'width="{max((right - left) * scale, 0.2):.2f}" height="{row - 6}"'
                 title = f"{name}, step {step}: {(stop - start) / 1e6:.2f} ms"

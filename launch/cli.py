@@ -148,6 +148,8 @@ def _profile(options: argparse.Namespace) -> int:
     from .profile import profile
     from .screen import Screen
 
+    if "RANK" in os.environ:
+        raise UsageError("profile starts its own processes, and torchrun would start it for each rank; leave that out")
     config = read_config(options.config, options.set, {**_settings(options), "steps": None})
     if options.steps is not None and options.steps < 1:
         raise UsageError(f"steps is {options.steps}; it must be at least 1")
@@ -195,10 +197,10 @@ def _worker(options: argparse.Namespace) -> int:
 
 
 def _top(options: argparse.Namespace) -> int:
-    from .broadcast import is_broadcast
+    from .broadcast import is_broadcast, is_measured
     from .viewer import find_run, watch
 
-    run = find_run(options.run_folder, is_broadcast, "is going on")
+    run = find_run(options.run_folder, lambda run: is_broadcast(run) or is_measured(run), "is going on")
     console = Console()
     return watch(run, console, once=options.once or not is_usable(console))
 

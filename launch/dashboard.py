@@ -31,6 +31,7 @@ NARROW = 50
 HIGH = 16
 """Lines from which on a narrow screen has one for the progress."""
 MOST_NOTES = 3
+LONGEST_NAME = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ def draw(state: RunState, view: View) -> list[Text]:
     foot = _footer(state, view)
     room = max(view.height - len(head) - len(foot), 1)
     if view.timeline:
-        body = draw_gantt(state.recent, view.width)
+        body = draw_gantt(state.recent, view.width, room)
     elif view.detail is not None:
         body = _detail(state, view, view.detail)
     else:
@@ -72,7 +73,7 @@ def _clip(lines: Sequence[Text], view: View) -> list[Text]:
 
 
 def _one_line(state: RunState, glyphs: Glyphs) -> Text:
-    words = [state.facts.job, _steps(state)]
+    words = [_name(state), _steps(state)]
     if state.speedup is not None:
         words.append(f"{state.speedup:.2f}x")
     worst = worst_of(state, range(len(state.stages)))
@@ -89,14 +90,20 @@ def _header(state: RunState, view: View) -> list[Text]:
     words.append(f"{state.samples_per_second:,.0f} samples/s")
     figures = "  ".join(words)
     if view.width >= 80:
-        job = f"{state.facts.job}  "
+        job = f"{_name(state)}  "
         room = view.width - len(job) - len(figures) - 2
         first = Text.assemble((job, "bold"), _progress(state, room, view.glyphs), f"  {figures}")
         return [first, _comparison(state, view), Text()]
-    room = view.width - len(state.facts.job) - 2 - len(figures)
-    head = Text.assemble((state.facts.job, "bold"), "  ", figures) if room >= 0 else Text(figures)
+    room = view.width - len(_name(state)) - 2 - len(figures)
+    head = Text.assemble((_name(state), "bold"), "  ", figures) if room >= 0 else Text(figures)
     progress = [_progress(state, view.width, view.glyphs)] if view.height >= HIGH and state.facts.total_steps else []
     return [head, *progress, _comparison(state, view), Text()]
+
+
+def _name(state: RunState) -> str:
+    """Return the job's name; of a file the last part, and of a long one its end."""
+    name = state.facts.job.rpartition("/")[2]
+    return name if len(name) <= LONGEST_NAME else f"..{name[2 - LONGEST_NAME :]}"
 
 
 def _comparison(state: RunState, view: View) -> Text:

@@ -35,19 +35,27 @@ STEPS = 5
 """Steps to show."""
 
 
-def draw_gantt(recent: Sequence[Iterable[Moment]], width: int) -> list[Text]:
-    """Return the timeline of the last steps that every stage has been through."""
+def draw_gantt(recent: Sequence[Iterable[Moment]], width: int, height: int | None = None) -> list[Text]:
+    """Return the timeline of the last steps that every stage has been through, in at most so many lines."""
     window = _window(recent)
     if window is None:
         return [Text("no steps to show yet, or telemetry is off")]
     last, begin, end = window
     room = max(width - 6, 10)
     lines = [Text(f"steps {max(last - STEPS + 1, 0)} to {last}, {(end - begin) / 1e6:,.1f} ms", style="bold")]
-    for stage, moments in enumerate(recent):
-        lines.append(Text(f"{stage:<4}  ") + _row(moments, begin, end, room))
+    rows = [Text(f"{stage:<4}  ") + _row(moments, begin, end, room) for stage, moments in enumerate(recent)]
     legend = [f"{letter}{NO_BREAK}{name}" for name, (letter, _) in LETTERS.items() if letter != "."]
     words = wrap("  ".join([*legend, f".{NO_BREAK}waits"]), width)
-    return [*lines, Text(), *(Text(line.replace(NO_BREAK, " "), style=IDLE_COLOUR) for line in words)]
+    below = [Text(), *(Text(line.replace(NO_BREAK, " "), style=IDLE_COLOUR) for line in words)]
+    return [*lines, *_folded(rows, None if height is None else max(height - 1 - len(below), 1)), *below]
+
+
+def _folded(rows: list[Text], room: int | None) -> list[Text]:
+    """Return the rows, and where there is no room for all, the first and the last ones."""
+    if room is None or len(rows) <= room:
+        return rows
+    above, below = room // 2, max(room - 1 - room // 2, 0)
+    return [*rows[:above], Text(f"{len(rows) - above - below} more", style=IDLE_COLOUR), *rows[len(rows) - below :]]
 
 
 def last_steps(recent: Sequence[Iterable[Moment]]) -> list[list[Moment]]:

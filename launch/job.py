@@ -88,6 +88,8 @@ class Job:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise UsageError(f"the job's {name} is {value!r}; it must be a whole number of at least 1")
+        if isinstance(self.test, (list, tuple)) and not self.test:
+            raise UsageError("the job's test data has no batch; leave it out, or give some")
 
 
 def load_job(name: str, options: Mapping[str, Any] | None = None, *, seed: int = 0) -> Job:

@@ -188,9 +188,8 @@ class Monitor:
     def __init__(self, facts: Facts, window: float = WINDOW) -> None:
         self.window = window
         self.facts = facts
-        self.metrics: dict[str, float] = {}
-        self.evaluated_at: int | None = None
-        """After how many steps the metrics came out."""
+        self.evaluations: list[tuple[int, dict[str, float]]] = []
+        """What each gave, and after how many steps."""
         self.notes: deque[str] = deque(facts.notes, maxlen=NOTES)
         self.noted = 0
         """How many things were said since the beginning."""
@@ -209,6 +208,10 @@ class Monitor:
         """Take note of how many steps there will be, where that shows only as the data is gone through."""
         if steps is not None and steps != self.facts.total_steps:
             self.facts = replace(self.facts, total_steps=steps)
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        """Take in what an evaluation gave."""
+        self.evaluations.append((step, metrics))
 
     def note(self, line: str) -> None:
         """Remember something that was said."""
@@ -234,6 +237,10 @@ class Monitor:
                 losses.add(sample["loss"])
                 cosines.add(sample["cosine"])
 
+    def forget(self) -> None:
+        """Take rates and shares from the next samples on."""
+        self._window.clear()
+
     def see(self, moments: Sequence[Sequence[Moment]]) -> None:
         """Take in the spans of each stage since the last time."""
         for recent, new in zip(self.recent, moments, strict=True):
@@ -250,7 +257,7 @@ class Monitor:
             step=last["steps"] if last else 0,
             samples=last["samples"] if last else 0,
             samples_per_second=self._rate(len(stages) - 1, "samples"),
-            metrics=dict(self.metrics),
+            metrics=dict(self.evaluations[-1][1]) if self.evaluations else {},
             stages=stages,
             notes=list(self.notes),
             reason=self.reason,

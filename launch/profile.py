@@ -20,6 +20,7 @@ from .trace import FILE, Tracer
 __all__ = ["break_down", "profile"]
 
 WARM_UP = 20
+HEADS_WIDTH, STAGE_WIDTH = 23, 10
 
 
 def profile(plan: Plan, console: Console, steps: int, *, named: bool = True) -> RunResult:
@@ -38,7 +39,8 @@ def show(plan: Plan, tracer: Tracer, console: Console, baseline: Baseline | None
     if stages is None:
         say(console, "too few steps were traced to say where the time went: give more --steps, or more data")
         return
-    console.print(_table(stages, baseline))
+    for block in _blocks(len(stages), console.width):
+        console.print(_table(stages, block, baseline))
     for row in draw_gantt(tracer.moments, min(console.width, 120)):
         console.print(row, no_wrap=True, overflow="crop")
     names = [layer.name for layer in plan.layers]
@@ -70,18 +72,25 @@ def _of_stage(moments: Sequence[Moment], first: int, last: int) -> Breakdown:
     return Breakdown(spans, (end - begin) / 1e6 / steps)
 
 
-def _table(stages: Sequence[Breakdown], baseline: Baseline | None) -> Table:
+def _blocks(stages: int, width: int) -> list[range]:
+    """Return the stages in parts that fit beside each other."""
+    fitting = max((width - HEADS_WIDTH) // STAGE_WIDTH, 1)
+    return [range(first, min(first + fitting, stages)) for first in range(0, stages, fitting)]
+
+
+def _table(stages: Sequence[Breakdown], shown: range, baseline: Baseline | None) -> Table:
     """Return a row for each span and a column for each stage: so it fits where many spans beside each other do not."""
     table = Table(title="milliseconds a step", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for index in range(len(stages)):
+    table.add_column("", no_wrap=True)
+    for index in shown:
         table.add_column(f"stage {index}", justify="right", no_wrap=True)
+    some = [stages[index] for index in shown]
     for name in LETTERS:
         if any(stage.spans.get(name) for stage in stages):
-            table.add_row(name.replace("_", " "), *(f"{stage.spans.get(name, 0.0):.2f}" for stage in stages))
-    table.add_row("other", *(f"{stage.idle['other']:.2f}" for stage in stages))
-    table.add_row("in all", *(f"{stage.wall:.2f}" for stage in stages), end_section=True)
-    table.add_row("useful", *(f"{(stage.busy - stage.tax) / stage.wall:.0%}" for stage in stages))
+            table.add_row(name.replace("_", " "), *(f"{stage.spans.get(name, 0.0):.2f}" for stage in some))
+    table.add_row("other", *(f"{stage.idle['other']:.2f}" for stage in some))
+    table.add_row("in all", *(f"{stage.wall:.2f}" for stage in some), end_section=True)
+    table.add_row("useful", *(f"{(stage.busy - stage.tax) / stage.wall:.0%}" for stage in some))
     if baseline:
-        table.add_row(f"useful under {baseline.schedule}", *(f"{share:.0%}" for share in baseline.useful))
+        table.add_row(f"useful under {baseline.schedule}", *(f"{baseline.useful[index]:.0%}" for index in shown))
     return table

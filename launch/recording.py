@@ -1,7 +1,7 @@
 """The recording of a run: `telemetry.jsonl`, from which `playback` and the report are made.
 
     {"facts": {...}}                                                        the first line
-    {"time": 12.25, "samples": [...], "total_steps": 800, "metrics": ..}    several a second at first, then fewer
+    {"time": 12.25, "samples": [...], "evaluations": [...], "notes": ..}    several a second at first, then fewer
     {"reason": "done"}                                                      the last one
 
 `time` is in seconds of the machine's monotonic clock. A line is only written when as much as a `DENSITY`th of the run's
@@ -47,13 +47,14 @@ class Recording:
         self._begun: float | None = None
         self._written = 0.0
         self._spans_written = 0.0
+        self._evaluations = 0
         self._stages = len(facts.devices)
         self._write({"facts": asdict(facts)})
 
     def add(self, now: float, samples: Sequence[Sample | None], monitor: Monitor) -> None:
         """Write down a sample of each stage, unless the last line is too young."""
         line: dict[str, Any] = {"time": round(now, 4), "samples": samples, "total_steps": monitor.facts.total_steps}
-        line |= {"metrics": monitor.metrics, "evaluated_at": monitor.evaluated_at, "notes": list(monitor.notes)}
+        line |= {"evaluations": monitor.evaluations[self._evaluations :], "notes": list(monitor.notes)}
         if self._begun is None:
             self._begun = now
         elif now - self._written < (now - self._begun) / DENSITY:
@@ -75,6 +76,7 @@ class Recording:
                 self._file.close()
 
     def _write(self, line: dict[str, Any]) -> None:
+        self._evaluations += len(line.get("evaluations", ()))
         if self.failed is None and self._file is not None:
             try:
                 self._file.write(json.dumps(line) + "\n")
@@ -118,7 +120,8 @@ def _replay_line(line: Mapping[str, Any], monitor: Monitor, now: float) -> float
     if "reason" in line:
         monitor.reason = line["reason"]
         return now
-    monitor.metrics, monitor.evaluated_at = line["metrics"], line.get("evaluated_at")
+    for step, metrics in line.get("evaluations", ()):
+        monitor.evaluated(step, metrics)
     monitor.expect(line.get("total_steps"))
     monitor.notes.clear()
     monitor.notes.extend(line["notes"])

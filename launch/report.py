@@ -51,8 +51,8 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid var(--grid); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { color: var(--quiet); font-weight: 600; }
 @media (max-width: 720px) { .wide tr:first-child { display: none; }
-  .wide tr { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1.2rem; padding: .4rem 0;
-    border-bottom: 1px solid var(--grid); }
+  .wide tr { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 0 1.2rem;
+    padding: .4rem 0; border-bottom: 1px solid var(--grid); }
   .wide td { display: flex; justify-content: space-between; border: 0; padding: .1rem 0; }
   .wide td:first-child { grid-column: 1 / -1; font-weight: 600; justify-content: start; gap: .4rem; }
   .wide td::before { content: attr(data-head); color: var(--quiet); font-weight: 400; } }
@@ -65,7 +65,7 @@ svg { width: 100%; height: auto; display: block; } svg text { fill: var(--quiet)
 .t-optimizer { fill: var(--useful); opacity: .45; }
 .t-predict, .t-learn { fill: var(--tax); } .t-send, .t-evaluate { fill: var(--quiet); }
 .t-wait_input, .t-wait_credit, .t-wait_gradient { fill: var(--idle); }
-pre { white-space: pre-wrap; font-size: .85rem; margin: 0; }
+pre { white-space: pre-wrap; font-size: .85rem; margin: 0; } .card p, pre { overflow-wrap: anywhere; }
 @media print { body { max-width: none; } .card, .figure { break-inside: avoid; border: 1px solid var(--grid); } }
 """
 PAGE = """<!doctype html>
@@ -176,10 +176,12 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
         "seconds": lambda line: float(line["time"] - begun),
     }
     charts = [_card(f"training loss over {x}", [Series("loss", _course(lines, -1, "loss", axes[x]))], x) for x in axes]
-    axes["steps"] = lambda line: float(line["evaluated_at"])
-    for name in sorted({name for line in lines for name in line["metrics"] if name != "loss"}):
-        for x, place in axes.items():
-            charts.append(_card(f"test {name} over {x}", [Series(name, _thin(_evaluations(lines, name, place)))], x))
+    found = [(step, line["time"] - begun, metrics) for line in lines for step, metrics in line.get("evaluations", ())]
+    for name in sorted({name for _, _, metrics in found for name in metrics if name != "loss"}):
+        of_name = [(step, seconds, metrics[name]) for step, seconds, metrics in found if name in metrics]
+        courses = {"steps": [(step, value) for step, _, value in of_name]}
+        courses["seconds"] = [(seconds, value) for _, seconds, value in of_name]
+        charts += [_card(f"test {name} over {x}", [Series(name, _thin(points))], x) for x, points in courses.items()]
     return f"<h2>Loss and metrics</h2><div class='grid2'>{''.join(charts)}</div>"
 
 
@@ -191,7 +193,8 @@ def _predictors(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) 
     known = [(index, stage) for index, stage in enumerate(summary["stages"]) if stage.get("predictor")]
     rows = [_row(PREDICTOR_HEADS, _predictor_cells(index, stage["predictor"])) for index, stage in known]
     chart = _card("cosine of predicted and later gradient over steps", series, "steps")
-    return f"<h2>Predictors</h2><div class='grid2'>{chart}<div class='card'>{_table(PREDICTOR_HEADS, rows)}</div></div>"
+    table = f"<div class='card'>{_table(PREDICTOR_HEADS, rows, 'wide')}</div>"
+    return f"<h2>Predictors</h2><div class='grid2'>{chart}{table}</div>"
 
 
 def _predictor_cells(index: int, predictor: Mapping[str, float | None]) -> list[Cell]:
@@ -251,17 +254,6 @@ def _course(
     return _thin([(place(line), sample[name]) for line, sample in samples if sample and sample[name] is not None])
 
 
-def _evaluations(
-    lines: Sequence[Mapping[str, Any]], name: str, place: Callable[[Mapping[str, Any]], float]
-) -> list[tuple[float, float]]:
-    """Return a metric where it came out, a point for each evaluation; lines that follow say it again."""
-    found: dict[int, tuple[float, float]] = {}
-    for line in lines:
-        if name in line["metrics"] and line.get("evaluated_at") is not None:
-            found.setdefault(line["evaluated_at"], (place(line), line["metrics"][name]))
-    return list(found.values())
-
-
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return at most so many of the points, the last one among them."""
     every = max(-(-len(points) // MOST_POINTS), 1)
@@ -273,6 +265,8 @@ def _summary(run: Path) -> dict[str, Any]:
         summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
     except (OSError, ValueError) as error:
         raise RecordingError(f"{run} has no summary.json that can be read ({type(error).__name__})") from None
+    if not isinstance(summary, dict) or not {"job", "stages", "metrics", "exit_reason"} <= summary.keys():
+        raise RecordingError(f"{run / 'summary.json'} is no summary of a run")
     return summary
 
 

@@ -191,7 +191,8 @@ def _supervise(
         gpus = Gpus(plan.devices)  # before the view, which waits for a first word: NVIDIA's library may take its time
         with Showing(monitor, folder, console, plan.config.view) as showing:
             for _ in supervisor.looks():
-                monitor.metrics, monitor.evaluated_at = finite(supervisor.metrics), supervisor.evaluated_at
+                for step, figures in supervisor.evaluations[len(monitor.evaluations) :]:
+                    monitor.evaluated(step, finite(figures))
                 monitor.expect(supervisor.expected)
                 samples, moments = supervisor.samples(time.monotonic(), gpus.read()), supervisor.moments()
                 showing.update(samples, moments)
@@ -201,10 +202,14 @@ def _supervise(
             outcome = supervisor.outcome()
             monitor.reason = outcome.reason
         seconds = time.monotonic() - begun
+        metrics = supervisor.evaluations[-1][1] if supervisor.evaluations else {}
         summary = summarize(
-            plan, folder, outcome, supervisor.workers, metrics=supervisor.metrics, seconds=seconds, baseline=baseline
+            plan, folder, outcome, supervisor.workers, metrics=metrics, seconds=seconds, baseline=baseline
         )
-    write_summary(folder, summary)
+    try:
+        write_summary(folder, summary)
+    except OSError as error:
+        say(console, f"{folder.summary} cannot be written: {error.strerror}")
     _leave(folder, tracer, console)
     if outcome.reason in ("done", "interrupted"):
         show_result(summary, folder.path, console)

@@ -124,10 +124,8 @@ class Supervisor:
     ) -> None:
         self.folder = folder
         self.workers: dict[str, Watched] = {}
-        self.metrics: dict[str, float] = {}
-        """What the last evaluation gave."""
-        self.evaluated_at: int | None = None
-        """After how many steps that was."""
+        self.evaluations: list[tuple[int, dict[str, float]]] = []
+        """What each evaluation gave, and after how many steps."""
         self.missed = 0
         """How many spans were overwritten before they were read."""
         self._names = worker_names(stages)
@@ -257,7 +255,7 @@ class Supervisor:
         elif kind == "interrupted":
             self._asked = True
         elif kind == "evaluated":
-            self.metrics, self.evaluated_at = dict(message["figures"]), message["step"]
+            self.evaluations.append((message["step"], dict(message["figures"])))
         elif kind == "finished":
             self.workers[name].summary = message["summary"]
 

@@ -69,6 +69,8 @@ class Terminal:
         self.ended = False
         """Whether somebody wants the view to end."""
         self._stopping = False
+        self._lost = False
+        """Whether the terminal is no longer ours to touch."""
         self._settings = save()
         self._before: dict[int, Any] = {}
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -115,7 +117,8 @@ class Terminal:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._give_back()
+        if not self._lost:
+            self._give_back()
         signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -141,10 +144,11 @@ class Terminal:
         self._stopping = False
         self._give_back()
         os.killpg(0, signal.SIGSTOP)
-        if is_usable(self.console):
-            self._take()
+        self._lost = not is_usable(self.console)
+        if self._lost:
+            self.ended = True  # we go on in the background; to touch the terminal from there would stop us again
         else:
-            self.ended = True  # we go on in the background
+            self._take()
 
     def _write(self, text: str) -> None:
         sys.stdout.write(text)

@@ -14,7 +14,7 @@ from textwrap import wrap
 from rich.console import Console
 from rich.text import Text
 
-from .broadcast import Subscriber
+from .broadcast import Subscriber, is_measured
 from .dashboard import View, draw
 from .monitor import RunState
 from .recording import RecordingError, replay
@@ -94,6 +94,7 @@ class Viewer:
             elif key in ("up", "down", "k", "j"):
                 self._move(-1 if key in ("up", "k") else 1, len(state.stages))
             elif key in DIGITS:
+                self._timeline = False
                 self._stage = min(int(key), len(state.stages) - 1)
             elif key == "p":
                 self._paused = None if self._paused else state
@@ -101,6 +102,7 @@ class Viewer:
                 self._said = self._save(self._paused or state)
 
     def _move(self, by: int, stages: int) -> None:
+        self._timeline = False
         if self._stage is None:
             self._stage = 0 if by > 0 else stages - 1
         else:
@@ -158,6 +160,10 @@ def watch(run: Path, console: Console, *, once: bool = False, ours: bool = False
         ours: Whether this view belongs to the run's own terminal, which then tells how it ended.
     """
     with Subscriber(run) as subscriber:
+        if is_measured(run):
+            console.print("the baseline is being measured; the run begins after that", soft_wrap=True)
+            while is_measured(run):
+                time.sleep(FRAME)
         state = _first_state(subscriber, math.inf if ours else SILENCE)
         if state is None:
             console.print(f"the run in {run} says nothing: it has ended, or was killed", markup=False, soft_wrap=True)

@@ -105,6 +105,28 @@ def test_the_middle_is_folded_and_the_worst_is_named() -> None:
     assert "31 idles 100%" in frame(state, 40)
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_long_name_leaves_room_for_the_figures(width: int) -> None:
+    state = run()
+    state.facts = replace(state.facts, job="/home/me/projects/that_people_have/train_the_model_for_my_paper.py")
+    text = frame(state, width)
+    assert "step 400/800  eta 0:00:10  28,800 samples/s" in text
+    assert "for_my_paper.py" in text or width < 80
+
+
+def test_a_timeline_of_many_stages_is_folded() -> None:
+    state = run(64)
+    spans = [(100 * n + 1, 100 * n + 90, n, "forward") for n in range(10)]
+    state.recent = [list(spans) for _ in range(64)]
+    lines = frame(state, 80, 24, timeline=True).splitlines()
+    assert len(lines) <= 24
+    rows = [line.split()[0] for line in lines if line[:1].isdigit() and "f" in line]
+    assert rows[0] == "0"
+    assert rows[-1] == "63"
+    assert f"{64 - len(rows)} more" in lines
+    assert any("f forward" in line for line in lines)
+
+
 def test_the_source_of_the_baseline_is_said() -> None:
     assert "1.80x lockstep (measured)" in frame(run(), 80)
     baseline = run().facts.baseline

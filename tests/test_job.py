@@ -97,6 +97,8 @@ def test_a_file_that_does_not_import_names_its_line(tmp_path: Path) -> None:
 
 
 def test_jobs_check_their_numbers() -> None:
+    with pytest.raises(UsageError, match="the job's test data has no batch; leave it out, or give some"):
+        simple(test=[])
     with pytest.raises(UsageError, match="the job's steps is 0; it must be a whole number of at least 1"):
         simple(steps=0)
 

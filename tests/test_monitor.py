@@ -157,7 +157,7 @@ def test_a_recording_gives_the_same_states_again(tmp_path: Path) -> None:
     made, states = Monitor(facts(2)), list[RunState]()
     recording = Recording(tmp_path, made.facts)
     for tick in range(8):
-        made.metrics = {"accuracy": tick / 10}
+        made.evaluated(tick, {"accuracy": tick / 10})
         made.note(f"note {tick}")
         samples = [sample(tick / 4, stage) for stage in range(2)]
         made.take(tick / 4, samples)

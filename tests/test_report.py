@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from launcher import FAULTY, launched, run
 
-from stepahead.launch.charts import Series, draw_bars, draw_lines
+from stepahead.launch.charts import Series, draw_bars, draw_lines, draw_timeline
 from stepahead.launch.recording import RecordingError
 from stepahead.launch.report import write_report
 
@@ -168,9 +168,10 @@ def test_a_metric_has_a_point_for_each_evaluation(folder: Path, tmp_path: Path) 
     (tmp_path / "summary.json").write_text((folder / "summary.json").read_text())
     with (tmp_path / "telemetry.jsonl").open("w") as file:
         print((folder / "telemetry.jsonl").read_text().splitlines()[0], file=file)
-        for second, (step, accuracy) in enumerate([(100, 0.1), (100, 0.1), (200, 0.1), (300, 0.9), (300, 0.9)]):
-            line = {"time": second, "samples": [None] * 3, "metrics": {"accuracy": accuracy}, "evaluated_at": step}
-            print(json.dumps({**line, "notes": []}), file=file)
+        for second, found in enumerate([[(100, 0.1), (200, 0.1)], [], [(300, 0.9)]]):
+            evaluations = [(step, {"accuracy": accuracy}) for step, accuracy in found]
+            line = {"time": second, "samples": [None] * 3, "evaluations": evaluations, "notes": []}
+            print(json.dumps(line), file=file)
     chart = write_report(tmp_path).read_text().partition("test accuracy over steps")[2].partition("</svg>")[0]
     assert len(re.findall("<circle", chart)) == 3
     heights = re.findall(r'<circle [^>]* cy="([\d.]+)"', chart)
@@ -181,6 +182,13 @@ def test_a_cell_says_what_it_is_where_there_is_no_heading(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     for head in ("device", "useful", "no batch", "parameters"):
         assert page.count(f"data-head='{head}'") == 3
+
+
+def test_a_timeline_of_many_spans_stays_small() -> None:
+    moments = [[(n * 10, n * 10 + 1 + n % 9, n // 20, "forward") for n in range(1000)] for _ in range(64)]
+    chart = draw_timeline(moments, 0, 10_000)
+    assert 500 < chart.count("<rect") <= 2000
+    assert len(chart) < 400_000
 
 
 def test_charts_of_nothing_and_of_one_point() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from collections import defaultdict
 from itertools import pairwise
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 from launcher import FAULTY, run
+from rich.console import Console
 from states import facts, sample
 
 from stepahead.launch.advice import Breakdown, advise, better_cut
 from stepahead.launch.gantt import Moment, draw_gantt
-from stepahead.launch.profile import break_down
+from stepahead.launch.profile import _blocks, _table, break_down
 from stepahead.launch.trace import Tracer, events_of
 
 MS = 10**6
@@ -143,6 +145,20 @@ def test_advice_names_the_cause_and_the_line_to_type() -> None:
     starved = Breakdown({"forward": 1.0, "wait_input": 9.0}, 10.0)
     assert "give the loader workers" in advise([starved], (1,), [1.0], ["a"], shared=False)[0]
     assert advise([Breakdown({"forward": 10.0}, 10.0)], (1,), [1.0], ["a"], shared=False) == []
+
+
+@pytest.mark.parametrize(("stages", "width"), [(1, 80), (5, 80), (6, 80), (16, 80), (64, 40), (3, 10)])
+def test_the_table_of_many_stages_comes_in_parts(stages: int, width: int) -> None:
+    blocks = _blocks(stages, width)
+    assert [stage for block in blocks for stage in block] == list(range(stages))
+    console = Console(width=max(width, 40), file=io.StringIO())
+    known = [Breakdown({"forward": 100.0 + stage}, 200.0) for stage in range(stages)]
+    for block in _blocks(stages, max(width, 40)):
+        console.print(_table(known, block, None))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for stage in range(stages):
+        assert f"stage {stage}" in text
+        assert f"{100 + stage}.00" in text
 
 
 def test_stages_that_idle_for_the_same_reason_are_named_together() -> None:

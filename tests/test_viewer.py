@@ -23,11 +23,12 @@ import pytest
 from launcher import faulty, fork, gone, run, session
 from states import facts, monitor, sample
 
-from stepahead.launch.broadcast import Publisher, Subscriber, is_broadcast
+from stepahead.launch.broadcast import Publisher, Subscriber, is_broadcast, is_measured
 from stepahead.launch.cli import main
 from stepahead.launch.monitor import Monitor
 from stepahead.launch.recording import Recording, RecordingError
 from stepahead.launch.viewer import find_run, find_with
+from stepahead.workers import listen
 
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 
@@ -358,6 +359,10 @@ def test_the_socket_that_a_killed_run_left_is_no_run(tmp_path: Path, monkeypatch
         left.listen()
     with pytest.raises(RecordingError, match=r"no run under runs/ is going on; name the folder of one"):
         find_run(None, is_broadcast, "is going on")
+    (tmp_path / "runs" / "alive" / "baseline").mkdir()
+    assert not is_measured(Path("runs/alive"))
+    with listen(Path("runs/alive/baseline")):
+        assert is_measured(Path("runs/alive"))
     publisher = Publisher(Path("runs/alive"))
     assert find_run(None, is_broadcast, "is going on") == Path("runs/alive")
     publisher.close()

@@ -105,6 +105,7 @@ def test_marks_and_modes_travel(kind: MarkKind) -> None:
         (3, 2, "the flag is 2"),
         (4, [], "Activation with 1 tensors"),
         (4, [[0, [2**20] * 3]], "the number of values is"),
+        (4, [[0, [0, 2**40, 2**40]]], "the number of values is"),
         (4, [[99, [8]]], "a dtype is 99"),
         (4, [[0, [8, -4]]], "a size is -4"),
         (4, [[0, [1.5]]], "a size is a float"),

@@ -258,7 +258,7 @@ def _spec(packed: Any) -> TensorSpec:
     code, sizes = _array(packed, "a tensor", 2, 2)
     dtype = DTYPES[_count(code, "a dtype", 0, len(DTYPES) - 1)]
     shape = tuple(_count(size, "a size", 0, MOST_VALUES) for size in _array(sizes, "a shape", 0, MOST_DIMENSIONS))
-    _count(math.prod(shape), "the number of values", 0, MOST_VALUES)
+    _count(math.prod(size or 1 for size in shape), "the number of values", 0, MOST_VALUES)  # as torch does
     return TensorSpec(dtype, shape)
 
 
