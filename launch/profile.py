@@ -17,7 +17,7 @@ from .run import RunResult, launch
 from .screen import say
 from .trace import FILE, Tracer
 
-__all__ = ["break_down", "profile"]
+__all__ = ["blocks_of", "break_down", "profile", "table_of"]
 
 WARM_UP = 20
 HEADS_WIDTH, STAGE_WIDTH = 23, 10
@@ -39,8 +39,8 @@ def show(plan: Plan, tracer: Tracer, console: Console, baseline: Baseline | None
     if stages is None:
         say(console, "too few steps were traced to say where the time went: give more --steps, or more data")
         return
-    for block in _blocks(len(stages), console.width):
-        console.print(_table(stages, block, baseline))
+    for block in blocks_of(len(stages), console.width):
+        console.print(table_of(stages, block, baseline))
     for row in draw_gantt(tracer.moments, min(console.width, 120)):
         console.print(row, no_wrap=True, overflow="crop")
     names = [layer.name for layer in plan.layers]
@@ -72,13 +72,13 @@ def _of_stage(moments: Sequence[Moment], first: int, last: int) -> Breakdown:
     return Breakdown(spans, (end - begin) / 1e6 / steps)
 
 
-def _blocks(stages: int, width: int) -> list[range]:
+def blocks_of(stages: int, width: int) -> list[range]:
     """Return the stages in parts that fit beside each other."""
     fitting = max((width - HEADS_WIDTH) // STAGE_WIDTH, 1)
     return [range(first, min(first + fitting, stages)) for first in range(0, stages, fitting)]
 
 
-def _table(stages: Sequence[Breakdown], shown: range, baseline: Baseline | None) -> Table:
+def table_of(stages: Sequence[Breakdown], shown: range, baseline: Baseline | None) -> Table:
     """Return a row for each span and a column for each stage: so it fits where many spans beside each other do not."""
     table = Table(title="milliseconds a step", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)

@@ -17,7 +17,7 @@ from states import facts, sample
 
 from stepahead.launch.advice import Breakdown, advise, better_cut
 from stepahead.launch.gantt import Moment, draw_gantt
-from stepahead.launch.profile import _blocks, _table, break_down
+from stepahead.launch.profile import blocks_of, break_down, table_of
 from stepahead.launch.trace import Tracer, events_of
 
 MS = 10**6
@@ -149,12 +149,12 @@ def test_advice_names_the_cause_and_the_line_to_type() -> None:
 
 @pytest.mark.parametrize(("stages", "width"), [(1, 80), (5, 80), (6, 80), (16, 80), (64, 40), (3, 10)])
 def test_the_table_of_many_stages_comes_in_parts(stages: int, width: int) -> None:
-    blocks = _blocks(stages, width)
+    blocks = blocks_of(stages, width)
     assert [stage for block in blocks for stage in block] == list(range(stages))
     console = Console(width=max(width, 40), file=io.StringIO())
     known = [Breakdown({"forward": 100.0 + stage}, 200.0) for stage in range(stages)]
-    for block in _blocks(stages, max(width, 40)):
-        console.print(_table(known, block, None))
+    for block in blocks_of(stages, max(width, 40)):
+        console.print(table_of(known, block, None))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for stage in range(stages):
         assert f"stage {stage}" in text
