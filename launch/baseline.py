@@ -19,6 +19,7 @@ from typing import Any
 from stepahead.pipeline import UsageError
 from stepahead.workers import listen
 
+from .broadcast import BASELINE
 from .config import write_config
 from .folder import RunFolder
 from .monitor import Baseline, Facts, Monitor
@@ -44,7 +45,7 @@ def measure_baseline(
     config = replace(plan.config, schedule=schedule, steps=MOST_STEPS, epochs=None, ledger=False, telemetry=False)
     config = replace(config, evaluate=False)
     locked = replace(plan, config=config)
-    place = RunFolder.create(config.job, str(folder.path / "baseline"))
+    place = RunFolder.create(config.job, str(folder.path / BASELINE))
     write_config(config, place.config)
     facts = Facts(job=config.job, schedule=schedule, signal="locked", run="", devices=plan.devices, layers=())
     monitor = Monitor(facts, window=MOST_SECONDS)

@@ -18,7 +18,7 @@ import zmq
 
 from .monitor import RunState
 
-__all__ = ["Publisher", "Subscriber", "is_broadcast", "is_measured"]
+__all__ = ["BASELINE", "Publisher", "Subscriber", "is_broadcast", "is_measured"]
 
 SOCKET = "telemetry.sock"
 BASELINE, CONTROL = "baseline", "control.sock"

@@ -206,6 +206,20 @@ def _supervise(
         summary = summarize(
             plan, folder, outcome, supervisor.workers, metrics=metrics, seconds=seconds, baseline=baseline
         )
+    return _conclude(folder, console, summary, outcome, tracer)
+
+
+def _end_before_it_began(plan: Plan, folder: RunFolder, console: Console) -> RunResult:
+    """Leave what can be said of a run that was interrupted before its workers started."""
+    outcome = Outcome(reason="interrupted")
+    summary = summarize(plan, folder, outcome, {}, metrics={}, seconds=0.0, baseline=None)
+    return _conclude(folder, console, summary, outcome, Tracer(facts_of(plan, folder, None)))
+
+
+def _conclude(
+    folder: RunFolder, console: Console, summary: dict[str, Any], outcome: Outcome, tracer: Tracer
+) -> RunResult:
+    """Leave what there is to read of a run, and say how it went."""
     try:
         write_summary(folder, summary)
     except OSError as error:
@@ -213,17 +227,8 @@ def _supervise(
     _leave(folder, tracer, console)
     if outcome.reason in ("done", "interrupted"):
         show_result(summary, folder.path, console)
-    return RunResult(summary, exit_code(outcome), last_words(outcome, folder.path), baseline, tracer)
-
-
-def _end_before_it_began(plan: Plan, folder: RunFolder, console: Console) -> RunResult:
-    """Leave what can be said of a run that was interrupted before its workers started."""
-    outcome = Outcome(reason="interrupted")
-    summary = summarize(plan, folder, outcome, {}, metrics={}, seconds=0.0, baseline=None)
-    write_summary(folder, summary)
-    _leave(folder, Tracer(facts_of(plan, folder, None)), console)
-    show_result(summary, folder.path, console)
-    return RunResult(summary, exit_code(outcome), "")
+    words = last_words(outcome, folder.path)
+    return RunResult(summary, exit_code(outcome), words, tracer.facts.baseline, tracer)
 
 
 def _leave(folder: RunFolder, tracer: Tracer, console: Console) -> None:

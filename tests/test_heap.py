@@ -11,6 +11,7 @@ import pytest
 
 from stepahead.workers.heap import USERS
 
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has its own ways")
 PROGRAM = """
 import resource, sys
 import torch
@@ -42,13 +43,11 @@ def faults_a_step(how: str, **settings: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
 def test_the_next_step_takes_what_the_last_one_freed() -> None:
     pages = 40 * (100_000 + 1_000_000) // 4096
     assert faults_a_step("keep") < pages // 100
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other variables")
 def test_what_the_user_set_for_malloc_stays() -> None:
     own = {"MALLOC_TRIM_THRESHOLD_": "1000", "MALLOC_MMAP_THRESHOLD_": "1000"}  # gives all of it back at once
     assert faults_a_step("keep", **own) > 100 * max(faults_a_step("keep"), 1)
