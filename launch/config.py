@@ -77,6 +77,7 @@ class Config:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(Config).items():
             _check_type(name, getattr(self, name), hint)
+            _check_text(name, getattr(self, name))
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
@@ -157,6 +158,11 @@ def _check_type(name: str, value: object, hint: Any) -> None:
     if isinstance(value, bool) != (bool in allowed) or not isinstance(value, (*allowed, *numbers)):
         names = " or ".join(NAMES[kind] for kind in allowed if kind is not type(None))
         raise UsageError(f"{name} is {value!r}; it must be {names}")
+
+
+def _check_text(name: str, value: object) -> None:
+    if isinstance(value, str) and not value.isascii() and value != value.encode(errors="ignore").decode():
+        raise UsageError(f"{name} is {value!r}, which is not UTF-8; settings are kept in a file that is")
 
 
 def _toml(value: object) -> str:

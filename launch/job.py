@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -144,22 +145,22 @@ def _module_of_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except UsageError:
         raise
-    except Exception as error:
-        raise UsageError(f"{path} does not import: {_line_of(error, path)}{type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{path} does not import: {_line_of(error, path)}{_what(error)}") from error
     return module
 
 
 def _module_of_name(where: str, name: str) -> ModuleType:
     if ":" not in name and "." not in name:
         raise UsageError(
-            f"there is no job {name!r}; {did_you_mean(name, BUILT_IN)} A job of your own is file.py, "
-            f"file.py:function or package.module:function"
+            f"there is no job {name!r}; {did_you_mean(name, BUILT_IN)} (a job of your own is file.py, "
+            f"file.py:function or package.module:function)"
         )
     sys.path.insert(0, "")
     try:
         return importlib.import_module(where)
-    except Exception as error:
-        raise UsageError(f"module {where} does not import: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"module {where} does not import: {_what(error)}") from error
     finally:
         sys.path.remove("")
 
@@ -178,7 +179,17 @@ def _call(name: str, make: Callable[..., object], options: dict[str, Any]) -> ob
         signature.bind(**options)
     except TypeError as error:
         raise UsageError(f"job {name} cannot be made: {error}; give options as --set options.name=value") from None
-    return make(**options)
+    try:
+        return make(**options)
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = traceback.format_list(traceback.extract_tb(error.__traceback__)[1:])  # but for this one
+        raise UsageError("\n".join([f"job {name} cannot be made: {_what(error)}", *frames]).rstrip()) from error
+
+
+def _what(error: BaseException) -> str:
+    return f"it calls sys.exit({error})" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
 
 
 def _line_of(error: BaseException, path: Path) -> str:

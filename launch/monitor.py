@@ -71,7 +71,7 @@ class StageState:
     """One stage, as it is shown."""
 
     state: str = "starting"
-    """running, waiting for .., stopped, finished, lost: always a word."""
+    """running, waiting for .., stopped, finished, ended, lost: always a word."""
     state_seconds: float = 0.0
     useful: float = 0.0
     tax: float = 0.0

@@ -88,7 +88,7 @@ def launch(plan: Plan, console: Console, *, named: bool = True, traced: tuple[in
         named: Whether a fresh process could find the job by its name.
         traced: The first and the last step to trace; a few after the first ones, unless given.
     """
-    folder = _open_folder(plan.config)
+    folder = _open_folder(plan)
     for line in first_words(plan, folder):
         say(console, line)
     with stop_signals() as signals:
@@ -126,7 +126,7 @@ def train_under_torchrun(
     helpers: list[int] = []
     if torchrun.rank == 0:
         plan = plan_run(config)
-        folder = _open_folder(plan.config)
+        folder = _open_folder(plan)
         for line in first_words(plan, folder):
             say(console, line)
         try:
@@ -146,10 +146,11 @@ def train_under_torchrun(
     return code or next((end for end in ends if end), 0)
 
 
-def _open_folder(config: Config) -> RunFolder:
+def _open_folder(plan: Plan) -> RunFolder:
     """Make the run folder, with the settings in it: workers that start fresh plan from them again."""
-    folder = RunFolder.create(config.job, config.run_dir)
-    write_config(config, folder.config)
+    _earlier_baseline(plan)  # a mistake in it is found before there is a folder
+    folder = RunFolder.create(plan.config.job, plan.config.run_dir)
+    write_config(plan.config, folder.config)
     return folder
 
 
@@ -245,10 +246,8 @@ def _baseline(
 ) -> Baseline | None:
     """Return what the run is compared with, measured if need be; an interruption is a KeyboardInterrupt."""
     name = plan.config.baseline
-    if name == "none" or plan.stages == 1 or plan.signal == "locked":
-        return None
-    if name != "lockstep":
-        return baseline_from(name, plan.stages)
+    if name != "lockstep" or not _is_compared(plan):
+        return _earlier_baseline(plan)
     if isinstance(plan.job.data, Iterator):
         say(console, "no baseline: the data can be gone through only once")
         return None
@@ -259,3 +258,13 @@ def _baseline(
     if found is None:
         say(console, f"no baseline: {NO_BASELINE[outcome.reason]}")
     return found
+
+
+def _earlier_baseline(plan: Plan) -> Baseline | None:
+    """Return the baseline that is taken from an earlier run, if it is."""
+    name = plan.config.baseline
+    return None if name in ("none", "lockstep") or not _is_compared(plan) else baseline_from(name, plan.stages)
+
+
+def _is_compared(plan: Plan) -> bool:
+    return plan.stages > 1 and plan.signal != "locked"

@@ -30,11 +30,13 @@ class Glyphs:
 
 GLYPHS = Glyphs(
     "█", "▒", "·", "│", "━", "─", "▁▂▃▄▅▆▇█", "↗", "↘", "→",
-    {"running": "▶", "waits": "◷", "stopped": "‖", "finished": "■", "lost": "✗", "starting": "…"}, "⋮", "·",
+    {"running": "▶", "waits": "◷",
+     "stopped": "‖", "finished": "■", "ended": "□", "lost": "✗", "starting": "…"}, "⋮", "·",
 )  # fmt: skip
 ASCII = Glyphs(
     "#", "/", ".", "|", "=", "-", "_.-=^", "+", "-", "=",
-    {"running": ">", "waits": "w", "stopped": "!", "finished": "#", "lost": "x", "starting": "."}, ":", "-",
+    {"running": ">", "waits": "w",
+     "stopped": "!", "finished": "#", "ended": "e", "lost": "x", "starting": "."}, ":", "-",
 )  # fmt: skip
 
 

@@ -44,6 +44,8 @@ LOOK_EVERY = 0.25
 """Seconds between two looks at how far the workers are."""
 ABANDON_AFTER, KILL_AFTER = 4.0, 8.0
 """Seconds after an interruption: until workers leave what is on its way, until they are killed."""
+DEAD = "ZX?"
+"""States of a process that is gone, or about to be."""
 BOUNCE = 0.3
 """Seconds in which a second Ctrl-C is taken for an echo of the first."""
 
@@ -66,13 +68,17 @@ class Watched:
     status: int | None = None
     """Its exit code, or minus the signal that ended it."""
     stopped: bool = False
+    killed: bool = False
+    """Whether it was us who ended it."""
 
     @property
     def life(self) -> str:
-        """Whether it is running, stopped, finished or lost."""
+        """Whether it is running, stopped, finished, lost, or ended because another one was."""
         if self.summary is not None:
             return "finished"
-        return "lost" if self.ended else "stopped" if self.stopped else "running"
+        if self.ended:
+            return "ended" if self.killed else "lost"
+        return "stopped" if self.stopped else "running"
 
     @property
     def steps(self) -> int:
@@ -294,18 +300,20 @@ class Supervisor:
             self._torn_down = True
             for worker in self.workers.values():
                 if worker.ours and not worker.ended:
+                    worker.killed = True
                     signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
 
     def _look_for_stopped(self) -> None:
         """Tell a stopped worker from a busy one, by its state."""
         for worker in self.workers.values():
-            stopped = not worker.ended and _state_of(worker.pid) == "T"
+            state = _state_of(worker.pid)
+            stopped = not worker.ended and state == "T"
             if stopped and not worker.stopped:
                 self._say(
                     f"{stage_title(worker.name)} is stopped (by a signal, at about step {worker.steps}); "
                     f"kill -CONT {worker.pid} lets it go on"
                 )
-            elif worker.stopped and not stopped:
+            elif worker.stopped and not stopped and state not in DEAD:
                 self._say(f"{stage_title(worker.name)} is no longer stopped")
             worker.stopped = stopped
 

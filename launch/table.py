@@ -47,7 +47,8 @@ def draw_table(state: RunState, width: int, room: int, glyphs: Glyphs) -> list[T
     """Return the table in at most so many lines."""
     columns, left_out = _columns_for(state, width)
     bar = width - sum(column.width + 2 for column in columns if column.heading != BAR)
-    heading = Text("  ").join(_heading(column, bar, glyphs) for column in columns)
+    compared = state.facts.baseline is not None
+    heading = Text("  ").join(_heading(column, bar, glyphs, compared) for column in columns)
     heading.stylize(QUIET)
     lines = [heading]
     below = max((room - 1) // len(state.stages) - 1, 0)
@@ -61,12 +62,12 @@ def draw_table(state: RunState, width: int, room: int, glyphs: Glyphs) -> list[T
     return lines[:room]
 
 
-def _heading(column: Column, bar: int, glyphs: Glyphs) -> Text:
+def _heading(column: Column, bar: int, glyphs: Glyphs, compared: bool) -> Text:
     if column.heading != BAR:
         return _fit(Text(column.heading), column.width, column.left)
     legends = (
-        f"useful {glyphs.useful} tax {glyphs.tax} idle {glyphs.idle} locked {glyphs.locked}",
-        f"{glyphs.useful}useful {glyphs.tax}tax {glyphs.locked}locked",
+        f"useful {glyphs.useful} tax {glyphs.tax} idle {glyphs.idle}" + f" locked {glyphs.locked}" * compared,
+        f"{glyphs.useful}useful {glyphs.tax}tax" + f" {glyphs.locked}locked" * compared,
         "time",
     )
     return _fit(Text(next(legend for legend in legends if len(legend) <= bar)), bar, True)

@@ -36,15 +36,21 @@ HELP = """\
  g            the last steps as a timeline
  p            pause the view, and go on
  s            save what is shown as SVG in the run folder
- Ctrl-C       end the run in order: weights are saved
- Ctrl-Z       stop everything; fg goes on
-
+{control}
  useful       forward, backward, optimizer: what plain backprop does too
  tax          predictors: the price of not waiting
  idle         the rest, and what for
  locked       how useful the stage is under the locked baseline
  cosine       of predicted and later gradient; 1 is the same direction
  lag          steps until a gradient is learnt from: median, most
+"""
+OURS = """\
+ Ctrl-C       end the run in order: weights are saved
+ Ctrl-Z       stop everything; fg goes on
+"""
+ITS_OWN = """\
+ Ctrl-C       leave the view, too
+ Ctrl-Z       stop the view; fg goes on
 """
 
 
@@ -54,10 +60,12 @@ class Viewer:
     Args:
         terminal: Where.
         run: The run folder.
+        ours: Whether the terminal is the run's own, whose Ctrl-C reaches it.
     """
 
-    def __init__(self, terminal: Terminal, run: Path) -> None:
+    def __init__(self, terminal: Terminal, run: Path, *, ours: bool = False) -> None:
         self.terminal = terminal
+        self._control = OURS if ours else ITS_OWN
         self.run = run
         self.left = False
         self.glyphs = glyphs_for(terminal.console)
@@ -73,7 +81,7 @@ class Viewer:
     def lines(self, state: RunState) -> list[Text]:
         width, height = self.terminal.size
         if self._help:
-            return [Text(line) for line in _help(width)[:height]]
+            return [Text(line) for line in _help(self._control, width)[:height]]
         keys = self._said or ("paused; p goes on" if self._paused else _keys_that_fit(width))
         stage = None if self._stage is None else min(self._stage, len(state.stages) - 1)
         view = View(width=width, height=height, glyphs=self.glyphs, keys=keys, detail=stage, timeline=self._timeline)
@@ -118,9 +126,10 @@ class Viewer:
         return f"saved {file}"
 
 
-def _help(width: int) -> list[str]:
+def _help(control: str, width: int) -> list[str]:
     """Return the help in lines of at most that width."""
-    return [part for line in HELP.splitlines() for part in wrap(line, width, subsequent_indent=" " * 14) or [""]]
+    lines = HELP.format(control=control).splitlines()
+    return [part for line in lines for part in wrap(line, width, subsequent_indent=" " * 14) or [""]]
 
 
 def _keys_that_fit(width: int) -> str:
@@ -169,7 +178,7 @@ def watch(run: Path, console: Console, *, once: bool = False, ours: bool = False
             console.print(f"the run in {run} says nothing: it has ended, or was killed", markup=False, soft_wrap=True)
             return 1
         if not once:
-            state = _watch(run, console, subscriber, state)
+            state = _watch(run, console, subscriber, state, ours=ours)
     if once or (state.reason is not None and not ours):
         _print(state, console)
     return 0
@@ -185,11 +194,11 @@ def _first_state(subscriber: Subscriber, patience: float) -> RunState | None:
     return None
 
 
-def _watch(run: Path, console: Console, subscriber: Subscriber, state: RunState) -> RunState:
+def _watch(run: Path, console: Console, subscriber: Subscriber, state: RunState, *, ours: bool) -> RunState:
     heard = time.monotonic()
     due = heard
     with Terminal(console) as terminal:
-        viewer = Viewer(terminal, run)
+        viewer = Viewer(terminal, run, ours=ours)
         while not (viewer.left or terminal.ended or state.reason is not None):
             now = time.monotonic()
             if now >= due:

@@ -11,6 +11,12 @@ from stepahead.launch.config import CHOICES, Config, read_config, write_config
 from stepahead.pipeline import UsageError
 
 
+def test_a_word_that_no_file_could_hold_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"run_dir is 'a\\udcff', which is not UTF-8"):
+        read_config(flags={"run_dir": "a\udcff"})
+    assert read_config(flags={"run_dir": "ä"}).run_dir == "ä"
+
+
 def test_flags_win_over_assignments_over_the_file_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_text('stages = 3\nseed = 3\nlag = "exact"\n[options]\nwidth = 3\ndepth = 3\n')

@@ -14,6 +14,7 @@ import pytest
 from launcher import FAULTY, all_gone, faulty, fork, gone, launched, note, obey_permissions, run, session
 
 from stepahead.launch.export import export_weights
+from stepahead.launch.recording import replay
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -33,6 +34,8 @@ def test_a_killed_stage_ends_the_run_and_is_named(tmp_path: Path, stage: int) ->
     assert summary["exit_reason"] == "worker lost"
     assert [fault["worker"] for fault in summary["faults"]] == [str(stage)]
     assert summary["weights_sha256"] is None
+    *_, (_, monitor) = replay(folder)
+    assert [state.state == "lost" for state in monitor.state().stages] == [index == stage for index in range(3)]
 
 
 def test_a_killed_stage_is_noticed_at_once(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_the_same_seed_makes_the_same_job(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("digit", {}, "there is no job 'digit'; did you mean 'digits'? A job of your own is file.py"),
+        ("digit", {}, "there is no job 'digit'; did you mean 'digits'? (a job of your own is file.py"),
         ("none.py", {}, "there is no job file none.py"),
         ("no.such.module:job", {}, "module no.such.module does not import: ModuleNotFoundError"),
         ("{file}:jab", {}, "has no 'jab'; did you mean 'job'?"),
@@ -94,6 +94,19 @@ def test_a_file_that_does_not_import_names_its_line(tmp_path: Path) -> None:
     (tmp_path / "syntax.py").write_text("def (:\n")
     with pytest.raises(UsageError, match=r"syntax.py does not import: SyntaxError: "):
         load_job(str(tmp_path / "syntax.py"))
+
+
+def test_a_job_that_raises_shows_the_lines_of_its_user_alone(tmp_path: Path) -> None:
+    made = ["def dig(): raise ValueError('no data')", "def deep(): dig()", "def leave():", "    raise SystemExit(7)"]
+    file = write(tmp_path, "\n".join(made))
+    with pytest.raises(UsageError, match="deep cannot be made: ValueError: no data\n") as caught:
+        load_job(f"{file}:deep")
+    assert str(caught.value).count("  File ") == str(caught.value).count(str(file)) - 1 == 2
+    with pytest.raises(UsageError, match=r"leave cannot be made: it calls sys.exit\(7\)"):
+        load_job(f"{file}:leave")
+    (tmp_path / "script.py").write_text("import sys\nsys.exit('that was it')\n")
+    with pytest.raises(UsageError, match=r"script.py does not import: line 2: it calls sys.exit\(that was it\)"):
+        load_job(str(tmp_path / "script.py"))
 
 
 def test_jobs_check_their_numbers() -> None:

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from stepahead.launch import Job, Track
 from stepahead.launch import train as train_with_baseline
 from stepahead.pipeline import (
+    Group,
     Recipe,
     Reference,
     SignalRecipe,
@@ -39,7 +40,7 @@ from stepahead.pipeline import (
     cut_model,
     locked,
 )
-from stepahead.workers import check_ledgers, newest_snapshot, read_snapshot, weights_sha256
+from stepahead.workers import check_ledgers, newest_snapshot, read_snapshot, save_stage, weights_sha256
 
 train = partial(train_with_baseline, baseline="none")
 
@@ -262,6 +263,13 @@ def test_a_damaged_snapshot_is_refused(tmp_path: Path) -> None:
     file.write_bytes(raw[:50])
     with pytest.raises(UsageError, match=r"stage-1.safetensors cannot be read"):
         read_snapshot(newest_snapshot(tmp_path / "run"))
+
+
+def test_weights_that_cannot_be_saved_are_named(tmp_path: Path) -> None:
+    (tmp_path / "snapshots").touch()
+    group = Group(["0"], [nn.Linear(2, 2)])
+    with pytest.raises(TrainingError, match=r"the weights of stage 1 cannot be saved in .*/snapshots: .*Not a dir"):
+        save_stage(tmp_path, group, 1)
 
 
 def test_what_the_command_says_python_raises(tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ def test_the_baseline_may_be_an_earlier_run(folder: Path, tmp_path: Path) -> Non
     code, text = run([*arguments, "lockstp", "--run-dir", str(tmp_path / "b")])
     assert code == 2
     assert "the baseline lockstp cannot be read: No such file or directory; give lockstep, none, or" in text
+    assert not (tmp_path / "b").exists()
     (tmp_path / "s.json").write_text('{"schedule": "lockstep"}')
     code, text = run([*arguments, str(tmp_path / "s.json"), "--run-dir", str(tmp_path / "c")])
     assert code == 2

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import socket
 import struct
@@ -14,8 +15,8 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +79,25 @@ class Screen:
         return bool(new)
 
 
+def on_a_terminal(arguments: Sequence[str], **environment: str) -> AbstractContextManager[Screen]:
+    """Run the command on a terminal of its own."""
+    return terminal_of(lambda: main(arguments), environment)
+
+
 @contextmanager
-def on_a_terminal(arguments: Sequence[str], **environment: str) -> Generator[Screen]:
-    """Run the command on a terminal of 100 columns; kill all of its session in the end."""
+def terminal_of(work: Callable[[], object], environment: Mapping[str, str]) -> Generator[Screen]:
+    """Work in a process on a terminal of 100 columns; kill all of its session in the end."""
     pid, master = fork(pty.fork)
     if pid == 0:
         code = 1
         try:
             for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "COLORTERM"):
                 os.environ.pop(name, None)
-            os.environ.update({"TERM": "xterm-256color"} | environment)
+            os.environ.update({"TERM": "xterm-256color", **environment})
             _take_over_standard_files()
             os.closerange(3, 256)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            main(arguments)
+            work()
         except SystemExit as end:
             code = int(end.code or 0)
         finally:
@@ -225,6 +231,22 @@ def test_ctrl_z_gives_the_terminal_back_and_fg_takes_it_again(tmp_path: Path) ->
         screen.type("\x03")
         assert screen.read_to_the_end() == 130
         assert screen.settings() == before
+
+
+def test_ctrl_z_and_then_bg_goes_on_in_lines(tmp_path: Path) -> None:
+    command = shlex.join([sys.executable, "-m", "stepahead.launch", *long_run(tmp_path / "run")])
+    shell = ["bash", "--norc", "--noprofile", "-i"]
+    with terminal_of(lambda: os.execvp("bash", shell), {"PS1": "ready> "}) as screen:
+        screen.read_until("ready> ")
+        screen.type(f"{command}\n")
+        screen.read_until("running")
+        screen.type("\x1a")
+        screen.read_until(lambda seen: b"Stopped" in seen and b"ready> " in seen)
+        screen.type("bg\n")
+        screen.read_until(lambda seen: re.search(rb"step \d+/\d+ loss", seen) is not None)
+        screen.type("kill -INT %1; wait %1; echo ended with $?\n")
+        screen.read_until("ended with 130")
+    assert screen.written.count(ENTER) == screen.written.count(LEAVE) == 1
 
 
 @pytest.mark.parametrize(("more", "environment"), [([], {"TERM": "dumb"}), (["--view", "lines"], {})])

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stepahead.pipeline import Group, UsageError
+from stepahead.pipeline import Group, TrainingError, UsageError
 
 from .wire import bytes_of
 
@@ -34,16 +34,10 @@ DIGEST, BUFFER = "sha256:", "buffer-sha256:"
 
 def save_stage(run: Path, group: Group, stage: int) -> None:
     """Write the group's weights and buffers into the snapshot that is being made in a run folder."""
-    folder = run / SNAPSHOTS / PARTIAL
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: _plain(value) for name, value in group.model_state().items() if isinstance(value, Tensor)}
-    weights = {name for name, _ in group.named_weights()}
-    digests = {(DIGEST if name in weights else BUFFER) + name: _digest(value) for name, value in state.items()}
-    part, whole = folder / f".stage-{stage}", folder / f"stage-{stage}.safetensors"
-    save_file(state, part, metadata=digests)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.rename(whole)
+    try:
+        _save(run / SNAPSHOTS / PARTIAL, group, stage)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"the weights of stage {stage} cannot be saved in {run / SNAPSHOTS}: {error}") from error
 
 
 def complete_snapshot(run: Path, stages: int, steps: int) -> str:
@@ -97,6 +91,18 @@ def read_snapshot(snapshot: Path) -> dict[str, Tensor]:
 def weights_sha256(weights: Iterable[tuple[str, nn.Parameter]]) -> str:
     """Return one digest of all weights, the same however the model was cut."""
     return _combine({name: _digest(weight) for name, weight in weights})
+
+
+def _save(folder: Path, group: Group, stage: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: _plain(value) for name, value in group.model_state().items() if isinstance(value, Tensor)}
+    weights = {name for name, _ in group.named_weights()}
+    digests = {(DIGEST if name in weights else BUFFER) + name: _digest(value) for name, value in state.items()}
+    part, whole = folder / f".stage-{stage}", folder / f"stage-{stage}.safetensors"
+    save_file(state, part, metadata=digests)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.rename(whole)
 
 
 def _combine(digests: Mapping[str, str]) -> str:
