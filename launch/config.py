@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from stepahead.pipeline import UsageError, did_you_mean
+from stepahead.pipeline import KEEPS, RELAYS, USES, UsageError, did_you_mean
 
 __all__ = ["CHOICES", "Config", "read_config", "write_config"]
 
 CHOICES = {
     "schedule": ("decoupled", "lockstep"),
     "signal": ("auto", "synthetic", "locked", "probe", "silent"),
-    "truth": ("off",),
+    "truth": ("auto", *USES),
+    "truth_keep": KEEPS,
+    "truth_relay": RELAYS,
     "lag": ("free", "exact"),
     "link": ("auto", "shm"),
     "start_method": ("auto", "fork", "spawn"),
@@ -45,7 +47,11 @@ class Config:
     signal: str = "auto"
     """What stages step on; "auto" is the job's own."""
     truth: str = "off"
+    """What stages do with the true gradients that come later; stepahead.pipeline.Truth has the details."""
     truth_every: int = 1
+    """Of each so many-th batch."""
+    truth_keep: str = "input"
+    truth_relay: str = "sum"
     lag: str = "free"
     max_lag: int | None = None
     """The most steps that a gradient may lag (free, 8 unless given), or how many it does (exact, 3)."""

@@ -27,7 +27,7 @@ COMPARABLE = 10
 POINTS = 60
 PARTS = ("useful", "tax", *CAUSES)
 WAITS = {"wait_input": "waits for a batch", "wait_credit": "waits for room", "wait_gradient": "waits for a gradient"}
-PLAIN = ("steps", "loss", "cosine", "relative_error", "unanswered", "gradient_norm", "memory")
+PLAIN = ("steps", "loss", "cosine", "relative_error", "unanswered", "held", "gradient_norm", "memory")
 NOTES = 20
 MOMENTS, LEAST_MOMENTS = 640, 40
 """Of the last spans, how many are kept in all, and of each stage at least."""
@@ -90,6 +90,8 @@ class StageState:
     lag_p50: int = 0
     lag_max: int = 0
     unanswered: int = 0
+    held: int = 0
+    """Bytes that are kept for batches whose gradient has not come."""
     gradient_norm: float | None = None
     memory: int = 0
     gpu: tuple[float, float] | None = None

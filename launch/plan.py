@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,11 +18,13 @@ from stepahead.pipeline import (
     Layer,
     Recipe,
     SignalRecipe,
+    Truth,
     UsageError,
     build_groups,
     cut_at,
     cut_by_cost,
     cut_by_count,
+    delayed,
     layers_of,
     locked,
     measure_costs,
@@ -38,6 +41,8 @@ from .job import Job, load_job
 __all__ = ["Plan", "layer_costs", "make_plan", "plan_run"]
 
 PREFETCH = 8
+DEFAULT_TRUTH = "off"
+SIGNALS: dict[str, SignalRecipe] = {"locked": locked, "delayed": delayed, "silent": silent}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +76,22 @@ class Plan:
     @property
     def signal(self) -> str:
         """What the stages step on, by name."""
-        return "locked" if self.config.schedule == "lockstep" else self.config.signal
+        if self.config.schedule == "lockstep":
+            return "locked"
+        return "delayed" if self.truth.is_late else self.config.signal
+
+    @property
+    def truth(self) -> Truth:
+        """What they do with the truth; locked stages wait for it in any case."""
+        config = self.config
+        if config.schedule == "lockstep":
+            return Truth()
+        return Truth(
+            use=cast(Any, config.truth),
+            every=config.truth_every,
+            keep=cast(Any, config.truth_keep),
+            relay=cast(Any, config.truth_relay),
+        )
 
     def work(self, stage: int) -> StageWork:
         """Return what the worker of a stage needs to know."""
@@ -79,6 +99,7 @@ class Plan:
         recipe = Recipe(
             loss=job.loss,
             signal=_signal(self.signal, job),
+            truth=self.truth,
             optimizer=job.optimizer,
             lr_schedule=job.lr_schedule,
             clip=job.clip,
@@ -143,7 +164,7 @@ def make_plan(config: Config, job: Job) -> Plan:
     total = config.steps
     if total is None and config.epochs is not None:
         total = _length_of(job.data, config.epochs)
-    return Plan(
+    plan = Plan(
         config=config,
         job=job,
         layers=layers,
@@ -154,6 +175,8 @@ def make_plan(config: Config, job: Job) -> Plan:
         total_steps=total,
         notes=notes,
     )
+    plan.truth.at(0, plan.stages)  # refuses what cannot be
+    return plan
 
 
 def _resolve(config: Config, job: Job, stages: int) -> Config:
@@ -161,6 +184,7 @@ def _resolve(config: Config, job: Job, stages: int) -> Config:
     steps, epochs = config.steps, config.epochs
     if steps is None and epochs is None:
         steps, epochs = job.steps, job.epochs or (None if job.steps else 1)
+    config = replace(config, truth=_truth(config))
     return replace(
         config,
         job=config.job or job.name,
@@ -170,6 +194,17 @@ def _resolve(config: Config, job: Job, stages: int) -> Config:
         evaluate_every=config.evaluate_every or job.evaluate_every,
         link="shm",
     )
+
+
+def _truth(config: Config) -> str:
+    waits = config.schedule == "lockstep" or config.signal == "locked"
+    if config.truth == "auto":
+        return "off" if waits else DEFAULT_TRUTH
+    if waits and config.truth != "off":
+        raise UsageError(f"truth is {config.truth!r}, but locked stages wait for it in any case; leave it out")
+    if config.truth in ("replay", "stash") and config.signal != "auto":
+        raise UsageError(f"signal is {config.signal!r}, but with truth {config.truth!r} stages step on that alone")
+    return config.truth
 
 
 def _cut(config: Config, job: Job, layers: tuple[Layer, ...]) -> Cut:
@@ -206,10 +241,8 @@ def _length_of(data: Batches, epochs: int) -> int | None:
 
 
 def _signal(name: str, job: Job) -> SignalRecipe:
-    if name == "locked":
-        return locked
-    if name == "silent":
-        return silent
+    if name in SIGNALS:
+        return SIGNALS[name]
     if name == "probe":
         if job.classes is None:
             raise UsageError("a probe needs to know the number of classes; give the job classes=...")

@@ -5,6 +5,7 @@ cuts        where to cut a chain of layers      synthesis   a predictor's guess,
 groups      layers, and groups of them          probes      a local classifier's gradient
 costs       what each layer takes               predictors  the networks that guess
 stage       one step of one stage               quality     how good the guesses are
+truth       what it does with the truth         kept        batches whose gradient has not come
 assembly    groups and a recipe -> stages       updates     parameters and their optimizer
 randomness  draws keyed by (seed, stage, step)  schedules   the order of actions, as data
 devices     CPU or CUDA                         reference   all stages in one process
@@ -34,6 +35,7 @@ from .errors import (
     did_you_mean,
 )
 from .groups import Group, Layer, Model, build_group, build_groups, cut_model, layers_of
+from .kept import Kept
 from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Message, TensorSpec, edge_name
 from .metrics import Averages, Metric, accuracy
 from .predictors import MLP, Conv, Linear, LowRank, Predictor, PredictorRecipe, Token, make_predictor
@@ -41,16 +43,20 @@ from .probes import Probe, probe
 from .quality import Quality, QualityReading
 from .randomness import keyed, seed_for
 from .reference import Batch, LagMode, Reference, StepReport
-from .schedules import exact_lag, free_lag, schedule
-from .signals import Locked, Loss, LossFunction, Needs, Signal, SignalRecipe, Silent, locked, silent
+from .schedules import exact_lag, free_lag, relayed_lag, schedule
+from .signals import Delayed, Locked, Loss, LossFunction, Needs, Signal, SignalRecipe, Silent, delayed, locked, silent
 from .stage import TAX, USEFUL, NonFinitePolicy, Part, Span, Stage, StageStatistics
 from .synthesis import Blend, Synthetic, blend, synthetic
+from .truth import KEEPS, RELAYS, USES, StageTruth, Truth
 from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
 
 __all__ = [
+    "KEEPS",
     "MLP",
+    "RELAYS",
     "TAX",
     "USEFUL",
+    "USES",
     "Activation",
     "Averages",
     "Batch",
@@ -58,10 +64,12 @@ __all__ = [
     "Conv",
     "Cut",
     "CutError",
+    "Delayed",
     "FrameError",
     "Gradient",
     "GradientKind",
     "Group",
+    "Kept",
     "LRScheduleRecipe",
     "LabelError",
     "LagMode",
@@ -101,12 +109,14 @@ __all__ = [
     "Span",
     "Stage",
     "StageStatistics",
+    "StageTruth",
     "StepReport",
     "StepaheadError",
     "Synthetic",
     "TensorSpec",
     "Token",
     "TrainingError",
+    "Truth",
     "Updater",
     "UsageError",
     "WorkerLostError",
@@ -120,6 +130,7 @@ __all__ = [
     "cut_by_cost",
     "cut_by_count",
     "cut_model",
+    "delayed",
     "did_you_mean",
     "edge_name",
     "exact_lag",
@@ -132,6 +143,7 @@ __all__ = [
     "measure_costs",
     "parse_device",
     "probe",
+    "relayed_lag",
     "schedule",
     "seed_for",
     "silent",

@@ -14,13 +14,15 @@ from .devices import parse_device
 from .errors import UsageError
 from .groups import Group, evaluating
 from .randomness import keyed
-from .signals import Loss, LossFunction, Signal, SignalRecipe
+from .signals import Loss, LossFunction, Signal, SignalRecipe, delayed
 from .stage import NonFinitePolicy, Span, Stage, no_span
+from .truth import Truth
 from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
 
 __all__ = ["Recipe", "assemble", "example_outputs"]
 
 Entry = TypeVar("Entry")
+OFF = Truth()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,9 @@ class Recipe:
 
     loss: LossFunction
     signal: SignalRecipe | Sequence[SignalRecipe]
-    """What every stage but the last steps on."""
+    """What every stage but the last steps on; those that step on the truth alone need none."""
+    truth: Truth = OFF
+    """What they do with the truth when it comes."""
     optimizer: OptimizerRecipe | Sequence[OptimizerRecipe | None] | None
     """Makes a stage's optimizer from its parameters; None freezes the stage's weights."""
     lr_schedule: LRScheduleRecipe | Sequence[LRScheduleRecipe | None] | None = None
@@ -75,6 +79,7 @@ class Recipe:
             index=index,
             stages=stages,
             seed=self.seed,
+            truth=self.truth.at(index, stages),
             device=place,
             on_non_finite=self.on_non_finite,
             span=span,
@@ -83,7 +88,7 @@ class Recipe:
     def _signal(self, index: int, stages: int, output: Tensor, label: Tensor | None) -> Signal:
         if index == stages - 1:
             return Loss(deepcopy(self.loss).to(output.device) if isinstance(self.loss, nn.Module) else self.loss)
-        make = _entry("signal", self.signal, index, stages - 1)
+        make = delayed if self.truth.is_late else _entry("signal", self.signal, index, stages - 1)
         if isinstance(make, Signal) or not callable(make):
             raise UsageError(
                 f"the signal of stage {index} is a {type(make).__name__}; give a function that makes one, "

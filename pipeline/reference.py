@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Literal
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import UsageError
 from .messages import Activation, Gradient
 from .metrics import Averages, Metric
-from .schedules import exact_lag, free_lag, schedule
+from .schedules import exact_lag, free_lag, relayed_lag, schedule
 from .signals import Loss
 from .stage import Stage
 
@@ -44,22 +44,32 @@ class Reference:
         stages: From `assemble`.
         lag: Steps after which a stage learns from a gradient, for all stages or for each: 1 is the papers'
             algorithm, 2 is what processes have.
+        truth_lag: The same for truths that the stages below pass on; two steps more for each of those, unless given.
         mode: "exact" uses each gradient exactly `lag` steps later; "free" after 1 to `lag` steps, drawn from the
             stages' seed, as if links were slow at times.
     """
 
-    def __init__(self, stages: Sequence[Stage], *, lag: int | Sequence[int] = 2, mode: LagMode = "exact") -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        *,
+        lag: int | Sequence[int] = 2,
+        truth_lag: Sequence[int] | None = None,
+        mode: LagMode = "exact",
+    ) -> None:
         self.stages = list(stages)
-        lags = [lag] * len(stages) if isinstance(lag, int) else list(lag)
-        if len(lags) not in (len(stages) - 1, len(stages)) or min(lags, default=1) < 1:
-            raise UsageError(
-                f"lags {lags} do not suit {len(stages)} stages; give one of at least 1 for all but the last"
-            )
+        lags = _lags("lags", [lag] * len(stages) if isinstance(lag, int) else list(lag), len(stages))
         if mode not in ("exact", "free"):
             raise UsageError(f"mode is {mode!r}; it must be 'exact' or 'free'")
-        self._due = exact_lag(lags) if mode == "exact" else free_lag(lags, stages[0].seed)
+        if mode == "exact":
+            derived = [relayed_lag(lags[stage], stage, len(stages)) for stage in range(len(stages) - 1)]
+            relayed = derived if truth_lag is None else _lags("lags of the truth", list(truth_lag), len(stages))
+            self._check_order(relayed)
+            self._due = exact_lag(lags, relayed, self._awaits)
+        else:
+            self._due = free_lag(lags, stages[0].seed, self._awaits)
         self._activations: list[deque[Activation]] = [deque() for _ in stages]
-        self._gradients: list[deque[Gradient]] = [deque() for _ in stages]
+        self._gradients: list[dict[int, Gradient]] = [{} for _ in stages]
         self._samples = 0
         self._failed_at: int | None = None
 
@@ -83,6 +93,7 @@ class Reference:
                     self._act(*action)
                 if self.step > before:
                     yield self._report()
+            self._drain()
         except GeneratorExit:  # the caller broke off its loop
             self._drain()
             raise
@@ -113,23 +124,30 @@ class Reference:
     def _messages(self, what: str, stage: int, step: int) -> Iterator[Activation | Gradient]:
         if what == "forward":
             return self.stages[stage].step_ahead(self._activations[stage].popleft())
-        gradient = self._gradients[stage].popleft()
-        assert gradient.step == step, f"stage {stage} is to learn from step {step}, and step {gradient.step} is next"
-        return self.stages[stage].learn(gradient)
+        return self.stages[stage].learn(self._gradients[stage].pop(step))
+
+    def _awaits(self, stage: int, step: int) -> bool:
+        return self.stages[stage].truth.awaits(step)
+
+    def _check_order(self, relayed: Sequence[int]) -> None:
+        using = [relayed[index] for index, stage in enumerate(self.stages) if stage.truth.every]
+        if any(above <= below for above, below in pairwise(using)):
+            raise UsageError(f"lags of the truth are {using}; they must fall: a stage has it from the one below")
 
     def _drain(self) -> None:
         """Learn from the gradients that are still on their way."""
         if self._failed_at is not None:
             raise UsageError(f"this run failed at step {self._failed_at}; assemble its stages again")
-        for stage, gradients in enumerate(self._gradients):
-            while gradients:
-                self._act("learn", stage, gradients[0].step)
+        for stage in reversed(range(len(self.stages))):  # from below: truths come up
+            while self._gradients[stage]:
+                self._act("learn", stage, next(iter(self._gradients[stage])))
+            self.stages[stage].finish()
 
     def _deliver(self, message: Activation | Gradient, sender: int) -> None:
         if isinstance(message, Activation):
             self._activations[sender + 1].append(message)
         else:
-            self._gradients[sender - 1].append(message)
+            self._gradients[sender - 1][message.step] = message
 
     def _output(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         data, label = batch
@@ -149,3 +167,9 @@ class Reference:
     def _report(self) -> StepReport:
         loss = self._loss.loss
         return StepReport(self.step - 1, self._samples, float("nan") if loss is None else float(loss))
+
+
+def _lags(what: str, lags: list[int], stages: int) -> list[int]:
+    if len(lags) not in (stages - 1, stages) or min(lags, default=1) < 1:
+        raise UsageError(f"{what} {lags} do not suit {stages} stages; give one of at least 1 for all but the last")
+    return lags

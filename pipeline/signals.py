@@ -6,6 +6,7 @@ honestly what it must wait for. What comes back later can teach it.
     signal       gradient at h                           waits for                taught by
     Loss         of the loss itself (the last stage)     nothing                  -
     Locked       the gradient from the stage below       that gradient            -
+    Delayed      the true gradient of a batch            that, and steps late     -
     Synthetic    a predictor's guess                     nothing                  lagged gradients
     Blend        lambda true + (1 - lambda) synthetic    the gradient from below  that gradient
     Probe        of a local classifier's loss            nothing                  the label, at once
@@ -28,6 +29,7 @@ from .messages import TensorSpec
 from .quality import QualityReading
 
 __all__ = [
+    "Delayed",
     "Locked",
     "Loss",
     "LossFunction",
@@ -37,6 +39,7 @@ __all__ = [
     "Silent",
     "apply_loss",
     "arrived",
+    "delayed",
     "locked",
     "silent",
 ]
@@ -54,6 +57,7 @@ class Needs(Enum):
     NOTHING = "nothing"
     OUTPUT_ERROR = "the error at the model's output"
     GRADIENT = "the gradient from the stage below"
+    TRUTH = "the truth, some batches later"
 
 
 class Signal(nn.Module):
@@ -148,6 +152,17 @@ class Locked(Signal):
         return arrived(waited)
 
 
+class Delayed(Signal):
+    """The true gradient of a batch, when it comes: the stage goes on with others, and steps on this one late."""
+
+    needs = Needs.TRUTH
+    passes_truth = True
+    draws = False
+
+    def gradient(self, h: Tensor, y: Tensor | None, waited: Tensor | None = None) -> Tensor:
+        return arrived(waited)
+
+
 class Silent(Signal):
     """No signal: the group keeps the weights that it was born with."""
 
@@ -175,6 +190,11 @@ def apply_loss(function: LossFunction, h: Tensor, y: Tensor | None) -> Tensor:
 def locked(h: Tensor, y: Tensor | None) -> Signal:
     """The recipe of `Locked`."""
     return Locked()
+
+
+def delayed(h: Tensor, y: Tensor | None) -> Signal:
+    """The recipe of `Delayed`."""
+    return Delayed()
 
 
 def silent(h: Tensor, y: Tensor | None) -> Signal:

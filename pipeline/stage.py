@@ -9,7 +9,8 @@
           optimizer step
     on Gradient(t) from below:
       [6] a locked signal: [4] and [5] with this gradient
-      [7] signal.learn(h(t), label(t), gradient)  lagged gradients refine the predictor
+      [7] its truth, if it is to be used:         see truth.py; the truth of the stage above comes of it
+      [8] signal.learn(h(t), label(t), gradient)  lagged gradients refine the predictor
 
 A stage knows no process and no clock. Its methods yield what is to be sent as soon as it can be sent; whoever
 drives it sends that, and must run each of them to its end.
@@ -17,34 +18,38 @@ drives it sends that, and must run each of them to its end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from .errors import CutError, MessageError, NonFiniteError, StepaheadError, UsageError
 from .finite import count_non_finite, is_finite
 from .groups import Group, evaluating
+from .kept import Batch, Kept, Pass
 from .messages import Activation, Gradient, GradientKind, TensorSpec, edge_name
 from .quality import QualityReading
 from .randomness import keyed
 from .signals import Needs, Signal
+from .truth import Repair, StageTruth
 from .updates import Updater
 
 __all__ = ["TAX", "USEFUL", "NonFinitePolicy", "Part", "Span", "Stage", "StageStatistics", "no_span"]
 
 NonFinitePolicy = Literal["stop", "skip"]
-Part = Literal["forward", "predict", "backward", "optimizer", "learn"]
+Part = Literal["forward", "predict", "backward", "optimizer", "learn", "replay"]
 Span = Callable[[Part], AbstractContextManager[None]]
 """Wraps the parts of a step, so that whoever drives the stage can time them. On a GPU it sees work being queued."""
 USEFUL: tuple[Part, ...] = ("forward", "backward", "optimizer")
 """The parts of a step that plain backprop has too."""
-TAX: tuple[Part, ...] = ("predict", "learn")
+TAX: tuple[Part, ...] = ("predict", "learn", "replay")
 """The parts that are the price of not waiting."""
 CPU = torch.device("cpu")
+NO_TRUTH = StageTruth()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,21 +66,10 @@ class StageStatistics:
     """Batches in which something was not finite, so that the group did not step, or the signal did not learn."""
     unanswered: int
     """Batches whose gradient has not come back yet."""
+    held: int
+    """Bytes that are kept for them, but for what autograd keeps."""
     quality: QualityReading | None
     """How good the signal's guesses are."""
-
-
-@dataclass(slots=True)
-class _Batch:
-    """What a batch leaves behind until its gradient comes."""
-
-    h: Tensor
-    """The group's output, detached."""
-    label: Tensor | None
-    graph: tuple[Tensor, Tensor] | None
-    """The group's input and output, attached: while the group has not stepped on them."""
-    buffers: list[Tensor]
-    """Copies of the group's buffers from before the batch, to go back to."""
 
 
 def no_span(part: Part) -> AbstractContextManager[None]:
@@ -96,6 +90,7 @@ class Stage:
         index: Which stage this is, counted from the one that gets the data.
         stages: How many there are.
         seed: The run's seed: draws are keyed by it, the index and the step.
+        truth: What it does with the truth of a batch.
         device: Where the group is.
         on_non_finite: What NaN or infinity does: "stop" raises, "skip" passes the batch over.
         span: Wraps the parts of a step.
@@ -110,6 +105,7 @@ class Stage:
         index: int = 0,
         stages: int = 1,
         seed: int = 0,
+        truth: StageTruth = NO_TRUTH,
         device: torch.device = CPU,
         on_non_finite: NonFinitePolicy = "stop",
         span: Span = no_span,
@@ -120,6 +116,7 @@ class Stage:
         self.index = index
         self.stages = stages
         self.seed = seed
+        self.truth = truth
         self.device = device
         self.on_non_finite: NonFinitePolicy = on_non_finite
         self.span = span
@@ -127,12 +124,13 @@ class Stage:
         self.skipped = 0
         self.edge_above = edge_name(index - 1, index)
         self.edge_below = edge_name(index, index + 1)
-        self._kept: dict[int, _Batch | None] = {}
+        self.kept = Kept()
         self._specs: dict[str, TensorSpec] = {}
-        if signal.needs is Needs.OUTPUT_ERROR:
-            raise UsageError(f"{type(signal).__name__} needs {signal.needs.value}, which nothing sends to a stage")
+        _check_needs(signal, truth)
         if updater is None:
             group.requires_grad_(False)
+        self._weights = {name: weight for name, weight in group.named_parameters() if weight.requires_grad}
+        self._repair = Repair(self._weights.values(), truth.spread)
 
     @property
     def is_first(self) -> bool:
@@ -147,14 +145,19 @@ class Stage:
         """Whether the group steps only when the gradient from below has come."""
         return self.signal.needs is Needs.GRADIENT
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the group steps only when the truth has come, while other batches pass."""
+        return self.signal.needs is Needs.TRUTH
+
     def step_ahead(self, activation: Activation) -> Iterator[Activation | Gradient]:
         """Run a batch forward, and unless the signal must wait, backward and through the optimizer."""
         self._check_turn(activation)
         h_in, label = self._receive(activation)
         step, self.step = self.step, self.step + 1
         buffers = self._copy_buffers()
-        h_out = self._forward(h_in, step)
-        h = h_out.detach()
+        forward = self._forward(h_in, step)
+        h = forward.h_out.detach()
         if not is_finite(h):
             self._not_finite(step, [("the activation from above", h_in), ("its activation", h)])
             h = torch.full_like(h, torch.nan)  # whatever the next layer does to infinity, the stage below is to see it
@@ -165,15 +168,15 @@ class Stage:
             return
         if not self.is_last:
             yield Activation(edge=self.edge_below, step=step, tensors=(h,), label=label)
-        batch = _Batch(h, label, (h_in, h_out), buffers)
         if self.waits:
-            self._keep(step, batch)
+            self._keep(step, Batch(h, label, forward, buffers=buffers))
+        elif self.is_late:
+            self._keep(step, Batch(h, label, forward) if self.truth.keeps_graph else Batch(h, label, h_in=h_in))
         else:
-            self._keep(step, _Batch(h, label, None, []) if self.signal.wants(step) else None)
-            yield from self._backward_and_update(step, batch, None, GradientKind.TRUTH)
+            yield from self._backward_and_update(step, Batch(h, label, forward, buffers=buffers), None)
 
     def learn(self, gradient: Gradient) -> Iterator[Activation | Gradient]:
-        """Use the gradient of an earlier batch: to refine the signal, and to step if that waited for it."""
+        """Use the gradient of an earlier batch: to step if that waited for it, as its truth, to refine the signal."""
         step = gradient.step
         batch = self._take(gradient)
         if batch is None:
@@ -181,14 +184,31 @@ class Stage:
         delta = gradient.tensors[0].to(self.device).contiguous()
         if not is_finite(delta):
             self._not_finite(step, [("the gradient from below", delta)])
-            if batch.graph:
-                yield from self._pass_over(step, batch.graph[0], batch.buffers)
+            yield from self._without_gradient(step, batch)
             return
-        if batch.graph:
+        if self.truth.awaits(step) and gradient.kind is not GradientKind.TRUTH:
+            raise MessageError(f"{self._where(step)}: a {gradient.kind} came, where the truth was due")
+        if self.waits or self.is_late:
+            if batch.forward is None:
+                with self.span("replay"):
+                    batch.forward = self._run_again(step, batch)
             yield from self._backward_and_update(step, batch, delta, gradient.kind)
+        elif self.truth.awaits(step):
+            with self.span("replay"):
+                up = self._true_up(step, batch, delta)
+            if up is not None:
+                yield self._gradient(step, up, GradientKind.TRUTH)
         if self.signal.wants(step):
             with self.span("learn"), self._drawing(step, "learn"):
                 self.signal.learn(batch.h, batch.label, delta, step)
+
+    def finish(self) -> None:
+        """Step once more, for repairs that no batch is left to carry."""
+        if self._repair.is_due and self.updater is not None:
+            with self.span("optimizer"):
+                self._repair.join(1.0)
+                self._step(self.step, self.updater)
+                self.updater.clear()
 
     def evaluate(self, activation: Activation) -> Activation:
         """Run a batch of an evaluation: in eval mode, without a graph, leaving the stage as it was."""
@@ -207,39 +227,105 @@ class Stage:
             loss=None if self.signal.loss is None else float(self.signal.loss),
             gradient_norm=None if norm is None else float(norm),
             skipped=self.skipped,
-            unanswered=len(self._kept),
+            unanswered=len(self.kept),
+            held=self.kept.nbytes,
             quality=self.signal.quality,
         )
 
     def _backward_and_update(
-        self, step: int, batch: _Batch, waited: Tensor | None, kind: GradientKind
+        self, step: int, batch: Batch, waited: Tensor | None, kind: GradientKind = GradientKind.TRUTH
     ) -> Iterator[Activation | Gradient]:
         """Steps [3] to [5], with what the signal waited for, and what that is worth."""
-        assert batch.graph is not None
-        (h_in, h_out), batch.graph = batch.graph, None
+        assert batch.forward is not None
+        forward, batch.forward = batch.forward, None
         d = self._ask_signal(step, batch, waited)
         if d is not None:
             if self.updater is None and not is_finite(d):
                 self._not_finite(step, [("the gradient of its signal", d)])
             with self.span("backward"):
-                self._backward(h_out, batch.label, d)
-        if not self.is_first:
-            up = torch.zeros_like(h_in) if h_in.grad is None else h_in.grad
+                self._backward(forward, batch.label, d, retain=waited is None and self._keeps_graph(step))
+        up = torch.zeros_like(forward.h_in) if forward.h_in.grad is None else forward.h_in.grad
+        owes = waited is None and self.truth.owes(step)
+        if waited is None:
+            self._keep(step, self._remains(step, batch, forward, d, up if owes else None))
+        if not self.is_first and not owes:
             # sent before the optimizer's step: a locked stage above waits for it, and will see if it is not finite
             yield self._gradient(step, up, kind if self.signal.passes_truth else GradientKind.TARGET)
-        if d is not None and self.updater is not None:
+        if (d is not None or self._repair.is_due) and self.updater is not None:
             with self.span("optimizer"):
                 self._update(step, self.updater, d, batch.buffers)
         self._end_step()
 
-    def _forward(self, h_in: Tensor, step: int) -> Tensor:
-        with self.span("forward"), keyed(self.seed, self.index, step, device=self.device):
-            return self._run_group(h_in)
+    def _remains(self, step: int, batch: Batch, forward: Pass, d: Tensor | None, owed: Tensor | None) -> Batch | None:
+        """Return what is kept of a batch that was stepped on, until its gradient comes."""
+        if not self.truth.awaits(step):
+            return Batch(batch.h, batch.label) if self.signal.wants(step) else None
+        kept = Batch(batch.h, batch.label, guess=d, said=owed if self.truth.relay == "sum" else None)
+        if self._keeps_graph(step):
+            kept.forward = forward
+        else:
+            kept.h_in = forward.h_in.detach()
+        return kept
 
-    def _run_group(self, h_in: Tensor) -> Tensor:
+    def _true_up(self, step: int, batch: Batch, delta: Tensor) -> Tensor | None:
+        """Take in what the step on this batch lacks; return the truth for the stage above, if it is owed one."""
+        owes, repairs = self.truth.owes(step), self.truth.use == "true-up" and self.updater is not None
+        if not (owes or repairs):
+            return None
+        forward = batch.forward or self._run_again(step, batch)
+        up: Tensor | None = None
+        if owes and (self.truth.relay == "again" or not repairs):
+            (up,) = _gradients(forward.h_out, [forward.h_in], delta, retain=repairs)
+        if repairs:
+            weights = forward.weights or list(self._weights.values())
+            asked = weights if up is not None or not owes else [*weights, forward.h_in]
+            missing = delta if batch.guess is None else delta - batch.guess
+            found = _gradients(forward.h_out, asked, missing)
+            self._repair.add(found[: len(weights)], self.truth.every)
+            if len(asked) > len(weights):
+                up = found[-1] if batch.said is None else batch.said + found[-1]
+        return up
+
+    def _without_gradient(self, step: int, batch: Batch) -> Iterator[Activation | Gradient]:
+        """Do without the gradient of a batch, and let the stage above know if it waits for its own."""
+        h_in = batch.h_in if batch.forward is None else batch.forward.h_in
+        if self.waits or self.is_late:
+            assert h_in is not None
+            yield from self._pass_over(step, h_in, batch.buffers)
+        elif self.truth.owes(step):
+            assert h_in is not None
+            yield self._gradient(step, torch.full_like(h_in, torch.nan), GradientKind.TRUTH)
+
+    def _forward(self, h_in: Tensor, step: int) -> Pass:
+        copies: dict[str, Tensor] = {}
+        if self._keeps_graph(step):
+            copies = {name: weight.detach().clone().requires_grad_() for name, weight in self._weights.items()}
+        without_graph = self.is_late and not copies
+        with (
+            self.span("forward"),
+            keyed(self.seed, self.index, step, device=self.device),
+            torch.no_grad() if without_graph else _NOTHING,
+        ):
+            return Pass(h_in, self._run_group(h_in, copies), list(copies.values()) or None)
+
+    def _run_again(self, step: int, batch: Batch) -> Pass:
+        """Run a batch forward with today's weights and the draws of then; the group's buffers stay as they are."""
+        assert batch.h_in is not None
+        h_in = batch.h_in.detach()
+        if not self.is_first:
+            h_in.requires_grad_()
+        buffers = {name: buffer.clone() for name, buffer in self.group.named_buffers()}
+        with keyed(self.seed, self.index, step, device=self.device):
+            return Pass(h_in, self._run_group(h_in, buffers))
+
+    def _keeps_graph(self, step: int) -> bool:
+        return self.truth.keeps_graph and self.truth.awaits(step)
+
+    def _run_group(self, h_in: Tensor, in_place_of: dict[str, Tensor] | None = None) -> Tensor:
+        """Run the group, with other weights or buffers in place of its own."""
         version = h_in._version
         try:
-            h_out: Tensor = self.group(h_in)
+            h_out: Tensor = functional_call(self.group, in_place_of, (h_in,)) if in_place_of else self.group(h_in)
         except RuntimeError as error:
             if "leaf Variable that requires grad" in str(error):
                 raise self._changed_in_place() from error
@@ -249,7 +335,7 @@ class Stage:
             raise self._changed_in_place()
         return h_out
 
-    def _ask_signal(self, step: int, batch: _Batch, waited: Tensor | None) -> Tensor | None:
+    def _ask_signal(self, step: int, batch: Batch, waited: Tensor | None) -> Tensor | None:
         with self.span("backward" if self.signal.passes_truth else "predict"), self._drawing(step, "signal"):
             try:
                 self.signal.check_label(batch.h, batch.label)
@@ -262,20 +348,28 @@ class Stage:
             return _NOTHING
         return keyed(self.seed, self.index, step, purpose, device=self.device)
 
-    def _backward(self, h_out: Tensor, label: Tensor | None, d: Tensor) -> None:
+    def _backward(self, forward: Pass, label: Tensor | None, d: Tensor, *, retain: bool) -> None:
+        h_out = forward.h_out
         term = self.signal.term(h_out, label)
         attached = [(h_out, d)] if term is None else [(h_out, d), (term, torch.ones_like(term))]
         attached = [(tensor, gradient) for tensor, gradient in attached if tensor.requires_grad]
         if attached:  # not so for a frozen first stage
             tensors, gradients = zip(*attached, strict=True)
-            torch.autograd.backward(tensors, gradients)
+            torch.autograd.backward(tensors, gradients, retain_graph=retain)
+        for weight, copy in zip(self._weights.values(), forward.weights or [], strict=False):
+            weight.grad, copy.grad = copy.grad, None
 
-    def _update(self, step: int, updater: Updater, d: Tensor, buffers: list[Tensor]) -> None:
-        if not updater.step():
-            named = [(f"the gradient of {name!r}", weight.grad) for name, weight in self.group.named_weights()]
-            suspects = [(what, tensor) for what, tensor in named if tensor is not None]
-            self._not_finite(step, [("the gradient of its signal", d), *suspects])
+    def _update(self, step: int, updater: Updater, d: Tensor | None, buffers: list[Tensor]) -> None:
+        self._repair.join()
+        if not self._step(step, updater, [] if d is None else [("the gradient of its signal", d)]):
             self._restore_buffers(buffers)
+
+    def _step(self, step: int, updater: Updater, suspects: Sequence[tuple[str, Tensor]] = ()) -> bool:
+        if updater.step():
+            return True
+        named = [(f"the gradient of {name!r}", weight.grad) for name, weight in self.group.named_weights()]
+        self._not_finite(step, [*suspects, *((what, tensor) for what, tensor in named if tensor is not None)])
+        return False
 
     def _pass_over(self, step: int, h_in: Tensor, buffers: list[Tensor]) -> Iterator[Activation | Gradient]:
         """Leave the group as it was before a batch that was not finite, and let the stage above know."""
@@ -304,9 +398,9 @@ class Stage:
             raise MessageError(f"stage {self.index}, step {activation.step}: the batch is empty")
         if activation.step != self.step:
             raise MessageError(f"stage {self.index} waits for step {self.step}, got step {activation.step}")
-        if self.waits and self._kept:
+        if self.waits and self.kept:
             raise MessageError(
-                f"stage {self.index} is locked: it must get the gradient of step {next(iter(self._kept))} "
+                f"stage {self.index} is locked: it must get the gradient of step {next(iter(self.kept))} "
                 f"before the activation of step {self.step}"
             )
 
@@ -332,23 +426,16 @@ class Stage:
         elif not spec.admits(tensor):
             raise MessageError(f"{self._where(step)}: {what} is {TensorSpec.of(tensor)}, the first one was {spec}")
 
-    def _keep(self, step: int, batch: _Batch | None) -> None:
+    def _keep(self, step: int, batch: Batch | None) -> None:
         """Remember a batch until its gradient comes; None for one whose gradient is of no use."""
         if not self.is_last:
-            self._kept[step] = batch
+            self.kept.keep(step, batch)
 
-    def _take(self, gradient: Gradient) -> _Batch | None:
+    def _take(self, gradient: Gradient) -> Batch | None:
         where = self._where(gradient.step)
         if gradient.edge != self.edge_below:
             raise MessageError(f"{where}: a gradient came for edge {gradient.edge}, not {self.edge_below}")
-        if gradient.step not in self._kept:
-            raise MessageError(f"{where}: a gradient came, but no batch of that step waits for one")
-        batch = self._kept[gradient.step]
-        if batch is not None and TensorSpec.of(gradient.tensors[0]) != TensorSpec.of(batch.h):
-            came, due = TensorSpec.of(gradient.tensors[0]), TensorSpec.of(batch.h)
-            raise MessageError(f"{where}: the gradient from below is {came}, the activation was {due}")
-        del self._kept[gradient.step]
-        return batch
+        return self.kept.take(gradient, where)
 
     def _not_finite(self, step: int, suspects: Iterable[tuple[str, Tensor]]) -> None:
         """Count a batch in which something is not finite, or raise and name the first suspect that is not."""
@@ -380,3 +467,18 @@ class Stage:
     def _restore_buffers(self, copies: list[Tensor]) -> None:
         for buffer, copy in zip(self.group.buffers(), copies, strict=False):  # no copies unless batches are skipped
             buffer.copy_(copy)
+
+
+def _gradients(h_out: Tensor, inputs: Sequence[Tensor], d: Tensor, *, retain: bool = False) -> tuple[Tensor, ...]:
+    """Return the gradients at the inputs, given that at the output; zeros for one that had no part in it."""
+    return torch.autograd.grad(h_out, inputs, d, retain_graph=retain, allow_unused=True, materialize_grads=True)
+
+
+def _check_needs(signal: Signal, truth: StageTruth) -> None:
+    name = type(signal).__name__
+    if signal.needs is Needs.OUTPUT_ERROR:
+        raise UsageError(f"{name} needs {signal.needs.value}, which nothing sends to a stage")
+    if signal.needs is Needs.GRADIENT and truth.use != "off":
+        raise UsageError(f"{name} waits for {signal.needs.value}; leave the truth off, for it has no use then")
+    if (signal.needs is Needs.TRUTH) != (truth.use in ("replay", "stash")):
+        raise UsageError(f"the signal {name} and the truth's use {truth.use!r} do not go together")

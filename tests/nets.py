@@ -19,6 +19,7 @@ from stepahead.pipeline import (
     Recipe,
     SignalRecipe,
     Stage,
+    Truth,
     assemble,
     blend,
     keyed,
@@ -43,6 +44,18 @@ SIGNALS: dict[str, SignalRecipe] = {
     "silent": silent,
 }
 """One of each kind."""
+
+
+TRUTHS: dict[str, Truth] = {
+    "learn": Truth(use="learn", every=2),
+    "true-up": Truth(use="true-up"),
+    "true-up of each third": Truth(use="true-up", every=3, relay="sum"),
+    "true-up from a graph": Truth(use="true-up", every=2, keep="graph", relay="sum"),
+    "true-up, spread": Truth(use="true-up", every=2, spread=2.0),
+    "replay": Truth(use="replay"),
+    "stash": Truth(use="stash"),
+}
+"""One of each kind of use."""
 
 
 class Block(nn.Module):

@@ -39,6 +39,7 @@ def sample(time: float, stage: int = 0, *, last: bool = False, **more: Any) -> d
         "samples": 720 * steps,
         "skipped": 0,
         "unanswered": 0 if last else 2,
+        "held": 0 if last else 2 * 64 * 128 * 4,
         "memory": 212 * 2**20,
         "loss": 2 * math.exp(-time / 4) + 0.1,
         "cosine": None if last else 0.5 + 0.01 * time,

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import (
     SIGNALS,
+    TRUTHS,
     Batch,
     assert_equal,
     cdni,
@@ -37,6 +38,8 @@ from stepahead.pipeline import (
     MessageError,
     Reference,
     Stage,
+    StageTruth,
+    Truth,
     UsageError,
     accuracy,
     cut_model,
@@ -50,10 +53,11 @@ def feed(batches: list[Batch], **settings: Any) -> list[Message]:
 
 
 class Stub:
-    """Passes batches on and answers them, and notes in which order things happen."""
+    """Passes batches on and answers them, some only when it has their truth, and notes in which order things happen."""
 
-    def __init__(self, index: int, stages: int, waits: bool = False) -> None:
+    def __init__(self, index: int, stages: int, waits: bool, truth: StageTruth) -> None:
         self.index, self.is_last, self.waits = index, index == stages - 1, waits
+        self.stages, self.truth = stages, truth
         self.is_first = index == 0
         self.events: list[tuple[str, int]] = []
         self.signal = nn.Identity()
@@ -63,13 +67,16 @@ class Stub:
         self.events.append(("forward", batch.step))
         if not self.is_last:
             yield Activation(edge=f"{self.index}>{self.index + 1}", step=batch.step, tensors=batch.tensors)
-        if not self.waits:
+        if not self.waits and not self.truth.owes(batch.step):
             yield from self._answer(batch.step)
 
     def learn(self, gradient: Gradient) -> Iterator[Activation | Gradient]:
         self.events.append(("learn", gradient.step))
-        if self.waits:
+        if self.waits or (self.truth.awaits(gradient.step) and self.truth.owes(gradient.step)):
             yield from self._answer(gradient.step)
+
+    def finish(self) -> None:
+        self.events.append(("finish", 0))
 
     def evaluate(self, batch: Activation) -> Activation:
         return Activation(edge=f"{self.index}>{self.index + 1}", step=batch.step, tensors=batch.tensors, training=False)
@@ -80,8 +87,9 @@ class Stub:
             yield Gradient(edge=edge, step=step, tensors=(torch.zeros(1),), kind=GradientKind.TARGET)
 
 
-def stubs(waits: list[bool]) -> list[Stage]:
-    made = [Stub(index, len(waits), wait and index < len(waits) - 1) for index, wait in enumerate(waits)]
+def stubs(waits: list[bool], truth: Truth | None = None) -> list[Stage]:
+    last, truth = len(waits) - 1, truth or Truth()
+    made = [Stub(index, last + 1, wait and index < last, truth.at(index, last + 1)) for index, wait in enumerate(waits)]
     return cast(list[Stage], made)
 
 
@@ -90,11 +98,16 @@ def stub_messages(count: int) -> list[Message]:
     return [*batches, Mark(edge="data>0", step=count - 1, kind=MarkKind.STOP)]
 
 
+RECIPES = {name: {"signal": signal} for name, signal in SIGNALS.items()} | {
+    name: {"signal": cdni, "truth": truth} for name, truth in TRUTHS.items()
+}
+
+
 @pytest.mark.parametrize("stages", [2, 3, 4])
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_exact_is_the_reference_to_the_bit(name: str, stages: int) -> None:
-    batches, test = [*rows(9), *rows(1, size=5)], rows(2)
-    one, other = (make_stages(groups, batches[0], signal=SIGNALS[name]) for groups in twins(stages))
+    batches, test = [*rows(19), *rows(1, size=5)], rows(2)
+    one, other = (make_stages(groups, batches[0], **RECIPES[name]) for groups in twins(stages))
     reference = Reference(one, lag=3)
     evaluations = [
         reference.evaluate(test, {"accuracy": accuracy}) for report in reference.train(batches) if report.step % 5 == 4
@@ -107,7 +120,7 @@ def test_exact_is_the_reference_to_the_bit(name: str, stages: int) -> None:
 
     assert_equal(state([stage.group for stage in one]), state([stage.group for stage in other]))
     assert_equal_signals(one, other)
-    assert pipeline.loops[-1].progress.evaluations == list(zip([5, 10], evaluations, strict=True))
+    assert pipeline.loops[-1].progress.evaluations == list(zip([5, 10, 15, 20], evaluations, strict=True))
 
 
 def test_exact_is_the_reference_for_a_transformer_with_dropout() -> None:
@@ -136,9 +149,10 @@ def test_the_order_of_turns_does_not_change_an_exact_run() -> None:
 @settings(max_examples=1000)
 @given(data=st.data())
 def test_no_interleaving_deadlocks_loses_or_doubles(data: st.DataObject) -> None:
-    """Any order of turns, windows down to 1, locked stages among free ones: seeded, so a failure can be run again."""
+    """Any order of turns, windows down to 1, locked stages among free ones or truths that are passed on."""
     stages = data.draw(st.integers(1, 5), "stages")
-    waits = data.draw(st.lists(st.booleans(), min_size=stages, max_size=stages), "waits")
+    every = data.draw(st.integers(0, 3), "every")
+    waits = [not every and data.draw(st.booleans(), f"stage {stage} waits") for stage in range(stages)]
     steps, window = data.draw(st.integers(1, 12), "steps"), data.draw(st.integers(1, 3), "window")
     mode = data.draw(st.sampled_from(["free", "exact"]), "mode")
     lag = Lag(cast(Any, mode), data.draw(st.integers(1, 5), "lag"))
@@ -148,7 +162,7 @@ def test_no_interleaving_deadlocks_loses_or_doubles(data: st.DataObject) -> None
     def choose(count: int) -> int:
         return favourite % count if rng.random() < 0.5 else rng.randrange(count)
 
-    made = stubs(waits)
+    made = stubs(waits, Truth(use="true-up", every=every) if every else None)
     pipeline = Pipeline(made, stub_messages(steps), lag, window=window)
     pipeline.run(choose)
 
@@ -164,17 +178,24 @@ def assert_lag_holds(stage: Stub, lag: Lag) -> None:
     forwards = [step for what, step in stage.events if what == "forward"]
     learns = [step for what, step in stage.events if what == "learn"]
     assert forwards == list(range(len(forwards)))
-    assert learns == ([] if stage.is_last else forwards)
-    learnt = made = 0
+    for of_one_kind in (True, False):
+        kind = [step for step in learns if stage.truth.awaits(step) == of_one_kind]
+        due = [step for step in forwards if stage.truth.awaits(step) == of_one_kind]
+        assert kind == ([] if stage.is_last else due)
+    unlearnt: list[int] = []
+    made = 0
     for what, step in stage.events:
         if what == "forward":
-            assert stage.is_last or step - learnt <= (0 if stage.waits else lag.most - 1)
+            late = [step - earlier for earlier in unlearnt if step - earlier >= lag.of(cast(Stage, stage), earlier)]
+            assert stage.is_last or not (unlearnt if stage.waits else late)
+            unlearnt.append(step)
             made += 1
-        else:
-            learnt += 1
+        elif what == "learn":
+            unlearnt.remove(step)
             draining = made == len(forwards)
             if lag.mode == "exact" and not stage.waits and not draining:
-                assert made == step + lag.most
+                assert made == step + lag.of(cast(Stage, stage), step)
+    assert stage.events[-1][0] == "finish"
 
 
 def test_the_lag_that_was_seen_is_counted() -> None:

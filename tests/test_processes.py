@@ -20,7 +20,7 @@ import pytest
 import torch
 from faulty import job as faulty_job
 from launcher import FAULTY, faulty, run
-from nets import CLASSES, SIGNALS, Batch, adam, cnn, images, mlp, rows
+from nets import CLASSES, SIGNALS, TRUTHS, Batch, adam, cnn, images, mlp, rows
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -33,6 +33,7 @@ from stepahead.pipeline import (
     SignalRecipe,
     StepReport,
     TrainingError,
+    Truth,
     UsageError,
     WorkerLostError,
     accuracy,
@@ -50,9 +51,11 @@ def job_of(model: nn.Module, batches: list[Batch], **more: Any) -> Job:
     return Job(model=model, data=batches, **settings | more)
 
 
-def reference_sha256(model: nn.Module, batches: list[Batch], stages: int, signal: SignalRecipe, lag: int) -> str:
+def reference_sha256(
+    model: nn.Module, batches: list[Batch], stages: int, signal: SignalRecipe, lag: int, truth: Truth | None = None
+) -> str:
     groups = cut_model(deepcopy(model), stages)
-    recipe = Recipe(loss=nn.CrossEntropyLoss(), signal=signal, optimizer=adam)
+    recipe = Recipe(loss=nn.CrossEntropyLoss(), signal=signal, truth=truth or Truth(), optimizer=adam)
     list(Reference(assemble(groups, batches[0], recipe), lag=lag).train(batches))
     return weights_sha256(named for group in groups for named in group.named_weights())
 
@@ -67,6 +70,23 @@ def test_exact_processes_are_the_reference_to_the_bit(name: str, stages: int, tm
     summary = train(job, stages=stages, lag="exact", max_lag=3, run_dir=run_dir, ledger=True)
     assert summary["weights_sha256"] == expected
     assert check_ledgers(Path(run_dir)) >= 8 * stages
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+@pytest.mark.parametrize("name", [name for name in TRUTHS if "spread" not in name])
+def test_exact_processes_use_the_truth_as_the_reference_does(name: str, stages: int, tmp_path: Path) -> None:
+    model, batches, truth = mlp(), [*rows(15), *rows(1, size=5)], TRUTHS[name]
+    expected = reference_sha256(model, batches, stages, SIGNALS["synthetic"], 3, truth)
+    job = job_of(model, batches, **({} if truth.is_late else {"signal": SIGNALS["synthetic"]}))
+    settings = {"truth": truth.use, "truth_every": truth.every, "truth_keep": truth.keep, "truth_relay": truth.relay}
+    run_dir = tmp_path / "run"
+    summary = train(job, stages=stages, lag="exact", run_dir=str(run_dir), ledger=True, **settings)
+    assert summary["weights_sha256"] == expected
+    assert check_ledgers(run_dir) >= 16 * stages
+    assert (summary["truth"], summary["truth_every"]) == (truth.use, truth.every)
+    assert [stage["lag"]["max"] for stage in summary["stages"][:-1]] == [
+        3 + 2 * (stages - 2 - stage) for stage in range(stages - 1)
+    ]
 
 
 @pytest.mark.parametrize("lag", [2, 4])

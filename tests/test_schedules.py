@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepahead.pipeline import exact_lag, free_lag, schedule
+from stepahead.pipeline import exact_lag, free_lag, relayed_lag, schedule
 
 LETTERS = {"forward": "F", "learn": "L"}
 
@@ -22,15 +24,15 @@ def drawn(waits: list[bool], lags: list[int], steps: int) -> list[str]:
 
 def test_decoupled() -> None:
     assert drawn([False] * 3, [2, 2, 2], 4) == [
-        "F0 F1 L0 F2 L1 F3 L2 L3",
-        "F0 F1 L0 F2 L1 F3 L2 L3",
+        "F0 F1 L0 F2 L1 F3 L2",
+        "F0 F1 L0 F2 L1 F3 L2",
         "F0 F1 F2 F3",
     ]
 
 
 def test_a_lag_for_each_stage() -> None:
     assert drawn([False] * 3, [4, 1, 1], 5) == [
-        "F0 F1 F2 F3 L0 F4 L1 L2 L3 L4",
+        "F0 F1 F2 F3 L0 F4 L1",
         "F0 L0 F1 L1 F2 L2 F3 L3 F4 L4",
         "F0 F1 F2 F3 F4",
     ]
@@ -40,11 +42,11 @@ def test_locked() -> None:
     actions = list(schedule([True, True, False], exact_lag([9, 9]), range(2)))
     assert actions == [
         [("forward", 0, s), ("forward", 1, s), ("forward", 2, s), ("learn", 1, s), ("learn", 0, s)] for s in range(2)
-    ] + [[]]
+    ]
 
 
 def test_a_locked_stage_among_others() -> None:
-    assert drawn([False, True, False], [2, 2, 2], 3) == ["F0 F1 L0 F2 L1 L2", "F0 L0 F1 L1 F2 L2", "F0 F1 F2"]
+    assert drawn([False, True, False], [2, 2, 2], 3) == ["F0 F1 L0 F2 L1", "F0 L0 F1 L1 F2 L2", "F0 F1 F2"]
 
 
 @given(st.integers(2, 5), st.integers(1, 9), st.integers(0, 30), st.integers(0, 99))
@@ -54,9 +56,30 @@ def test_free_lags_keep_their_bound_and_their_order(stages: int, most: int, step
         for what, stage, of in actions:
             if what == "learn":
                 seen[stage].append(of)
-                assert 1 <= step - of <= most
-    assert all(seen[stage] == list(range(steps)) for stage in range(stages - 1))
+                assert 1 <= step + 1 - of <= most
+    assert all(learnt == list(range(len(learnt))) for learnt in seen.values())
+    assert all(len(seen[stage]) >= steps - most for stage in range(stages - 1))
     assert seen[stages - 1] == []
+
+
+def test_truths_take_two_steps_more_for_each_stage_that_passes_them_on() -> None:
+    assert [relayed_lag(2, stage, 4) for stage in range(3)] == [6, 4, 2]
+    due = exact_lag([2, 2, 2], [6, 4, 2], lambda stage, step: step % 3 == 0)
+    rounds = list(schedule([False] * 4, due, range(8)))
+    assert [step for _, stage, step in rounds[4] if stage == 0] == [4]  # 3 has a truth, which takes longer
+    assert [step for _, stage, step in rounds[5] if stage == 0] == [5, 0, 4]  # the earlier of two comes first
+
+
+@given(st.integers(2, 5), st.integers(1, 6), st.integers(1, 4), st.integers(0, 99))
+def test_a_truth_is_never_used_before_the_stage_below_has_passed_it_on(
+    stages: int, most: int, every: int, seed: int
+) -> None:
+    due = free_lag([most] * stages, seed, lambda stage, step: step % every == 0)
+    for step in range(0, 40, every):
+        lags = [due(stage, step) - step for stage in range(stages - 1)]
+        assert all(above > below for above, below in pairwise(lags))
+        assert all(due(stage, step) <= due(stage, step + every) for stage in range(stages - 1))
+        assert all(lag <= most * (stages - 1 - stage) for stage, lag in enumerate(lags))
 
 
 def test_free_lags_differ() -> None:
@@ -69,4 +92,4 @@ def test_free_lags_differ() -> None:
 
 @pytest.mark.parametrize("stages", [1, 2])
 def test_no_steps(stages: int) -> None:
-    assert list(schedule([False] * stages, exact_lag([2] * stages), [])) == [[]]
+    assert list(schedule([False] * stages, exact_lag([2] * stages), [])) == []

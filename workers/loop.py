@@ -35,6 +35,7 @@ from stepahead.pipeline import (
     Metric,
     Stage,
     UsageError,
+    relayed_lag,
 )
 
 from .channels import LinkEnd, Receiver, Sender
@@ -51,11 +52,16 @@ class Lag:
     """When a stage learns from the gradient that comes back for a batch.
 
     In mode "free" when it comes, and never later than `most` steps: the stage then waits for it. In mode "exact"
-    always after `most` steps, which makes a run reproducible to the bit.
+    always after `most` steps, which makes a run reproducible to the bit. A truth that other stages pass on may take,
+    or takes, longer by what those need.
     """
 
     mode: LagMode
     most: int
+
+    def of(self, stage: Stage, step: int) -> int:
+        """Return the most steps, or how many, until a stage learns from the gradient of a step."""
+        return relayed_lag(self.most, stage.index, stage.stages) if stage.truth.awaits(step) else self.most
 
     def __post_init__(self) -> None:
         if self.mode not in ("exact", "free"):
@@ -85,8 +91,6 @@ class Progress:
 
     steps: int = 0
     samples: int = 0
-    most_unanswered: int = 0
-    """How many batches waited for their gradient at the same time."""
     recent: deque[Tensor] = field(default_factory=lambda: deque[Tensor](maxlen=RECENT))
     """The signal's objective on the last batches: the loss itself at the last stage."""
     lags: Counter[int] = field(default_factory=Counter[int])
@@ -139,8 +143,9 @@ class Loop:
         self._spans = spans
         self._metrics = metrics or {}
         self._averages: Averages | None = None
-        self._unanswered: deque[int] = deque()
-        self._inbox: deque[Gradient] = deque()
+        self._unanswered: dict[int, int] = {}
+        """By step, the step before which its gradient is used at the latest."""
+        self._inbox: dict[int, Gradient] = {}
         self._stopping = False
 
     def run(self) -> Iterator[Wait | None]:
@@ -150,6 +155,8 @@ class Loop:
                 yield from self._learn(gradient)
                 yield None
             elif self._stopping and not self._unanswered:
+                if self.stage is not None:
+                    self.stage.finish()
                 return
             elif (hindrance := self._hindrance()) is not None:
                 yield hindrance
@@ -166,16 +173,19 @@ class Loop:
     def _due_gradient(self) -> Gradient | None:
         """Return the gradient to learn from now, if there is one."""
         if self.lag.mode == "free" or self._waits or self._stopping:
-            return self._inbox.popleft() if self._inbox else self._receive_gradient(own=False)
+            return self._inbox.pop(next(iter(self._inbox))) if self._inbox else self._receive_gradient(own=False)
         self._take_gradients()
-        if self._inbox and self._inbox[0].step + self.lag.most <= self.progress.steps:
-            return self._inbox.popleft()
-        return None
+        due = self._first_due()
+        return None if due is None else self._inbox.pop(due, None)
+
+    def _first_due(self) -> int | None:
+        """Return the first step whose gradient must be used now."""
+        return next((step for step, due in self._unanswered.items() if due <= self.progress.steps), None)
 
     def _take_gradients(self) -> None:
         """Take in all that have come, so that no link stays full for long."""
         while (gradient := self._receive_gradient(own=True)) is not None:
-            self._inbox.append(gradient)
+            self._inbox[gradient.step] = gradient
 
     def _receive_gradient(self, *, own: bool) -> Gradient | None:
         """Return the next gradient that has come; one that nobody waits for is not asked for."""
@@ -189,10 +199,8 @@ class Loop:
 
     def _hindrance(self) -> Wait | None:
         """Return what keeps the stage from its next batch."""
-        if self._unanswered:
-            oldest = self._unanswered[0]
-            if self._stopping or self._waits or self.progress.steps - oldest >= self.lag.most:
-                return "wait_gradient"
+        if self._unanswered and (self._stopping or self._waits or self._first_due() is not None):
+            return "wait_gradient"
         for sender in self._senders:
             if sender.full and not sender.gone:  # to one that is gone the next message says so
                 return "wait_credit"
@@ -202,8 +210,8 @@ class Loop:
         stage = self.stage
         assert stage is not None, "a gradient is only taken in for a batch that the stage has had"
         self._spans.step = gradient.step
-        self._unanswered.popleft()
         yield from self._send_all(stage.learn(gradient))
+        del self._unanswered[gradient.step]
         if self.links.gradients_in is not None:
             self.links.gradients_in.give_back()
         if not stage.waits:
@@ -225,8 +233,7 @@ class Loop:
         self._spans.step = batch.step
         yield from self._send_all(stage.step_ahead(batch))
         if not stage.is_last:
-            self._unanswered.append(batch.step)
-            self.progress.most_unanswered = max(self.progress.most_unanswered, len(self._unanswered))
+            self._unanswered[batch.step] = batch.step + self.lag.of(stage, batch.step)
         self.progress.steps += 1
         self.progress.samples += batch.tensors[0].shape[0]
         if stage.signal.loss is not None:

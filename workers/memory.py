@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepahead.pipeline import Activation
+from stepahead.pipeline import Activation, Kept
 
 __all__ = ["ActivationMeter"]
 
@@ -16,7 +16,8 @@ class ActivationMeter:
     """Counts once, at a stage's first training batch, and says what the stage held at most.
 
     Of a batch's graph, what the forward pass keeps for the backward pass: weights and buffers do not count, a tensor
-    that is kept twice counts once. Besides, the outputs that wait for a gradient, and the inputs that the link holds.
+    that is kept twice counts once. Besides, what is kept of the batches whose gradient has not come, and the inputs
+    that the link holds.
     """
 
     def __init__(self) -> None:
@@ -24,21 +25,20 @@ class ActivationMeter:
         self._own: set[int] = set()
         self._hooks: Any = None
         self._handles: list[Any] = []
-        self._input = self._output = 0
+        self._input = 0
 
-    def begin(self, group: nn.Module, batch: Activation, output: Tensor) -> None:
-        """Get ready for the group's first batch, given it and an example of the output."""
+    def begin(self, group: nn.Module, batch: Activation) -> None:
+        """Get ready for the group's first batch, given it."""
         self._own = {tensor.untyped_storage().data_ptr() for tensor in group.state_dict().values()}
         self._input = sum(value.nbytes for value in batch.values)
-        self._output = output.nbytes + (0 if batch.label is None else batch.label.nbytes)
         self._handles = [
             group.register_forward_pre_hook(self._begin),
             group.register_forward_hook(self._end, always_call=True),
         ]
 
-    def peak(self, unanswered: int, queued: int) -> int:
-        """Return the bytes held, with so many outputs waiting for a gradient and so many inputs in the link."""
-        return sum(self._saved.values()) + unanswered * self._output + queued * self._input
+    def peak(self, kept: Kept, queued: int) -> int:
+        """Return the bytes held, with what was kept at most of batches, and so many inputs in the link."""
+        return sum(self._saved.values()) * max(kept.most_graphs, 1) + kept.most_bytes + queued * self._input
 
     def _begin(self, group: nn.Module, arguments: Any) -> None:
         if torch.is_grad_enabled():

@@ -22,7 +22,7 @@ from .telemetry import REALS, Telemetry
 __all__ = ["PREDICTOR", "read_sample", "write_sample"]
 
 PREDICTOR = ("cosine", "relative_error", "sign_error")
-PLAIN = ("steps", "samples", "skipped", "unanswered", "memory")
+PLAIN = ("steps", "samples", "skipped", "unanswered", "held", "memory")
 
 
 def write_sample(telemetry: Telemetry, progress: Progress, stage: Stage | None, links: Links | None) -> None:
@@ -67,6 +67,7 @@ def _write_queues(telemetry: Telemetry, links: Links) -> None:
 def _write_stage(telemetry: Telemetry, progress: Progress, stage: Stage) -> None:
     statistics = stage.statistics()
     telemetry["skipped"], telemetry["unanswered"] = statistics.skipped, statistics.unanswered
+    telemetry["held"] = statistics.held
     telemetry["memory"] = _memory_used(stage.device)
     telemetry["loss"] = _or_nan(progress.loss)
     telemetry["gradient_norm"] = _or_nan(statistics.gradient_norm)

@@ -31,6 +31,7 @@ FIGURES = (
     "expected",
     "skipped",
     "unanswered",
+    "held",
     "lag_p50",
     "lag_max",
     "memory",

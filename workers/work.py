@@ -53,7 +53,7 @@ def run_stage(work: StageWork, post: Post) -> None:
     def make_stage(batch: Activation) -> Stage:
         (output,) = example_outputs([group], batch.tensors[0])
         stage = work.recipe.stage(group, index, stages, output, batch.label, device=work.device, span=post.spans)
-        meter.begin(group, batch, output)
+        meter.begin(group, batch)
         post.spans.begin()
         return stage
 
@@ -122,5 +122,5 @@ def _summary(work: StageWork, post: Post, loop: Loop, group: Group, meter: Activ
         "samples": progress.samples,
         "seconds": post.spans.wall,
         "loss": progress.loss,
-        "peak_activation_bytes": meter.peak(progress.most_unanswered, loop.links.activations_in.capacity),
+        "peak_activation_bytes": meter.peak(stage.kept, loop.links.activations_in.capacity) if stage else 0,
     }

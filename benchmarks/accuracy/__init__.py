@@ -1,0 +1,1 @@
+"""What the truth is worth: decoupled training beside backprop and the rivals that step late, at real lags."""

@@ -1,0 +1,174 @@
+"""Train rows of the tables, and print what there is.
+
+    python -m benchmarks.accuracy chars backprop replay "true-up k=4" --data DIR
+    python -m benchmarks.accuracy chars "true-up k=4" --data DIR --lag 4 --seeds 0,1,2
+    python -m benchmarks.accuracy table
+
+Without rows, all of them. DIR holds text/tinyshakespeare.txt, mnist/ with the four idx files, and cifar10/ with the
+binary batches. A finished run is not run again: results are lines of the file that --out names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+
+from stepahead.launch import Track
+from stepahead.pipeline import Recipe, Reference, assemble, cut_model
+
+from .operations import Operations
+from .rows import ROWS, Row
+from .tasks import TASKS, Task
+
+OUT = Path(__file__).parent / "results.jsonl"
+COUNTED = range(32, 48)
+"""Steps over which floating-point operations are counted: a multiple of every period."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run and what came of it."""
+
+    task: str
+    row: str
+    lag: int
+    """Times the lags that processes have."""
+    seed: int
+    figure: float
+    """Validation loss or test error, at the end."""
+    curve: list[tuple[int, float]]
+    train_loss: float
+    cosines: list[float]
+    forwards: float
+    """What a batch costs, predictors included, in forward passes of the model."""
+    held: list[int]
+    """Bytes kept for batches on their way, of each stage; and how many graphs."""
+    graphs: list[int]
+    steps: int
+    seconds: float
+    torch: str
+
+
+def train(name: str, task_name: str, task: Task, row: Row, lag: int, seed: int) -> Result:
+    recipe = Recipe(
+        loss=task.loss,
+        signal=row.signal(task),
+        truth=row.truth,
+        optimizer=task.optimizer(row.rate * task.rate),
+        lr_schedule=task.lr_schedule,
+        seed=seed,
+    )
+    torch.manual_seed(seed)
+    stages = assemble(cut_model(task.model, task.stages, seed=seed), next(task.batches(seed)), recipe)
+    lags = [2 * lag] * task.stages
+    relayed = [2 * lag * (task.stages - 1 - stage) for stage in range(task.stages - 1)]
+    reference = Reference(stages, lag=lags, truth_lag=relayed)
+    curve: list[tuple[int, float]] = []
+    start, loss, counted = time.monotonic(), 0.0, 0
+    reports = reference.train(task.batches(seed), steps=task.steps)
+    track = Track(reports, total=task.steps, title=f"{task_name} {name} x{lag} seed {seed}", every_seconds=30)
+    counter = Operations()
+    for report in track:
+        loss += (report.loss - loss) / 100
+        done = report.step + 1
+        if done == COUNTED.start:
+            counter.__enter__()
+        elif done == COUNTED.stop:
+            counter.__exit__(None, None, None)
+            counted = counter.total
+        if done % task.evaluate_every == 0 or done == task.steps:
+            figure = task.judge(reference.evaluate(task.test[:5] if done < task.steps else task.test, task.metrics))
+            curve.append((done, round(figure, 4)))
+            track.note(figure=figure)
+    statistics = [stage.statistics() for stage in stages]
+    return Result(
+        task=task_name,
+        row=name,
+        lag=lag,
+        seed=seed,
+        figure=curve[-1][1],
+        curve=curve,
+        train_loss=round(loss, 4),
+        cosines=[round(each.quality.cosine, 3) for each in statistics if each.quality],
+        forwards=round(counted / len(COUNTED) / _forward_flops(reference, task), 2),
+        held=[stage.kept.most_bytes for stage in stages],
+        graphs=[stage.kept.most_graphs for stage in stages],
+        steps=task.steps,
+        seconds=round(time.monotonic() - start, 1),
+        torch=str(torch.__version__),
+    )
+
+
+def _forward_flops(reference: Reference, task: Task) -> float:
+    """Return the floating-point operations of one forward pass."""
+    batch = next(task.batches(0))
+    with Operations() as counter:
+        reference.evaluate([batch])
+    return float(counter.total)
+
+
+def load(path: Path) -> list[Result]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [Result(**json.loads(line)) for line in lines]
+
+
+def table(results: Sequence[Result]) -> Table:
+    headings = ("task", "lag", "row", "figure", "each seed", "cosine", "forwards", "held, MB", "seconds")
+    made = Table(*headings, box=MARKDOWN)
+    keys = dict.fromkeys((result.task, result.lag, result.row) for result in results)
+    for task, lag, row in sorted(keys, key=lambda key: (key[0], key[1])):
+        runs = [result for result in results if (result.task, result.lag, result.row) == (task, lag, row)]
+        cosines = [cosine for run in runs for cosine in run.cosines]
+        made.add_row(
+            task,
+            f"x{lag}",
+            row,
+            f"{mean(run.figure for run in runs):.3f}",
+            " ".join(f"{run.figure:.3f}" for run in runs),
+            f"{mean(cosines):.2f}" if cosines else "",
+            f"{runs[0].forwards:.2f}",
+            f"{sum(runs[0].held) / 1e6:.1f}",
+            f"{mean(run.seconds for run in runs):.0f}",
+        )
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=[*TASKS, "table"])
+    parser.add_argument("rows", nargs="*", help=", ".join(ROWS))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--lag", type=int, default=1, help="times the lags that processes have")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.task != "table":
+        run(options)
+    Console(width=160).print(table(load(options.out)))
+
+
+def run(options: Any) -> None:
+    task = TASKS[options.task](options.data)
+    for name in options.rows or ROWS:
+        for seed in map(int, options.seeds.split(",")):
+            done = {(result.task, result.row, result.lag, result.seed) for result in load(options.out)}
+            if (options.task, name, options.lag, seed) not in done:
+                result = train(name, options.task, task, ROWS[name], options.lag, seed)
+                with options.out.open("a") as file:
+                    file.write(json.dumps(asdict(result)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

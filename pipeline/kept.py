@@ -1,0 +1,92 @@
+"""What a stage keeps of its batches until their gradients come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .errors import MessageError
+from .messages import Gradient, TensorSpec
+
+__all__ = ["Batch", "Kept", "Pass"]
+
+
+@dataclass(slots=True)
+class Pass:
+    """A forward pass: the group's input and output, attached, and the weights that it went through."""
+
+    h_in: Tensor
+    h_out: Tensor
+    weights: list[Tensor] | None = None
+    """Copies of the group's, where it did not go through those themselves."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a batch leaves behind."""
+
+    h: Tensor
+    """The group's output, detached."""
+    label: Tensor | None
+    forward: Pass | None = None
+    """While the group has not stepped on it, or where it is kept in place of the input."""
+    h_in: Tensor | None = None
+    """The group's input, to run the batch again."""
+    guess: Tensor | None = None
+    """The gradient at the output that the group stepped on."""
+    said: Tensor | None = None
+    """The gradient at the input that it made then, while the stage above has not been told."""
+    buffers: list[Tensor] = field(default_factory=list[Tensor])
+    """Copies of the group's buffers from before the batch, to go back to."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, but for what autograd keeps."""
+        kept = [self.h, self.label, self.h_in, self.guess, self.said, *self.buffers]
+        if self.forward is not None:
+            kept += [self.forward.h_in, *(self.forward.weights or [])]
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in kept if tensor is not None}.values())
+
+
+class Kept:
+    """The batches of one stage whose gradient has not come yet, by step; None for one that needs none any more."""
+
+    def __init__(self) -> None:
+        self.nbytes = self.most_bytes = 0
+        """Bytes that are kept now, and the most at a time; without what autograd keeps."""
+        self.graphs = self.most_graphs = 0
+        """Forward passes of which autograd keeps something; and the most at a time, with that of the batch at hand."""
+        self._batches: dict[int, Batch | None] = {}
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._batches)
+
+    def keep(self, step: int, batch: Batch | None) -> None:
+        """Remember a batch until its gradient comes."""
+        self._batches[step] = batch
+        if batch is not None:
+            self._count(batch, 1)
+            self.most_bytes = max(self.most_bytes, self.nbytes)
+            self.most_graphs = max(self.most_graphs, self.graphs + (batch.forward is None))
+
+    def take(self, gradient: Gradient, where: str) -> Batch | None:
+        """Return the batch that a gradient answers, which is then forgotten."""
+        if gradient.step not in self._batches:
+            raise MessageError(f"{where}: a gradient came, but no batch of that step waits for one")
+        batch = self._batches[gradient.step]
+        if batch is not None:
+            came, due = TensorSpec.of(gradient.tensors[0]), TensorSpec.of(batch.h)
+            if came != due:
+                raise MessageError(f"{where}: the gradient from below is {came}, the activation was {due}")
+            self._count(batch, -1)
+        del self._batches[gradient.step]
+        return batch
+
+    def _count(self, batch: Batch, sign: int) -> None:
+        self.nbytes += sign * batch.nbytes
+        self.graphs += sign * (batch.forward is not None)

@@ -1,0 +1,151 @@
+"""The truth: what a stage does with the true gradient of a batch, which comes some batches later.
+
+    use       the stage steps on         and the truth of a batch
+    off       its signal, at once        is not asked for: the gradients of the stage below teach the predictor
+    learn     its signal, at once        teaches the predictor
+    true-up   its signal, at once        repairs that step: the next ones get k J'(truth - guess) on top
+    replay    the truth, when it comes   is all it steps on, at the weights of then (features replay)
+    stash     the truth, when it comes   is all it steps on, at the weights that the batch went forward with (PipeDream)
+
+A stage that has the truth of a batch passes it on: it runs the batch's backward pass again, and its input's gradient
+is the truth of the stage above. With true-up, where every k-th batch is repaired k times over, the sum of both steps
+is the true gradient in the mean as long as weights and predictor stand still: the guess is a control variate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UsageError, did_you_mean
+
+__all__ = ["KEEPS", "RELAYS", "USES", "Repair", "StageTruth", "Truth"]
+
+TruthUse = Literal["off", "learn", "replay", "stash", "true-up"]
+USES: tuple[TruthUse, ...] = ("off", "learn", "replay", "stash", "true-up")
+Keep = Literal["input", "graph"]
+KEEPS: tuple[Keep, ...] = ("input", "graph")
+Relay = Literal["again", "sum"]
+RELAYS: tuple[Relay, ...] = ("again", "sum")
+
+
+@dataclass(frozen=True, slots=True)
+class StageTruth:
+    """What one stage does with the truth."""
+
+    use: TruthUse = "off"
+    every: int = 0
+    """The stage uses the truth of batches 0, k, 2k ..; of none if this is 0."""
+    above: int = 0
+    """The stage above does so of these."""
+    keep: Keep = "input"
+    relay: Relay = "again"
+    spread: float = 1.0
+
+    def awaits(self, step: int) -> bool:
+        """Return whether the answer to this step's batch is to be its truth."""
+        return self.every > 0 and step % self.every == 0
+
+    def owes(self, step: int) -> bool:
+        """Return whether the stage above awaits the truth of this step's batch."""
+        return self.above > 0 and step % self.above == 0
+
+    @property
+    def keeps_graph(self) -> bool:
+        return self.every > 0 and (self.use == "stash" or (self.use != "replay" and self.keep == "graph"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truth:
+    """What the stages of a run do with the truth.
+
+    Args:
+        use: See above.
+        every: k: the truth of every k-th batch only, for all stages or, but for the last, for each. A stage can have
+            the truth only of batches that the stage below has it of: its k is a multiple of that one's.
+        keep: What is kept of a batch whose truth will be used: its "input", to run it again with the weights of then,
+            or its "graph", with a copy of the weights that it went through.
+        relay: How the gradient at the input is made: by running backward "again", for the truth alone; or as a "sum"
+            of what the stage's signal had said and what the repair makes of the difference: half the work, and not
+            exact if the weights have moved in between.
+        spread: A repair is spread over about so many steps, a like share of what is left at each.
+    """
+
+    use: TruthUse = "off"
+    every: int | Sequence[int] = 1
+    keep: Keep = "input"
+    relay: Relay = "again"
+    spread: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("use", USES), ("keep", KEEPS), ("relay", RELAYS)):
+            value = getattr(self, name)
+            if value not in choices:
+                raise UsageError(f"the truth's {name} is {value!r}; {did_you_mean(value, choices)}")
+        periods = [self.every] if isinstance(self.every, int) else list(self.every)
+        if any(period < 1 for period in periods):
+            raise UsageError(f"the truth is used of every {self.every}-th batch; that must be at least 1")
+        if self.is_late and periods != [1] * len(periods):
+            raise UsageError(f"with {self.use}, stages step on the truth alone, so they need that of every batch")
+        for above, below in pairwise(periods):
+            if above % below:
+                raise UsageError(f"a stage that uses each {above}-th truth is above one that has each {below}-th only")
+        if not self.spread >= 1.0:
+            raise UsageError(f"a repair is spread over {self.spread} steps; that must be at least 1")
+
+    @property
+    def is_late(self) -> bool:
+        """Whether stages step on the truth alone, when it comes."""
+        return self.use in ("replay", "stash")
+
+    def at(self, index: int, stages: int) -> StageTruth:
+        """Return what one of the stages does."""
+        if self.use == "off" or index == stages - 1:
+            return StageTruth()
+        periods = [self.every] * (stages - 1) if isinstance(self.every, int) else list(self.every)
+        if len(periods) != stages - 1:
+            raise UsageError(f"the truth has {len(periods)} periods, and {stages - 1} stages use it")
+        above = periods[index - 1] if index else 0
+        return StageTruth(self.use, periods[index], above, self.keep, self.relay, self.spread)
+
+
+class Repair:
+    """What the steps that were made on guesses lack: the steps that follow make up for it.
+
+    Args:
+        weights: Whose gradients are repaired.
+        spread: Of what is left, each step takes one part in so many.
+    """
+
+    def __init__(self, weights: Iterable[nn.Parameter], spread: float = 1.0) -> None:
+        self.weights = list(weights)
+        self.spread = spread
+        self._left: list[Tensor] | None = None
+
+    @property
+    def is_due(self) -> bool:
+        return self._left is not None
+
+    def add(self, gradients: Sequence[Tensor | None], factor: float) -> None:
+        """Take in what is missing, so many times over."""
+        if self._left is None:
+            self._left = [torch.zeros_like(weight) for weight in self.weights]
+        for left, gradient in zip(self._left, gradients, strict=True):
+            if gradient is not None:
+                left.add_(gradient, alpha=factor)
+
+    def join(self, share: float | None = None) -> None:
+        """Add a share of what is left to the gradients of the coming step."""
+        if self._left is None:
+            return
+        share = 1 / self.spread if share is None else share
+        for weight, left in zip(self.weights, self._left, strict=True):
+            weight.grad = left * share if weight.grad is None else weight.grad.add_(left, alpha=share)
+            left.mul_(1 - share)
+        if share == 1.0:
+            self._left = None
