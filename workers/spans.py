@@ -1,7 +1,7 @@
 """Spans: where a worker's time goes.
 
 useful   forward, backward, optimizer       what plain backprop does too
-tax      predict, learn                     the price of not waiting
+tax      predict, learn, replay             the price of not waiting
 idle     wait_input, wait_credit, wait_gradient, send (called "link"), and the rest ("other"): evaluations, the loop
 
 The three add up to the wall time.
