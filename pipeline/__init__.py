@@ -6,6 +6,7 @@ groups      layers, and groups of them          probes      a local classifier's
 costs       what each layer takes               predictors  the networks that guess
 stage       one step of one stage               quality     how good the guesses are
 truth       what it does with the truth         kept        batches whose gradient has not come
+passes      a group forward and backward        intake      what a stage takes in from above
 assembly    groups and a recipe -> stages       updates     parameters and their optimizer
 randomness  draws keyed by (seed, stage, step)  schedules   the order of actions, as data
 devices     CPU or CUDA                         reference   all stages in one process

@@ -9,18 +9,9 @@ from torch import Tensor
 
 from .errors import MessageError
 from .messages import Gradient, TensorSpec
+from .passes import Pass
 
-__all__ = ["Batch", "Kept", "Pass"]
-
-
-@dataclass(slots=True)
-class Pass:
-    """A forward pass: the group's input and output, attached, and the weights that it went through."""
-
-    h_in: Tensor
-    h_out: Tensor
-    weights: list[Tensor] | None = None
-    """Copies of the group's, where it did not go through those themselves."""
+__all__ = ["Batch", "Kept"]
 
 
 @dataclass(slots=True)
@@ -42,11 +33,18 @@ class Batch:
     """Copies of the group's buffers from before the batch, to go back to."""
 
     @property
+    def kept_input(self) -> Tensor:
+        """The group's input, wherever it is kept."""
+        h_in = self.h_in if self.forward is None else self.forward.h_in
+        assert h_in is not None, "the input is not kept of a batch that nobody will run again"
+        return h_in
+
+    @property
     def nbytes(self) -> int:
         """Bytes held, but for what autograd keeps."""
         kept = [self.h, self.label, self.h_in, self.guess, self.said, *self.buffers]
         if self.forward is not None:
-            kept += [self.forward.h_in, *(self.forward.weights or [])]
+            kept += [self.forward.h_in, *(self.forward.weights if self.forward.copied else [])]
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in kept if tensor is not None}.values())
 
 

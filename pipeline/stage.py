@@ -25,13 +25,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from .errors import CutError, MessageError, NonFiniteError, StepaheadError, UsageError
+from .errors import MessageError, NonFiniteError, StepaheadError, UsageError
 from .finite import count_non_finite, is_finite
-from .groups import Group, evaluating
-from .kept import Batch, Kept, Pass
-from .messages import Activation, Gradient, GradientKind, TensorSpec, edge_name
+from .groups import Group
+from .intake import Intake
+from .kept import Batch, Kept
+from .messages import Activation, Gradient, GradientKind, edge_name
+from .passes import Pass, Passes
 from .quality import QualityReading
 from .randomness import keyed
 from .signals import Needs, Signal
@@ -122,15 +123,15 @@ class Stage:
         self.span = span
         self.step = 0
         self.skipped = 0
-        self.edge_above = edge_name(index - 1, index)
+        self.intake = Intake(index, device)
+        self.edge_above = self.intake.edge
         self.edge_below = edge_name(index, index + 1)
         self.kept = Kept()
-        self._specs: dict[str, TensorSpec] = {}
         _check_needs(signal, truth)
         if updater is None:
             group.requires_grad_(False)
-        self._weights = {name: weight for name, weight in group.named_parameters() if weight.requires_grad}
-        self._repair = Repair(self._weights.values(), truth.spread)
+        self.passes = Passes(group, seed=seed, index=index, device=device)
+        self._repair = Repair(self.passes.weights, truth.spread)
 
     @property
     def is_first(self) -> bool:
@@ -152,11 +153,17 @@ class Stage:
 
     def step_ahead(self, activation: Activation) -> Iterator[Activation | Gradient]:
         """Run a batch forward, and unless the signal must wait, backward and through the optimizer."""
-        self._check_turn(activation)
-        h_in, label = self._receive(activation)
+        if self.waits and self.kept:
+            raise MessageError(
+                f"stage {self.index} is locked: it must get the gradient of step {next(iter(self.kept))} "
+                f"before the activation of step {self.step}"
+            )
+        h_in, label = self.intake.take(activation, self.step)
         step, self.step = self.step, self.step + 1
         buffers = self._copy_buffers()
-        forward = self._forward(h_in, step)
+        with self.span("forward"):
+            graph = not self.is_late or self.truth.keeps_graph
+            forward = self.passes.forward(h_in, step, graph=graph, copied=self._keeps_graph(step))
         h = forward.h_out.detach()
         if not is_finite(h):
             self._not_finite(step, [("the activation from above", h_in), ("its activation", h)])
@@ -171,7 +178,7 @@ class Stage:
         if self.waits:
             self._keep(step, Batch(h, label, forward, buffers=buffers))
         elif self.is_late:
-            self._keep(step, Batch(h, label, forward) if self.truth.keeps_graph else Batch(h, label, h_in=h_in))
+            self._keep(step, Batch(h, label, forward) if graph else Batch(h, label, h_in=h_in))
         else:
             yield from self._backward_and_update(step, Batch(h, label, forward, buffers=buffers), None)
 
@@ -191,7 +198,7 @@ class Stage:
         if self.waits or self.is_late:
             if batch.forward is None:
                 with self.span("replay"):
-                    batch.forward = self._run_again(step, batch)
+                    batch.forward = self.passes.again(batch.kept_input, step)
             yield from self._backward_and_update(step, batch, delta, gradient.kind)
         elif self.truth.awaits(step):
             with self.span("replay"):
@@ -214,8 +221,7 @@ class Stage:
         """Run a batch of an evaluation: in eval mode, without a graph, leaving the stage as it was."""
         step, label = activation.step, activation.label
         h_in = activation.tensors[0].to(self.device).contiguous()
-        with evaluating(self.group), keyed(self.seed, self.index, step, "evaluate", device=self.device):
-            h_out = self._run_group(h_in)
+        h_out = self.passes.evaluate(h_in, step)
         label = None if label is None else label.to(self.device)
         return Activation(edge=self.edge_below, step=step, tensors=(h_out,), label=label, training=False)
 
@@ -243,7 +249,8 @@ class Stage:
             if self.updater is None and not is_finite(d):
                 self._not_finite(step, [("the gradient of its signal", d)])
             with self.span("backward"):
-                self._backward(forward, batch.label, d, retain=waited is None and self._keeps_graph(step))
+                term = self.signal.term(forward.h_out, batch.label)
+                self.passes.backward(forward, d, term, retain=waited is None and self._keeps_graph(step))
         up = torch.zeros_like(forward.h_in) if forward.h_in.grad is None else forward.h_in.grad
         owes = waited is None and self.truth.owes(step)
         if waited is None:
@@ -272,68 +279,28 @@ class Stage:
         owes, repairs = self.truth.owes(step), self.truth.use == "true-up" and self.updater is not None
         if not (owes or repairs):
             return None
-        forward = batch.forward or self._run_again(step, batch)
+        forward = batch.forward or self.passes.again(batch.kept_input, step)
         up: Tensor | None = None
         if owes and (self.truth.relay == "again" or not repairs):
-            (up,) = _gradients(forward.h_out, [forward.h_in], delta, retain=repairs)
+            (up,) = self.passes.gradients(forward, [forward.h_in], delta, retain=repairs)
         if repairs:
-            weights = forward.weights or list(self._weights.values())
-            asked = weights if up is not None or not owes else [*weights, forward.h_in]
+            asked = forward.weights if up is not None or not owes else [*forward.weights, forward.h_in]
             missing = delta if batch.guess is None else delta - batch.guess
-            found = _gradients(forward.h_out, asked, missing)
-            self._repair.add(found[: len(weights)], self.truth.every)
-            if len(asked) > len(weights):
+            found = self.passes.gradients(forward, asked, missing)
+            self._repair.add(found[: len(forward.weights)], self.truth.every)
+            if len(asked) > len(forward.weights):
                 up = found[-1] if batch.said is None else batch.said + found[-1]
         return up
 
     def _without_gradient(self, step: int, batch: Batch) -> Iterator[Activation | Gradient]:
         """Do without the gradient of a batch, and let the stage above know if it waits for its own."""
-        h_in = batch.h_in if batch.forward is None else batch.forward.h_in
         if self.waits or self.is_late:
-            assert h_in is not None
-            yield from self._pass_over(step, h_in, batch.buffers)
+            yield from self._pass_over(step, batch.kept_input, batch.buffers)
         elif self.truth.owes(step):
-            assert h_in is not None
-            yield self._gradient(step, torch.full_like(h_in, torch.nan), GradientKind.TRUTH)
-
-    def _forward(self, h_in: Tensor, step: int) -> Pass:
-        copies: dict[str, Tensor] = {}
-        if self._keeps_graph(step):
-            copies = {name: weight.detach().clone().requires_grad_() for name, weight in self._weights.items()}
-        without_graph = self.is_late and not copies
-        with (
-            self.span("forward"),
-            keyed(self.seed, self.index, step, device=self.device),
-            torch.no_grad() if without_graph else _NOTHING,
-        ):
-            return Pass(h_in, self._run_group(h_in, copies), list(copies.values()) or None)
-
-    def _run_again(self, step: int, batch: Batch) -> Pass:
-        """Run a batch forward with today's weights and the draws of then; the group's buffers stay as they are."""
-        assert batch.h_in is not None
-        h_in = batch.h_in.detach()
-        if not self.is_first:
-            h_in.requires_grad_()
-        buffers = {name: buffer.clone() for name, buffer in self.group.named_buffers()}
-        with keyed(self.seed, self.index, step, device=self.device):
-            return Pass(h_in, self._run_group(h_in, buffers))
+            yield self._gradient(step, torch.full_like(batch.kept_input, torch.nan), GradientKind.TRUTH)
 
     def _keeps_graph(self, step: int) -> bool:
         return self.truth.keeps_graph and self.truth.awaits(step)
-
-    def _run_group(self, h_in: Tensor, in_place_of: dict[str, Tensor] | None = None) -> Tensor:
-        """Run the group, with other weights or buffers in place of its own."""
-        version = h_in._version
-        try:
-            h_out: Tensor = functional_call(self.group, in_place_of, (h_in,)) if in_place_of else self.group(h_in)
-        except RuntimeError as error:
-            if "leaf Variable that requires grad" in str(error):
-                raise self._changed_in_place() from error
-            error.add_note(f"in stage {self.index} ({self.group.title}), on an input {TensorSpec.of(h_in)}")
-            raise
-        if h_in._version != version:
-            raise self._changed_in_place()
-        return h_out
 
     def _ask_signal(self, step: int, batch: Batch, waited: Tensor | None) -> Tensor | None:
         with self.span("backward" if self.signal.passes_truth else "predict"), self._drawing(step, "signal"):
@@ -347,17 +314,6 @@ class Stage:
         if not self.signal.draws:
             return _NOTHING
         return keyed(self.seed, self.index, step, purpose, device=self.device)
-
-    def _backward(self, forward: Pass, label: Tensor | None, d: Tensor, *, retain: bool) -> None:
-        h_out = forward.h_out
-        term = self.signal.term(h_out, label)
-        attached = [(h_out, d)] if term is None else [(h_out, d), (term, torch.ones_like(term))]
-        attached = [(tensor, gradient) for tensor, gradient in attached if tensor.requires_grad]
-        if attached:  # not so for a frozen first stage
-            tensors, gradients = zip(*attached, strict=True)
-            torch.autograd.backward(tensors, gradients, retain_graph=retain)
-        for weight, copy in zip(self._weights.values(), forward.weights or [], strict=False):
-            weight.grad, copy.grad = copy.grad, None
 
     def _update(self, step: int, updater: Updater, d: Tensor | None, buffers: list[Tensor]) -> None:
         self._repair.join()
@@ -384,47 +340,6 @@ class Stage:
             self.updater.clear()
             self.updater.advance()
         self.signal.end_step()
-
-    def _check_turn(self, activation: Activation) -> None:
-        if activation.edge != self.edge_above:
-            raise MessageError(
-                f"stage {self.index} listens on edge {self.edge_above}; a message came for {activation.edge}"
-            )
-        if not activation.training:
-            raise MessageError(f"stage {self.index} got a batch of an evaluation to train on; use evaluate()")
-        if len(activation.tensors) != 1:
-            raise MessageError(f"stage {self.index} takes one tensor a batch, got {len(activation.tensors)}")
-        if activation.tensors[0].numel() == 0:
-            raise MessageError(f"stage {self.index}, step {activation.step}: the batch is empty")
-        if activation.step != self.step:
-            raise MessageError(f"stage {self.index} waits for step {self.step}, got step {activation.step}")
-        if self.waits and self.kept:
-            raise MessageError(
-                f"stage {self.index} is locked: it must get the gradient of step {next(iter(self.kept))} "
-                f"before the activation of step {self.step}"
-            )
-
-    def _receive(self, activation: Activation) -> tuple[Tensor, Tensor | None]:
-        """Return the batch and its label on the stage's device, the batch ready to collect its gradient."""
-        tensor, label, step = activation.tensors[0], activation.label, activation.step
-        self._check_spec("the activation from above", tensor, step)
-        if label is not None:
-            self._check_spec("the label", label, step)
-            label = label.to(self.device).contiguous()
-        h_in = tensor.to(self.device).detach().contiguous()  # as a link would deliver it
-        if not self.is_first:
-            if not h_in.is_floating_point():
-                where = self._where(step)
-                raise CutError(f"{where}: a {h_in.dtype} comes over the cut, and no gradient goes back; cut elsewhere")
-            h_in.requires_grad_()
-        return h_in, label
-
-    def _check_spec(self, what: str, tensor: Tensor, step: int) -> None:
-        spec = self._specs.get(what)
-        if spec is None:
-            self._specs[what] = TensorSpec.of(tensor)
-        elif not spec.admits(tensor):
-            raise MessageError(f"{self._where(step)}: {what} is {TensorSpec.of(tensor)}, the first one was {spec}")
 
     def _keep(self, step: int, batch: Batch | None) -> None:
         """Remember a batch until its gradient comes; None for one whose gradient is of no use."""
@@ -455,23 +370,12 @@ class Stage:
     def _where(self, step: int) -> str:
         return f"stage {self.index}, step {step}"
 
-    def _changed_in_place(self) -> CutError:
-        return CutError(
-            f"stage {self.index} ({self.group.title}) changes its input in place, which others still need; "
-            f"make the layer that does it work out of place, for example nn.ReLU(inplace=False)"
-        )
-
     def _copy_buffers(self) -> list[Tensor]:
         return [buffer.clone() for buffer in self.group.buffers()] if self.on_non_finite == "skip" else []
 
     def _restore_buffers(self, copies: list[Tensor]) -> None:
         for buffer, copy in zip(self.group.buffers(), copies, strict=False):  # no copies unless batches are skipped
             buffer.copy_(copy)
-
-
-def _gradients(h_out: Tensor, inputs: Sequence[Tensor], d: Tensor, *, retain: bool = False) -> tuple[Tensor, ...]:
-    """Return the gradients at the inputs, given that at the output; zeros for one that had no part in it."""
-    return torch.autograd.grad(h_out, inputs, d, retain_graph=retain, allow_unused=True, materialize_grads=True)
 
 
 def _check_needs(signal: Signal, truth: StageTruth) -> None:

@@ -33,8 +33,8 @@ from stepahead.pipeline import (
 )
 
 NAN = float("nan")
-LAGS = [2, 1, *[2] * 5, 1]
-"""Two that an earlier run left on their way, then six; the last of a run is learnt from as it drains."""
+LAGS = [1, *[2] * 5, 1]
+"""One that an earlier run left on its way, then six; the last of a run is learnt from as it drains."""
 sgd = partial(SGD, lr=0.1)
 
 

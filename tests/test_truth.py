@@ -80,8 +80,8 @@ class Wrong(nn.Linear):
 
     classes = None
 
-    def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor:
-        return super().forward(h)
+    def forward(self, input: Tensor, y: Tensor | None = None) -> Tensor:
+        return super().forward(input)
 
 
 frozen_guess = synthetic(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from torch.optim import AdamW
 
@@ -32,7 +33,7 @@ class Row:
     def signal(self, task: Task) -> SignalRecipe:
         if self.backprop:
             return locked
-        options = {**task.predictor_options, **({"hidden": self.hidden} if self.hidden else {})}
+        options: dict[str, Any] = {**task.predictor_options, **({"hidden": self.hidden} if self.hidden else {})}
         return synthetic(
             task.predictor,
             classes=task.classes,
