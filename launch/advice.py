@@ -7,8 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from .causes import TAX_SPANS, USEFUL_SPANS
+
 __all__ = ["Breakdown", "advise", "better_cut"]
 
+WAITS = ("wait_input", "wait_credit", "wait_gradient")
+LOCK = "that is the lock: it waits for the other stages within each step; --schedule decoupled does not"
 Cut = tuple[float, tuple[int, ...]]
 """The time of the slowest stage, and how many layers each stage has."""
 WORTH = 0.03
@@ -25,11 +29,11 @@ class Breakdown:
     @property
     def busy(self) -> float:
         """Computing, whatever for."""
-        return sum(self.spans.get(name, 0.0) for name in ("forward", "backward", "optimizer", "predict", "learn"))
+        return self.tax + sum(self.spans.get(name, 0.0) for name in USEFUL_SPANS)
 
     @property
     def tax(self) -> float:
-        return self.spans.get("predict", 0.0) + self.spans.get("learn", 0.0)
+        return sum(self.spans.get(name, 0.0) for name in TAX_SPANS)
 
     @property
     def idle(self) -> dict[str, float]:
@@ -40,7 +44,13 @@ class Breakdown:
 
 
 def advise(
-    stages: Sequence[Breakdown], cut: Sequence[int], costs: Sequence[float], names: Sequence[str], *, shared: bool
+    stages: Sequence[Breakdown],
+    cut: Sequence[int],
+    costs: Sequence[float],
+    names: Sequence[str],
+    *,
+    shared: bool = False,
+    locked: bool = False,
 ) -> list[str]:
     """Return what would help, the most first.
 
@@ -50,10 +60,13 @@ def advise(
         costs: What each layer costs, in any unit.
         names: The layers' names.
         shared: Whether stages take turns on a device.
+        locked: Whether they wait for each other within every step.
     """
     slowest = max(range(len(stages)), key=lambda stage: stages[stage].busy)
     better, gain = better_cut(stages, cut, costs)
-    causes = _causes(stages, slowest)
+    causes = _causes(stages, slowest, locked=locked)
+    if locked:
+        return causes
     if shared:
         turns = "stages share a device: what one waits for is mostly its turn, and its turn counts as its own time; "
         return [f"{turns}use as many stages as devices", *causes]
@@ -63,14 +76,15 @@ def advise(
     return causes
 
 
-def _causes(stages: Sequence[Breakdown], slowest: int) -> list[str]:
+def _causes(stages: Sequence[Breakdown], slowest: int, *, locked: bool) -> list[str]:
     """Return what stages idle for, the most first; stages that idle for the same reason are named together."""
     by_reason: dict[str, list[tuple[float, int]]] = {}
     for stage, breakdown in enumerate(stages):
         for cause, milliseconds in breakdown.idle.items():
             share = milliseconds / breakdown.wall if breakdown.wall else 0.0
             if share >= WORTH:
-                by_reason.setdefault(_why(cause, stage, slowest), []).append((share, stage))
+                reason = LOCK if locked and cause in WAITS else _why(cause, stage, slowest)
+                by_reason.setdefault(reason, []).append((share, stage))
     said = [(sorted(found, reverse=True), reason) for reason, found in by_reason.items()]
     return [f"{_who_idles(found)}: {reason}" for found, reason in sorted(said, reverse=True)]
 
@@ -119,6 +133,10 @@ def _best_cut(times: Sequence[float], taxes: Sequence[float]) -> Cut:
 def _why(cause: str, stage: int, slowest: int) -> str:
     if cause == "wait_input" and stage == 0:
         return "the data comes too slowly; give the loader workers, or cache what it makes"
+    if cause in ("wait_input", "wait_credit") and stage == slowest:
+        return (
+            "it is the slowest and waits all the same: work comes and goes in bursts, which a larger --window evens out"
+        )
     if cause == "wait_input":
         return f"no batch has come; stage {slowest} is the slowest"
     if cause == "wait_credit":

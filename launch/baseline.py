@@ -59,9 +59,14 @@ def measure_baseline(
     state = monitor.state()
     if outcome.reason != "done" or not state.samples_per_second:
         return None, outcome
-    useful = tuple(stage.useful for stage in state.stages)
-    rate = state.samples_per_second
-    return Baseline(schedule=schedule, source="measured", samples_per_second=rate, useful=useful), outcome
+    found = Baseline(
+        schedule=schedule,
+        source="measured",
+        samples_per_second=state.samples_per_second,
+        useful=tuple(stage.useful for stage in state.stages),
+        idle=tuple(stage.idle for stage in state.stages),
+    )
+    return found, outcome
 
 
 def baseline_from(name: str, stages: int) -> Baseline:
@@ -87,13 +92,19 @@ def baseline_from(name: str, stages: int) -> Baseline:
 def _locked_part(summary: Mapping[str, Any], name: str) -> Baseline:
     """Return what a summary says of a locked schedule: the run itself, or the baseline that it measured."""
     if summary["signal"] == "locked":
-        rate, useful = summary["samples_per_second"], [stage["useful"] for stage in summary["stages"]]
-        return Baseline(schedule=summary["schedule"], source=name, samples_per_second=rate, useful=tuple(useful))
-    if summary["baseline"] is None:
+        parts = {part: [stage[part] for stage in summary["stages"]] for part in ("useful", "idle")}
+        measured: Mapping[str, Any] = {**summary, **parts}
+    elif summary["baseline"] is None:
         raise UsageError(f"the baseline {name} is neither a locked run nor one that measured a locked baseline")
-    measured = summary["baseline"]
-    rate, useful = measured["samples_per_second"], measured["useful"]
-    return Baseline(schedule=measured["schedule"], source=name, samples_per_second=rate, useful=tuple(useful))
+    else:
+        measured = summary["baseline"]
+    return Baseline(
+        schedule=measured["schedule"],
+        source=name,
+        samples_per_second=measured["samples_per_second"],
+        useful=tuple(measured["useful"]),
+        idle=tuple(measured.get("idle", ())),
+    )
 
 
 def _run(supervisor: Supervisor, monitor: Monitor) -> None:

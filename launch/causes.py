@@ -1,9 +1,20 @@
-"""What idle time is idle for, and how it is called; the colours of what is useful, tax and idle. It knows no torch."""
+"""Which spans are useful and which are tax, what idle time is idle for, and how it is called; colours. No torch."""
 
 from __future__ import annotations
 
-__all__ = ["CAUSES", "CAUSE_HEADS", "CAUSE_WORDS", "IDLE_COLOUR", "TAX_COLOUR", "USEFUL_COLOUR"]
+__all__ = [
+    "CAUSES",
+    "CAUSE_HEADS",
+    "CAUSE_WORDS",
+    "IDLE_COLOUR",
+    "TAX_COLOUR",
+    "TAX_SPANS",
+    "USEFUL_COLOUR",
+    "USEFUL_SPANS",
+]
 
+USEFUL_SPANS = ("forward", "backward", "optimizer")
+TAX_SPANS = ("predict", "learn", "replay")
 CAUSES = ("wait_input", "wait_credit", "wait_gradient", "link", "other")
 CAUSE_WORDS = {
     "wait_input": "a batch",

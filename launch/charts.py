@@ -14,6 +14,7 @@ __all__ = ["Series", "draw_bars", "draw_lines", "draw_timeline"]
 
 WIDTH, HEIGHT = 640, 220
 LEFT, RIGHT, TOP, BOTTOM = 60, 12, 10, 34
+HALF_A_LETTER = 4
 FEW = 15
 """Points up to which each is shown: one alone would not be seen."""
 MOST_SPANS = 2000
@@ -119,8 +120,9 @@ def _ticks(least: float, most: float) -> list[float]:
 
 
 def _grid(across: _Axis, up: _Axis) -> str:
-    ticks = [_label(f"{tick:g}", across.place(tick), HEIGHT - BOTTOM + 14) for tick in across.ticks]
-    return _ticks_up(up) + "".join(ticks)
+    labels = [(f"{tick:g}", across.place(tick)) for tick in across.ticks]
+    inside = [(text, min(place, WIDTH - HALF_A_LETTER * len(text))) for text, place in labels]
+    return _ticks_up(up) + "".join(_label(text, place, HEIGHT - BOTTOM + 14) for text, place in inside)
 
 
 def _ticks_up(up: _Axis) -> str:

@@ -25,7 +25,7 @@ from .monitor import RunState
 from .shapes import GLYPHS, Glyphs, queue, short, size, sparkline
 from .table import QUIET, WARNING, draw_table, worst_of
 
-__all__ = ["View", "draw"]
+__all__ = ["View", "cut_off", "draw"]
 
 NARROW = 50
 HIGH = 16
@@ -62,7 +62,14 @@ def draw(state: RunState, view: View) -> list[Text]:
         body = _detail(state, view, view.detail)
     else:
         body = draw_table(state, view.width, room, view.glyphs)
-    return _clip([*head, *body[:room], *foot], view)
+    return _clip([*head, *cut_off(body, room), *foot], view)
+
+
+def cut_off(lines: list[Text], room: int) -> list[Text]:
+    """Return the lines that there is room for, and in place of the last one how many there is none for."""
+    if len(lines) <= room:
+        return lines
+    return [*lines[: room - 1], Text(f"{len(lines) - room + 1} more lines, in a higher window", style=QUIET)]
 
 
 def _clip(lines: Sequence[Text], view: View) -> list[Text]:
@@ -93,11 +100,12 @@ def _header(state: RunState, view: View) -> list[Text]:
         job = f"{_name(state)}  "
         room = view.width - len(job) - len(figures) - 2
         first = Text.assemble((job, "bold"), _progress(state, room, view.glyphs), f"  {figures}")
-        return [first, _comparison(state, view), Text()]
-    room = view.width - len(_name(state)) - 2 - len(figures)
-    head = Text.assemble((_name(state), "bold"), "  ", figures) if room >= 0 else Text(figures)
+        return [first, _comparison(state, view, pace=False), Text()]
+    while len(words) > 1 and len(_name(state)) + 2 + len("  ".join(words)) > view.width:
+        words.pop()
+    head = Text.assemble((_name(state), "bold"), "  ", "  ".join(words))
     progress = [_progress(state, view.width, view.glyphs)] if view.height >= HIGH and state.facts.total_steps else []
-    return [head, *progress, _comparison(state, view), Text()]
+    return [head, *progress, _comparison(state, view, figures not in head.plain), Text()]
 
 
 def _name(state: RunState) -> str:
@@ -106,9 +114,10 @@ def _name(state: RunState) -> str:
     return name if len(name) <= LONGEST_NAME else f"..{name[2 - LONGEST_NAME :]}"
 
 
-def _comparison(state: RunState, view: View) -> Text:
-    """Return the line of what the lock would cost, and what came out of the last evaluation."""
-    facts, parts = state.facts, list[Text]()
+def _comparison(state: RunState, view: View, pace: bool) -> Text:
+    """Return the line of what the lock would cost, and what came out of the last evaluation; and the pace, if asked."""
+    facts = state.facts
+    parts = [Text(f"{state.samples_per_second:,.0f} samples/s")] if pace else []
     baseline = facts.baseline
     if baseline is not None and state.speedup is not None:
         parts.append(Text.assemble((f"{state.speedup:.2f}x {baseline.schedule}", "bold"), f" ({baseline.source})"))
@@ -156,7 +165,7 @@ def _detail(state: RunState, view: View, index: int) -> list[Text]:
         ("state", stage.state + (f", for {stage.state_seconds:.1f} s" if stage.state_seconds >= 1 else "")),
         ("steps", f"{stage.steps:,}, {stage.steps_per_second:.1f} a second"),
         ("queues", f"in {queue(stage.queue_in)}, out {queue(stage.queue_out)}"),
-        ("kept", f"{size(stage.held)} of {stage.unanswered} batches, for their gradients"),
+        ("kept", f"{size(stage.held)} for gradients to come, of {stage.unanswered}" if stage.unanswered else "-"),
         ("lag", f"p50 {stage.lag_p50}, most {stage.lag_max}" if stage.lag_max else "none"),
         ("loss", _course(stage.loss, stage.losses, width, view.glyphs)),
         ("cosine", _course(stage.cosine, stage.cosines, width, view.glyphs)),

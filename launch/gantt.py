@@ -24,6 +24,7 @@ LETTERS = {
     "optimizer": ("o", USEFUL_COLOUR),
     "predict": ("p", TAX_COLOUR),
     "learn": ("l", TAX_COLOUR),
+    "replay": ("r", TAX_COLOUR),
     "send": ("s", IDLE_COLOUR),
     "evaluate": ("e", IDLE_COLOUR),
     "wait_input": (".", IDLE_COLOUR),
@@ -40,9 +41,9 @@ def draw_gantt(recent: Sequence[Iterable[Moment]], width: int, height: int | Non
     window = _window(recent)
     if window is None:
         return [Text("no steps to show yet, or telemetry is off")]
-    last, begin, end = window
+    first, last, begin, end = window
     room = max(width - 6, 10)
-    lines = [Text(f"steps {max(last - STEPS + 1, 0)} to {last}, {(end - begin) / 1e6:,.1f} ms", style="bold")]
+    lines = [Text(f"steps {first} to {last}, {(end - begin) / 1e6:,.1f} ms", style="bold")]
     rows = [Text(f"{stage:<4}  ") + _row(moments, begin, end, room) for stage, moments in enumerate(recent)]
     legend = [f"{letter}{NO_BREAK}{name}" for name, (letter, _) in LETTERS.items() if letter != "."]
     words = wrap("  ".join([*legend, f".{NO_BREAK}waits"]), width)
@@ -63,17 +64,18 @@ def last_steps(recent: Sequence[Iterable[Moment]]) -> list[list[Moment]]:
     window = _window(recent)
     if window is None:
         return [[] for _ in recent]
-    _, begin, end = window
+    *_, begin, end = window
     return [[moment for moment in moments if moment[1] > begin and moment[0] < end] for moments in recent]
 
 
-def _window(recent: Sequence[Iterable[Moment]]) -> tuple[int, int, int] | None:
-    """Return the last step that every stage has been through, and from when to when the last steps went."""
+def _window(recent: Sequence[Iterable[Moment]]) -> tuple[int, int, int, int] | None:
+    """Return the first and the last of the last steps that every stage has been through, and from when to when."""
     last = min((max((moment[2] for moment in moments), default=-1) for moments in recent), default=-1)
     if last < 1:
         return None
     inside = [moment for moments in recent for moment in moments if last - STEPS < moment[2] <= last]
-    return last, min(moment[0] for moment in inside), max(moment[1] for moment in inside)
+    first = min(moment[2] for moment in inside)
+    return first, last, min(moment[0] for moment in inside), max(moment[1] for moment in inside)
 
 
 def _row(moments: Iterable[Moment], begin: int, end: int, room: int) -> Text:

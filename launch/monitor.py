@@ -45,6 +45,8 @@ class Baseline:
     samples_per_second: float
     useful: tuple[float, ...]
     """Of each stage, as a share of its time."""
+    idle: tuple[dict[str, float], ...] = ()
+    """The rest of it, by cause; older runs have not kept that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .advice import Breakdown, advise
+from .causes import CAUSE_HEADS
 from .gantt import LETTERS, Moment, draw_gantt
 from .monitor import Baseline
 from .plan import Plan, layer_costs
@@ -20,6 +21,8 @@ from .trace import FILE, Tracer
 __all__ = ["blocks_of", "break_down", "profile", "table_of"]
 
 WARM_UP = 20
+FEW = 20
+"""Steps up to which a profile may be chance."""
 HEADS_WIDTH, STAGE_WIDTH = 23, 10
 
 
@@ -45,10 +48,13 @@ def show(plan: Plan, tracer: Tracer, console: Console, baseline: Baseline | None
         console.print(row, no_wrap=True, overflow="crop")
     names = [layer.name for layer in plan.layers]
     shared = len(set(zip(plan.devices, plan.cores, strict=True))) < plan.stages
-    lines = advise(stages, plan.cut, layer_costs(plan.config, plan.job, plan.layers), names, shared=shared)
+    costs = layer_costs(plan.config, plan.job, plan.layers)
+    lines = advise(stages, plan.cut, costs, names, shared=shared, locked=plan.signal == "locked")
     for line in lines or ["every stage is busy nearly all the time: nothing to advise"]:
         say(console, f"- {line}")
-    say(console, f"{plan.config.steps} steps, the first {WARM_UP} not traced; {FILE} opens in ui.perfetto.dev")
+    traced = (plan.config.steps or 0) - WARM_UP
+    rough = f"{traced} are few to judge by; " if traced < FEW else ""
+    say(console, f"{plan.config.steps} steps, the first {WARM_UP} not traced; {rough}{FILE} opens in ui.perfetto.dev")
 
 
 def break_down(moments: Sequence[Sequence[Moment]]) -> list[Breakdown] | None:
@@ -91,6 +97,16 @@ def table_of(stages: Sequence[Breakdown], shown: range, baseline: Baseline | Non
     table.add_row("other", *(f"{stage.idle['other']:.2f}" for stage in some))
     table.add_row("in all", *(f"{stage.wall:.2f}" for stage in some), end_section=True)
     table.add_row("useful", *(f"{(stage.busy - stage.tax) / stage.wall:.0%}" for stage in some))
+    table.add_row("tax", *(f"{stage.tax / stage.wall:.0%}" for stage in some), end_section=True)
     if baseline:
-        table.add_row(f"useful under {baseline.schedule}", *(f"{baseline.useful[index]:.0%}" for index in shown))
+        _add_baseline(table, baseline, shown)
     return table
+
+
+def _add_baseline(table: Table, baseline: Baseline, shown: range) -> None:
+    """Add what the same stages do under the lock, as shares of their time."""
+    table.add_row(f"under {baseline.schedule}: useful", *(f"{baseline.useful[index]:.0%}" for index in shown))
+    for cause, words in CAUSE_HEADS.items():
+        shares = [baseline.idle[index].get(cause, 0.0) for index in shown if index < len(baseline.idle)]
+        if any(share >= 0.005 for share in shares):
+            table.add_row(words, *(f"{share:.0%}" for share in shares))

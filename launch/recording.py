@@ -109,7 +109,7 @@ def replay(run: Path) -> Iterator[tuple[float, Monitor]]:
                 monitor = Monitor(facts_from(line["facts"]))
                 continue
             now = _replay_line(line, monitor, now)
-        except (LookupError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             what = f"{type(error).__name__}: {error}"
             raise RecordingError(f"{run / FILE}, line {number}, is not of a recording ({what})") from None
         yield now, monitor
@@ -126,6 +126,7 @@ def _replay_line(line: Mapping[str, Any], monitor: Monitor, now: float) -> float
     monitor.notes.clear()
     monitor.notes.extend(line["notes"])
     monitor.take(line["time"], line["samples"])
+    monitor.state()  # what cannot be shown is found here
     if "recent" in line:
         monitor.see([[(begin, end, step, name) for begin, end, step, name in spans] for spans in line["recent"]])
     return float(line["time"])

@@ -13,7 +13,8 @@ from typing import Any
 from .causes import CAUSE_HEADS, CAUSES
 from .charts import Series, draw_bars, draw_lines, draw_timeline
 from .gantt import STEPS, Moment
-from .recording import RecordingError, lines_of
+from .recording import FILE as RECORDING
+from .recording import RecordingError, lines_of, replay
 from .trace import FILE as TRACE
 
 __all__ = ["FILE", "write_report"]
@@ -56,6 +57,7 @@ th:first-child, td:first-child { text-align: left; } th { color: var(--quiet); f
   .wide td { display: flex; justify-content: space-between; border: 0; padding: .1rem 0; }
   .wide td:first-child { grid-column: 1 / -1; font-weight: 600; justify-content: start; gap: .4rem; }
   .wide td::before { content: attr(data-head); color: var(--quiet); font-weight: 400; } }
+@media screen and (max-width: 520px) { .card svg { min-width: 560px; } }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--quiet); font-size: 13px; }
 .grid { stroke: var(--grid); } .line { fill: none; stroke-width: 2; stroke: currentColor; }
 .fill { fill: var(--useful); } .dot { fill: currentColor; }
@@ -63,7 +65,8 @@ svg { width: 100%; height: auto; display: block; } svg text { fill: var(--quiet)
 .s5 { color: #56b4e9; } .s6 { color: #8a7b00; } .s7 { color: var(--quiet); }
 .t-forward { fill: var(--useful); } .t-backward { fill: var(--useful); opacity: .72; }
 .t-optimizer { fill: var(--useful); opacity: .45; }
-.t-predict, .t-learn { fill: var(--tax); } .t-send, .t-evaluate { fill: var(--quiet); }
+.t-predict, .t-learn { fill: var(--tax); } .t-replay { fill: var(--tax); opacity: .72; }
+ .t-send, .t-evaluate { fill: var(--quiet); }
 .t-wait_input, .t-wait_credit, .t-wait_gradient { fill: var(--idle); }
 pre { white-space: pre-wrap; font-size: .85rem; margin: 0; } .card p, pre { overflow-wrap: anywhere; }
 @media print { body { max-width: none; } .card, .figure { break-inside: avoid; border: 1px solid var(--grid); } }
@@ -85,10 +88,9 @@ def write_report(run: Path) -> Path:
     summary = _summary(run)
     recorded = _recorded(run)
     lines = [line for line in recorded if "samples" in line]
-    machine = recorded[0]["facts"].get("machine", "") if recorded else ""
     moments = _moments(run, len(summary["stages"]))
     parts = [_head(summary, run), _stages(summary), _steps(moments), _curves(lines), _predictors(summary, lines)]
-    parts += [_lags(summary), _machine(summary, run, machine)]
+    parts += [_lags(summary), _machine(summary, run, recorded)]
     page = PAGE.format(title=escape(summary["job"]), style=STYLE, body="".join(parts))
     file = run / FILE
     file.write_text(page, encoding="utf-8")
@@ -116,7 +118,16 @@ def _head(summary: Mapping[str, Any], run: Path) -> str:
     about = f"{escape(summary['schedule'])}, signal {escape(summary['signal'])}{virtual}"
     where = f"{escape(summary['exit_reason'])}; {escape(run.name)}"
     title = f"<h1>{escape(summary['job'])}</h1><p class='quiet'>{about}; {where}</p>"
-    return f"{title}<div class='figures'>{cards}</div>"
+    return f"{title}{_faults(summary)}<div class='figures'>{cards}</div>"
+
+
+def _faults(summary: Mapping[str, Any]) -> str:
+    """Return what went wrong, if anything did."""
+    lines: list[str] = []
+    for fault in summary.get("faults", ()):
+        who = f"stage {fault['worker']}" if fault["worker"].isdigit() else f"the {fault['worker']} process"
+        lines.append(f"{who}, after {fault['steps']} steps: {fault['what']}")
+    return "".join(f"<p><b>{escape(line)}</b></p>" for line in lines)
 
 
 def _stages(summary: Mapping[str, Any]) -> str:
@@ -135,8 +146,9 @@ def _stages(summary: Mapping[str, Any]) -> str:
         bars.append(f'<div class="stage"><span>stage {index}</span><div class="bar">{shape}{mark}</div></div>')
         rows.append(_row(STAGE_HEADS, _stage_cells(index, stage, locked)))
     legend = "solid: useful, hatched: tax, empty: idle" + ("; the line: useful under the lock" if baseline else "")
+    chart = f"<div class='card'>{''.join(bars)}<p class='legend'>{legend}</p></div>" if bars else ""
     return (
-        f"<h2>Where each stage's time went</h2><div class='card'>{''.join(bars)}<p class='legend'>{legend}</p></div>"
+        f"<h2>Where each stage's time went</h2>{chart}"
         f"<div class='card' style='margin-top:1rem'>{_table(STAGE_HEADS, rows, 'wide')}</div>"
     )
 
@@ -160,7 +172,8 @@ def _steps(moments: Sequence[Sequence[Moment]]) -> str:
     middle = common[len(common) // 2 :][:STEPS]
     inside = [moment for of_stage in moments for moment in of_stage if middle[0] <= moment[2] <= middle[-1]]
     chart = draw_timeline(moments, min(moment[0] for moment in inside), max(moment[1] for moment in inside))
-    legend = "blue: forward, backward (lighter), optimizer (lightest); orange: predictor; grey: sends, evaluations"
+    legend = "blue: forward, backward (lighter), optimizer (lightest); orange: predictor, "
+    legend += "batches run again (lighter); grey: sends, evaluations"
     return (
         f"<h2>Steps {middle[0]} to {middle[-1]}</h2><div class='card'>{chart}<p class='legend'>{legend}. "
         f"All that was traced is in {TRACE}, for ui.perfetto.dev.</p></div>"
@@ -193,7 +206,7 @@ def _predictors(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) 
     known = [(index, stage) for index, stage in enumerate(summary["stages"]) if stage.get("predictor")]
     rows = [_row(PREDICTOR_HEADS, _predictor_cells(index, stage["predictor"])) for index, stage in known]
     chart = _card("cosine of predicted and later gradient over steps", series, "steps")
-    table = f"<div class='card'>{_table(PREDICTOR_HEADS, rows, 'wide')}</div>"
+    table = f"<div class='card'>{_table(PREDICTOR_HEADS, rows, 'wide')}</div>" if rows else ""
     return f"<h2>Predictors</h2><div class='grid2'>{chart}{table}</div>"
 
 
@@ -213,7 +226,8 @@ def _lags(summary: Mapping[str, Any]) -> str:
     return f"<h2>Lag: steps until a gradient is learnt from</h2><div class='grid2'>{''.join(cards)}</div>"
 
 
-def _machine(summary: Mapping[str, Any], run: Path, machine: str) -> str:
+def _machine(summary: Mapping[str, Any], run: Path, recorded: Sequence[Mapping[str, Any]]) -> str:
+    machine = recorded[0]["facts"].get("machine", "") if recorded else ""
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     try:
         config = (run / "config.toml").read_text()
@@ -272,10 +286,11 @@ def _summary(run: Path) -> dict[str, Any]:
 
 def _recorded(run: Path) -> list[dict[str, Any]]:
     """Return the lines of the recording; a run may have none."""
-    try:
-        return list(lines_of(run))
-    except RecordingError:
+    if not (run / RECORDING).exists():
         return []
+    for _ in replay(run):
+        pass  # says what is wrong with it, if anything is
+    return list(lines_of(run))
 
 
 def _moments(run: Path, stages: int) -> list[list[Moment]]:

@@ -212,6 +212,7 @@ def _supervise(
 
 def _end_before_it_began(plan: Plan, folder: RunFolder, console: Console) -> RunResult:
     """Leave what can be said of a run that was interrupted before its workers started."""
+    say(console, "interrupted while the baseline was measured; nothing has been trained")
     outcome = Outcome(reason="interrupted")
     summary = summarize(plan, folder, outcome, {}, metrics={}, seconds=0.0, baseline=None)
     return _conclude(folder, console, summary, outcome, Tracer(facts_of(plan, folder, None)))
@@ -226,7 +227,7 @@ def _conclude(
     except OSError as error:
         say(console, f"{folder.summary} cannot be written: {error.strerror}")
     _leave(folder, tracer, console)
-    if outcome.reason in ("done", "interrupted"):
+    if outcome.reason in ("done", "interrupted") and summary["wall_seconds"]:
         show_result(summary, folder.path, console)
     words = last_words(outcome, folder.path)
     return RunResult(summary, exit_code(outcome), words, tracer.facts.baseline, tracer)

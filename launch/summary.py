@@ -59,7 +59,7 @@ def summarize(
         "baseline": None if baseline is None else asdict(baseline),
         "stages": [_entry(plan, index, entry) for index, entry in enumerate(entries)],
         "restarts": 0,
-        "faults": [_fault(loss) for loss in outcome.losses],
+        "faults": [*map(_fault, outcome.losses), *_failures(outcome)],
         "versions": versions(),
         "exit_reason": outcome.reason,
     }
@@ -121,6 +121,15 @@ def _entry(plan: Plan, stage: int, entry: Mapping[str, Any] | None) -> dict[str,
 
 def _fault(loss: Loss) -> dict[str, Any]:
     return {"worker": loss.worker, "steps": loss.steps, "what": death(loss)}
+
+
+def _failures(outcome: Outcome) -> list[dict[str, Any]]:
+    """Return what a worker raised, if that ended the run."""
+    failure = outcome.failure
+    if outcome.reason != "failed" or failure is None:
+        return []
+    what = f"{failure.error}: {failure.message}"
+    return [{"worker": failure.worker, "steps": failure.steps, "what": what}]
 
 
 def death(loss: Loss) -> str:

@@ -59,6 +59,8 @@ def draw_table(state: RunState, width: int, room: int, glyphs: Glyphs) -> list[T
             lines.append(_row(state, item, columns, bar, glyphs))
             if below:
                 lines += _below(state, item, left_out, width, glyphs)[:below]
+    if left_out and not below and len(lines) < room and len(state.stages) < room:
+        lines.append(Text(f"{'':{INDENT}}{_say_worst(state, worst_of(state, range(len(state.stages))))}", style=QUIET))
     return lines[:room]
 
 
@@ -114,17 +116,17 @@ def _folded(state: RunState, room: int) -> list[int | str]:
     middle = range(above, count - below)
     worst = worst_of(state, middle)
     before, after = worst - above, count - below - worst - 1
-    said = f"{f'{before} more; ' if before else ''}in between {_say_worst(state, worst)}"
+    said = f"{f'{before} more, ' if before else ''}{_say_worst(state, worst)}"
     return [*range(above), said, worst, *([f"{after} more"] if after else []), *range(count - below, count)]
 
 
 def _say_folded(state: RunState, stages: range) -> str:
-    return f"{len(stages)} more; of these {_say_worst(state, worst_of(state, stages))}"
+    return f"{len(stages)} more, {_say_worst(state, worst_of(state, stages))}"
 
 
 def _say_worst(state: RunState, worst: int) -> str:
     stage = state.stages[worst]
-    return f"stage {worst} idles most: {stage.idle_share:.0%}, for {CAUSE_WORDS[stage.cause]}"
+    return f"worst {worst}: idle {stage.idle_share:.0%}, for {CAUSE_WORDS[stage.cause]}"
 
 
 def worst_of(state: RunState, stages: range) -> int:

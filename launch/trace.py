@@ -1,14 +1,14 @@
 """The trace of a run: `trace.json.gz`, which opens in ui.perfetto.dev and in chrome://tracing.
 
 One track a stage, with its spans by name; counters for queues, loss and cosine; arrows from the sending of an
-activation to its use, and from the sending of a gradient to its learning.
+activation to its use, and from the sending of a gradient to what is done with it.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ MOST = 20_000
 """Spans that are kept in all: some hundred KB."""
 MOST_SAMPLES = 1000
 """And samples: enough for a counter's course."""
-SENT_DOWN, SENT_UP = ("forward",), ("predict", "backward")
+SENT_DOWN, SENT_UP = ("forward",), ("predict", "backward", "replay")
 """What a stage does right before it sends an activation, or a gradient."""
+USES = ("learn", "replay", "backward")
+"""What it does with a gradient that has come."""
 
 
 class Tracer:
@@ -95,17 +97,24 @@ def _counters(samples: Sequence[Sample | None], origin: int) -> Iterator[dict[st
 def _arrows(moments: Sequence[Sequence[Moment]], origin: int) -> Iterator[dict[str, Any]]:
     number = 0
     for stage in range(len(moments) - 1):
-        used = {moment[2]: moment for moment in moments[stage + 1] if moment[3] == "forward"}
-        learnt = {moment[2]: moment for moment in moments[stage] if moment[3] == "learn"}
-        links = [("activation", stage, stage + 1, _sends(moments[stage], SENT_DOWN), used)]
-        links.append(("gradient", stage + 1, stage, _sends(moments[stage + 1], SENT_UP), learnt))
+        down, up = _sends(moments[stage], SENT_DOWN), _sends(moments[stage + 1], SENT_UP)
+        links = [("activation", stage, stage + 1, down, ("forward",)), ("gradient", stage + 1, stage, up, USES)]
         for name, source, target, sends, uses in links:
-            for step, sent in sends.items():
-                if step in uses:
-                    number += 1
-                    flow = {"name": name, "cat": name, "id": number, "pid": 0}
-                    yield {**flow, "ph": "s", "tid": source, "ts": (sent[0] - origin) / 1e3}
-                    yield {**flow, "ph": "f", "bp": "e", "tid": target, "ts": (uses[step][0] - origin) / 1e3}
+            for sent, used in _pairs(sends, [moment for moment in moments[target] if moment[3] in uses]):
+                number += 1
+                flow = {"name": name, "cat": name, "id": number, "pid": 0}
+                yield {**flow, "ph": "s", "tid": source, "ts": (sent[0] - origin) / 1e3}
+                yield {**flow, "ph": "f", "bp": "e", "tid": target, "ts": (used[0] - origin) / 1e3}
+
+
+def _pairs(sends: Mapping[int, Moment], uses: Sequence[Moment]) -> Iterator[tuple[Moment, Moment]]:
+    """Yield what was sent and what it was used for: the first such thing of the same step that came later."""
+    found: dict[int, Moment] = {}
+    for moment in uses:
+        sent = sends.get(moment[2])
+        if sent is not None and moment[0] >= sent[0]:
+            found.setdefault(moment[2], moment)
+    return ((sends[step], used) for step, used in found.items())
 
 
 def _sends(moments: Sequence[Moment], after: Sequence[str]) -> dict[int, Moment]:

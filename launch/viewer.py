@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from .broadcast import Subscriber, is_measured
-from .dashboard import View, draw
+from .dashboard import View, cut_off, draw
 from .monitor import RunState
 from .recording import RecordingError, replay
 from .shapes import ASCII, GLYPHS, Glyphs
@@ -29,9 +29,10 @@ DIGITS = "0123456789"
 SILENCE = 3.0
 """Seconds without a word from the run after which a viewer says so."""
 KEYS = ("q leave", "h help", "up/down stage", "g timeline", "p pause", "s save")
+SHORT_KEYS = ("q leave", "h help", "j/k stage", "g time", "p pause", "s save")
 HELP = """\
  q            leave the view; training goes on
- up, down     a stage in detail; escape: all stages
+ up, down     (or k, j) a stage in detail; escape: all stages
  0 .. 9       the stage of that number
  g            the last steps as a timeline
  p            pause the view, and go on
@@ -81,7 +82,7 @@ class Viewer:
     def lines(self, state: RunState) -> list[Text]:
         width, height = self.terminal.size
         if self._help:
-            return [Text(line) for line in _help(self._control, width)[:height]]
+            return cut_off([Text(line) for line in _help(self._control, width)], height)
         keys = self._said or ("paused; p goes on" if self._paused else _keys_that_fit(width))
         stage = None if self._stage is None else min(self._stage, len(state.stages) - 1)
         view = View(width=width, height=height, glyphs=self.glyphs, keys=keys, detail=stage, timeline=self._timeline)
@@ -134,7 +135,7 @@ def _help(control: str, width: int) -> list[str]:
 
 def _keys_that_fit(width: int) -> str:
     """Return as many keys as there is room for; help has the others."""
-    shown = list(KEYS)
+    shown = list(KEYS) if len("  ".join(KEYS)) <= width else list(SHORT_KEYS)
     while len("  ".join(shown)) > width and len(shown) > 1:
         shown.pop()
     return "  ".join(shown)

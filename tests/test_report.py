@@ -8,12 +8,14 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launcher import FAULTY, launched, run
+from launcher import FAULTY, faulty, launched, run
 
 from stepahead.launch.charts import Series, draw_bars, draw_lines, draw_timeline
 from stepahead.launch.recording import RecordingError
@@ -107,6 +109,41 @@ def test_it_can_be_made_again(folder: Path, tmp_path: Path) -> None:
     assert (again / "report.html").read_text() == (folder / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda lines: lines[1:], "line 1, is not of a recording (KeyError: 'facts')"),
+        (lambda lines: [*lines[:3], "null", *lines[4:]], "line 4, is not of a recording (TypeError"),
+        (lambda lines: [*lines[:3], "[]", *lines[4:]], "line 4, is not of a recording (AttributeError"),
+        (
+            lambda lines: [lines[0], lines[1].replace('"steps": ', '"steps": "x", "y": '), *lines[2:]],
+            "is not of a recording (TypeError",
+        ),
+        (lambda lines: [*lines[:3], "no json", *lines[4:]], "line 4, is not JSON"),
+    ],
+)
+def test_a_damaged_recording_is_one_sentence(
+    spoil: Callable[[list[str]], list[str]], said: str, folder: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "run"
+    shutil.copytree(folder, again)
+    lines = (folder / "telemetry.jsonl").read_text().splitlines()
+    (again / "telemetry.jsonl").write_text("\n".join(spoil(lines)))
+    for what in ("report", "playback"):
+        code, text = run([what, str(again)])
+        assert (code, len(text.strip().splitlines())) == (2, 1), text
+        assert said in text
+
+
+def test_a_failed_run_says_what_failed(folder: Path, tmp_path: Path) -> None:
+    code, _ = run(faulty(tmp_path / "run", "raise", 1, 5, "--baseline", "none"))
+    assert code == 1
+    (fault,) = json.loads((tmp_path / "run" / "summary.json").read_text())["faults"]
+    assert (fault["worker"], fault["steps"]) == ("1", 5)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"stage 1, after 5 steps: {fault['what']}" in unescape(page)
+
+
 def test_what_is_missing_is_left_out(folder: Path, tmp_path: Path) -> None:
     again = tmp_path / "run"
     again.mkdir()
@@ -114,11 +151,13 @@ def test_what_is_missing_is_left_out(folder: Path, tmp_path: Path) -> None:
     summary["stages"][1] = {"device": "cpu"}
     summary["baseline"] = summary["speedup"] = None
     (again / "summary.json").write_text(json.dumps(summary))
-    (again / "telemetry.jsonl").write_text('{"facts": {}}\n{"time": 1, "samp')
     (again / "trace.json.gz").write_text("nonsense")
     page = write_report(again).read_text()
     assert "did not come to an end" in page
     assert "Loss and metrics" not in page
+    whole = (folder / "telemetry.jsonl").read_text()
+    (again / "telemetry.jsonl").write_text(whole + '{"time": 1, "samp')
+    assert "Loss and metrics" in write_report(again).read_text()
     with pytest.raises(RecordingError, match=r"has no summary.json that can be read \(FileNotFoundError\)"):
         write_report(tmp_path)
 
@@ -159,8 +198,7 @@ def test_an_interruption_during_the_baseline_ends_the_run(tmp_path: Path) -> Non
         os.kill(command.pid, signal.SIGINT)
         code, text = command.wait()
     assert code == 130
-    assert "interrupted after 0 steps" in text
-    assert "no weights were saved" in text
+    assert "interrupted while the baseline was measured; nothing has been trained" in text
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["exit_reason"] == "interrupted"
     assert not (tmp_path / "run" / "baseline").exists()
 

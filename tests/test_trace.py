@@ -16,9 +16,14 @@ from rich.console import Console
 from states import facts, sample
 
 from stepahead.launch.advice import Breakdown, advise, better_cut
-from stepahead.launch.gantt import Moment, draw_gantt
+from stepahead.launch.causes import TAX_SPANS, USEFUL_SPANS
+from stepahead.launch.gantt import LETTERS, Moment, draw_gantt
+from stepahead.launch.monitor import Baseline
 from stepahead.launch.profile import blocks_of, break_down, table_of
+from stepahead.launch.report import STYLE
 from stepahead.launch.trace import Tracer, events_of
+from stepahead.pipeline import TAX, USEFUL
+from stepahead.workers.spans import NAMES
 
 MS = 10**6
 
@@ -124,6 +129,22 @@ def test_the_timeline_shows_the_last_steps() -> None:
     assert [line.plain for line in draw_gantt([[], []], 80)] == ["no steps to show yet, or telemetry is off"]
 
 
+def test_the_timeline_says_which_steps_it_has() -> None:
+    few = [[moment for moment in of_stage if moment[2] >= 10] for of_stage in BOTH]
+    assert draw_gantt(few, 80)[0].plain.startswith("steps 10 to 11, ")
+
+
+def test_every_span_has_a_letter_and_is_counted_for_what_it_is() -> None:
+    assert (USEFUL_SPANS, TAX_SPANS) == (USEFUL, TAX)
+    assert set(LETTERS) == set(NAMES)
+    page = STYLE
+    for name in NAMES:
+        breakdown = Breakdown({name: 4.0}, 10.0)
+        assert breakdown.busy == (4.0 if name in (*USEFUL, *TAX) else 0.0)
+        assert breakdown.tax == (4.0 if name in TAX else 0.0)
+        assert f".t-{name} " in page or f".t-{name}," in page
+
+
 def test_a_better_cut_evens_out_the_slowest_stage() -> None:
     slow = Breakdown({"forward": 6.0, "backward": 12.0, "predict": 2.0}, 21.0)
     fast = Breakdown({"forward": 6.0}, 21.0)
@@ -145,6 +166,42 @@ def test_advice_names_the_cause_and_the_line_to_type() -> None:
     starved = Breakdown({"forward": 1.0, "wait_input": 9.0}, 10.0)
     assert "give the loader workers" in advise([starved], (1,), [1.0], ["a"], shared=False)[0]
     assert advise([Breakdown({"forward": 10.0}, 10.0)], (1,), [1.0], ["a"], shared=False) == []
+
+
+def test_nobody_waits_for_the_slowest_because_of_itself() -> None:
+    slow = Breakdown({"forward": 6.0, "wait_input": 4.0}, 10.0)
+    lonely = advise([Breakdown({"forward": 1.0}, 1.0), slow], (1, 1), [1.0] * 2, list("ab"))
+    assert any("stage 1 idles 40%: it is the slowest and waits all the same" in line for line in lonely)
+    waits = [Breakdown({"forward": 5.0, cause: 5.0}, 10.0) for cause in ("wait_gradient", "wait_input")]
+    (lock,) = advise(waits, (1, 1), [1.0] * 2, list("ab"), locked=True)
+    assert "that is the lock: it waits for the other stages within each step; --schedule decoupled does not" in lock
+
+
+def test_the_baselines_breakdown_stands_beside() -> None:
+    stages = break_down(BOTH)
+    assert stages is not None
+    idle = ({"wait_gradient": 0.7, "other": 0.05}, {"wait_input": 0.6, "other": 0.15})
+    locked = Baseline(schedule="lockstep", source="measured", samples_per_second=1.0, useful=(0.25, 0.25), idle=idle)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table_of(stages, range(2), locked))
+    rows = {tuple(line.split()) for line in console.export_text().splitlines()}
+    expected = {("under", "lockstep:", "useful", "25%", "25%"), ("no", "gradient", "70%", "0%"), ("other", "5%", "15%")}
+    assert expected | {("no", "batch", "0%", "60%"), ("tax", "20%", "0%")} <= rows
+
+
+@pytest.mark.parametrize("use", ["learn", "true-up", "replay", "stash", "locked"])
+def test_gradients_have_arrows_whatever_is_done_with_them(use: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    how = ["--schedule", "lockstep"] if use == "locked" else ["--truth", use]
+    code, text = run(["train", str(FAULTY), "--run-dir", str(folder), "--steps", "30", "--baseline", "none", *how])
+    assert code == 0, text
+    with gzip.open(folder / "trace.json.gz", "rt") as file:
+        events = json.load(file)["traceEvents"]
+    check_trace(events)
+    arrows = [event for event in events if event["ph"] == "s" and event["cat"] == "gradient"]
+    assert len(arrows) >= 2 * 15  # of the two edges, and of the steps that are traced
+    spans = {event["name"] for event in events if event["ph"] == "X"}
+    assert ("replay" in spans) == (use not in ("locked", "stash"))
 
 
 @pytest.mark.parametrize(("stages", "width"), [(1, 80), (5, 80), (6, 80), (16, 80), (64, 40), (3, 10)])

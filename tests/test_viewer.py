@@ -46,7 +46,7 @@ class Screen:
         os.write(self.master, keys.encode())
 
     def resize(self, columns: int, lines: int) -> None:
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        resize(self.master, columns, lines)
 
     def read_until(self, words: str | Callable[[bytes], bool], seconds: float = 20.0) -> bytes:
         """Read on until this was written after what was there before, and return what was new."""
@@ -79,6 +79,10 @@ class Screen:
         return bool(new)
 
 
+def resize(terminal: int, columns: int, lines: int) -> None:
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+
 def on_a_terminal(arguments: Sequence[str], **environment: str) -> AbstractContextManager[Screen]:
     """Run the command on a terminal of its own."""
     return terminal_of(lambda: main(arguments), environment)
@@ -94,6 +98,7 @@ def terminal_of(work: Callable[[], object], environment: Mapping[str, str]) -> G
             for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "COLORTERM"):
                 os.environ.pop(name, None)
             os.environ.update({"TERM": "xterm-256color", **environment})
+            resize(1, 100, 24)  # before the command looks, however late its parent gets its turn
             _take_over_standard_files()
             os.closerange(3, 256)
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -103,7 +108,6 @@ def terminal_of(work: Callable[[], object], environment: Mapping[str, str]) -> G
         finally:
             os._exit(code)
     screen = Screen(pid, master)
-    screen.resize(100, 24)
     try:
         yield screen
     finally:
