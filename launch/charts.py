@@ -13,8 +13,8 @@ from .gantt import Moment
 __all__ = ["Series", "draw_bars", "draw_lines", "draw_timeline"]
 
 WIDTH, HEIGHT = 640, 220
-LEFT, RIGHT, TOP, BOTTOM = 60, 12, 10, 34
-HALF_A_LETTER = 4
+LEFT, RIGHT, TOP, BOTTOM = 72, 12, 10, 44
+HALF_A_LETTER = 5
 FEW = 15
 """Points up to which each is shown: one alone would not be seen."""
 MOST_SPANS = 2000
@@ -65,7 +65,7 @@ def draw_bars(counts: Sequence[tuple[int, int]], *, x: str, y: str) -> str:
         size = f'width="{step * 0.8:.1f}" height="{HEIGHT - BOTTOM - top:.1f}"'
         body.append(f'<rect class="fill" {place} {size}><title>{value}: {count}</title></rect>')
         if last - first < 24:
-            body.append(_label(str(value), left + step / 2, HEIGHT - BOTTOM + 14))
+            body.append(_label(str(value), left + step / 2, HEIGHT - BOTTOM + 18))
     return _svg("".join(body), HEIGHT, f"{y} over {x}")
 
 
@@ -122,7 +122,7 @@ def _ticks(least: float, most: float) -> list[float]:
 def _grid(across: _Axis, up: _Axis) -> str:
     labels = [(f"{tick:g}", across.place(tick)) for tick in across.ticks]
     inside = [(text, min(place, WIDTH - HALF_A_LETTER * len(text))) for text, place in labels]
-    return _ticks_up(up) + "".join(_label(text, place, HEIGHT - BOTTOM + 14) for text, place in inside)
+    return _ticks_up(up) + "".join(_label(text, place, HEIGHT - BOTTOM + 18) for text, place in inside)
 
 
 def _ticks_up(up: _Axis) -> str:

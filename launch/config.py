@@ -121,7 +121,10 @@ def write_config(config: Config, file: Path) -> None:
     options = values.pop("options")
     lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None]
     lines += ["", "[options]", *(f"{json.dumps(name)} = {_toml(value)}" for name, value in options.items())]
-    file.write_text("\n".join(lines) + "\n")
+    try:
+        file.write_text("\n".join(lines) + "\n")
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error.strerror}") from None
 
 
 def _merge(settings: dict[str, Any], new: Mapping[str, Any], source: str) -> None:

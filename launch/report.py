@@ -57,8 +57,8 @@ th:first-child, td:first-child { text-align: left; } th { color: var(--quiet); f
   .wide td { display: flex; justify-content: space-between; border: 0; padding: .1rem 0; }
   .wide td:first-child { grid-column: 1 / -1; font-weight: 600; justify-content: start; gap: .4rem; }
   .wide td::before { content: attr(data-head); color: var(--quiet); font-weight: 400; } }
-@media screen and (max-width: 520px) { .card svg { min-width: 560px; } }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--quiet); font-size: 13px; }
+@media screen and (max-width: 520px) { svg text { font-size: 18px; } }
 .grid { stroke: var(--grid); } .line { fill: none; stroke-width: 2; stroke: currentColor; }
 .fill { fill: var(--useful); } .dot { fill: currentColor; }
 .s0 { color: #2b86c5; } .s1 { color: #e69f00; } .s2 { color: #009e73; } .s3 { color: #d55e00; } .s4 { color: #cc79a7; }

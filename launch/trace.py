@@ -57,8 +57,12 @@ class Tracer:
     def write(self, run: Path) -> None:
         """Write the trace into a run folder."""
         trace = {"traceEvents": list(events_of(self.facts, self.moments, self.samples)), "displayTimeUnit": "ms"}
-        with gzip.open(run / FILE, "wt", compresslevel=6) as file:
-            json.dump(trace, file)
+        try:
+            with gzip.open(run / FILE, "wt", compresslevel=6) as file:
+                json.dump(trace, file)
+        except OSError:
+            (run / FILE).unlink(missing_ok=True)
+            raise
 
     def _wanted(self, moment: Moment) -> bool:
         return moment[2] >= self._first and (self._last is None or moment[2] <= self._last)

@@ -10,5 +10,9 @@ __all__ = ["write_whole"]
 def write_whole(path: Path, text: str) -> None:
     """Write a file in one go: whoever reads it meanwhile reads what was there before."""
     partial = path.with_name(f"{path.name}.part")
-    partial.write_text(text)
-    partial.rename(path)
+    try:
+        partial.write_text(text)
+        partial.rename(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
