@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stepahead.launch import Track
-from stepahead.pipeline import Recipe, Reference, assemble, cut_model
+from stepahead.pipeline import Recipe, Reference, assemble, cut_model, did_you_mean
 
 from .operations import Operations
 from .rows import ROWS, Row
@@ -63,7 +63,7 @@ class Result:
 def train(name: str, task_name: str, task: Task, row: Row, lag: int, seed: int) -> Result:
     recipe = Recipe(
         loss=task.loss,
-        signal=row.signal(task),
+        signal=row.recipe(task),
         truth=row.truth,
         optimizer=task.optimizer(row.rate * task.rate),
         lr_schedule=task.lr_schedule,
@@ -124,14 +124,16 @@ def load(path: Path) -> list[Result]:
 
 
 def table(results: Sequence[Result]) -> Table:
-    headings = ("task", "lag", "row", "figure", "each seed", "cosine", "forwards", "held, MB", "seconds")
+    headings = ("task", "steps", "lag", "row", "figure", "each seed", "cosine", "forwards", "held, MB", "seconds")
     made = Table(*headings, box=MARKDOWN)
-    keys = dict.fromkeys((result.task, result.lag, result.row) for result in results)
-    for task, lag, row in sorted(keys, key=lambda key: (key[0], key[1])):
-        runs = [result for result in results if (result.task, result.lag, result.row) == (task, lag, row)]
+    keys = {(result.task, result.steps, result.lag, result.row) for result in results}
+    for task, steps, lag, row in sorted(keys):
+        wanted = (task, steps, lag, row)
+        runs = [result for result in results if (result.task, result.steps, result.lag, result.row) == wanted]
         cosines = [cosine for run in runs for cosine in run.cosines]
         made.add_row(
             task,
+            f"{steps:,}",
             f"x{lag}",
             row,
             f"{mean(run.figure for run in runs):.3f}",
@@ -151,20 +153,27 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--lag", type=int, default=1, help="times the lags that processes have")
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--steps", type=int, help="as many as the task says, unless given; its schedule goes with it")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    for name in options.rows:
+        if name not in ROWS:
+            parser.error(f"there is no row {name!r}; {did_you_mean(name, ROWS)}")
     if options.task != "table":
+        if options.data is None:
+            parser.error("--data is missing: the folder with the texts and images")
         run(options)
     Console(width=160).print(table(load(options.out)))
 
 
 def run(options: Any) -> None:
-    task = TASKS[options.task](options.data)
+    how = {} if options.steps is None else {"steps": options.steps}
+    task = TASKS[options.task](options.data, **how)
     for name in options.rows or ROWS:
         for seed in map(int, options.seeds.split(",")):
-            done = {(result.task, result.row, result.lag, result.seed) for result in load(options.out)}
-            if (options.task, name, options.lag, seed) not in done:
+            done = {(each.task, each.row, each.steps, each.lag, each.seed) for each in load(options.out)}
+            if (options.task, name, task.steps, options.lag, seed) not in done:
                 result = train(name, options.task, task, ROWS[name], options.lag, seed)
                 with options.out.open("a") as file:
                     file.write(json.dumps(asdict(result)) + "\n")

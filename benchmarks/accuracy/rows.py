@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+from torch import Tensor, nn
 from torch.optim import AdamW
 
-from stepahead.pipeline import SignalRecipe, Truth, locked, synthetic
+from stepahead.launch.job_chars import Attention, End, Hidden
+from stepahead.pipeline import OptimizerRecipe, SignalRecipe, Truth, locked, probe, silent, synthetic
 
 from .tasks import Task
 
@@ -19,42 +22,79 @@ __all__ = ["ROWS", "Row"]
 class Row:
     """One way of training."""
 
+    signal: Literal["synthetic", "probe", "silent", "backprop"] = "synthetic"
     truth: Truth = field(default_factory=Truth)
     rate: float = 1.0
     """Times the task's learning rate."""
-    predictor_rate: float = 1.0
-    """Times the task's learning rate, of predictors."""
-    backprop: bool = False
-    hidden: int | None = None
-    """Units of a token predictor."""
-    scheduled: bool = True
-    """Whether the predictors' rate falls as the model's does."""
+    own_rate: float = 1.0
+    """Times the task's learning rate, of predictors or probes."""
+    predictor: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Options of the task's kind of predictor."""
+    head: str = "linear"
+    """Of HEADS, what a probe is."""
 
-    def signal(self, task: Task) -> SignalRecipe:
-        if self.backprop:
-            return locked
-        options: dict[str, Any] = {**task.predictor_options, **({"hidden": self.hidden} if self.hidden else {})}
-        return synthetic(
-            task.predictor,
-            classes=task.classes,
-            optimizer=partial(AdamW, lr=self.predictor_rate * task.rate, weight_decay=0.0, fused=True),
-            lr_schedule=task.lr_schedule if self.scheduled else None,
-            **options,
-        )
+    def recipe(self, task: Task) -> SignalRecipe:
+        """Return the recipe of the stages' signal."""
+        optimizer: OptimizerRecipe = partial(AdamW, lr=self.own_rate * task.rate, weight_decay=0.0, fused=True)
+        if self.signal == "probe":
+            head = HEADS[self.head]
+            make = None if head is None else lambda h: head(h, task.classes)
+            return probe(
+                loss=task.loss, optimizer=optimizer, classes=task.classes, head=make, lr_schedule=task.lr_schedule
+            )
+        if self.signal == "synthetic":
+            options: dict[str, Any] = {**task.predictor_options, **self.predictor}
+            return synthetic(
+                task.predictor, classes=task.classes, optimizer=optimizer, lr_schedule=task.lr_schedule, **options
+            )
+        return locked if self.signal == "backprop" else silent
 
 
-def _true_up(every: int, **options: object) -> Truth:
-    return Truth(use="true-up", every=every, relay="sum", **options)  # type: ignore[arg-type]
+def _norm(h: Tensor, classes: int) -> nn.Module:
+    return End(h.shape[-1], classes)
+
+
+def _hidden(h: Tensor, classes: int) -> nn.Module:
+    return nn.Sequential(Hidden(h.shape[-1]), End(h.shape[-1], classes))
+
+
+def _block(h: Tensor, classes: int) -> nn.Module:
+    return nn.Sequential(Attention(h.shape[-1], 4), Hidden(h.shape[-1]), End(h.shape[-1], classes))
+
+
+HEADS: dict[str, Callable[[Tensor, int], nn.Module] | None] = {
+    "linear": None,
+    "norm": _norm,
+    "hidden": _hidden,
+    "block": _block,
+}
+"""A linear layer, the same after a norm, and after a half or a whole transformer block; but the first for sequences."""
+
+
+def _true_up(every: int | tuple[int, ...], **options: Any) -> Truth:
+    return Truth(use="true-up", every=every, **{"relay": "sum", **options})
 
 
 ROWS: dict[str, Row] = {
-    "backprop": Row(backprop=True),
+    "backprop": Row(signal="backprop"),
+    "silent": Row(signal="silent"),
     "synthetic": Row(),
+    "synthetic, rate x10": Row(own_rate=10.0),
     "replay": Row(truth=Truth(use="replay")),
+    "replay, rate x0.5": Row(truth=Truth(use="replay"), rate=0.5),
     "stash": Row(truth=Truth(use="stash")),
-    "learn": Row(truth=Truth(use="learn")),
+    **{f"learn k={k}": Row(truth=Truth(use="learn", every=k)) for k in (1, 2, 4)},
     **{f"true-up k={k}": Row(truth=_true_up(k)) for k in (1, 2, 4, 8)},
-    "true-up k=1 again": Row(truth=Truth(use="true-up", relay="again")),
-    "true-up k=1 graph": Row(truth=_true_up(1, keep="graph")),
-    **{f"true-up k={k} spread": Row(truth=_true_up(k, spread=float(k))) for k in (2, 4, 8)},
-}
+    **{f"true-up k={k}, spread": Row(truth=_true_up(k, spread=float(k))) for k in (2, 4, 8)},
+    "true-up k=4,2,1": Row(truth=_true_up((4, 2, 1))),
+    "true-up k=1, relay again": Row(truth=_true_up(1, relay="again")),
+    "true-up k=4, relay again": Row(truth=_true_up(4, relay="again")),
+    "true-up k=4, graph": Row(truth=_true_up(4, keep="graph")),
+    "true-up k=4, rate x0.5": Row(truth=_true_up(4), rate=0.5),
+    "true-up k=4, predictor's rate x3": Row(truth=_true_up(4), own_rate=3.0),
+    "true-up k=4, predictor's rate x10": Row(truth=_true_up(4), own_rate=10.0),
+    "true-up k=4, predictor ahead 8": Row(truth=_true_up(4), predictor={"ahead": 8}),
+    **{f"probe {head}": Row(signal="probe", head=head) for head in HEADS},
+    **{f"true-up k={k}, probe {head}": Row(signal="probe", head=head, truth=_true_up(k))
+       for k in (1, 2, 4) for head in ("linear", "norm")},
+}  # fmt: skip

@@ -121,7 +121,7 @@ def cifar_net(folder: Path, steps: int = 4000) -> Task:
     )
 
 
-TASKS: dict[str, Callable[[Path], Task]] = {
+TASKS: dict[str, Callable[..., Task]] = {
     "chars": chars,
     "mnist4": partial(mnist_net, 4),
     "mnist8": partial(mnist_net, 8),
