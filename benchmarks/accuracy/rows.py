@@ -72,7 +72,8 @@ HEADS: dict[str, Callable[[Tensor, int], nn.Module] | None] = {
 
 
 def _true_up(every: int | tuple[int, ...], **options: Any) -> Truth:
-    return Truth(use="true-up", every=every, **{"relay": "sum", **options})
+    chosen: dict[str, Any] = {"relay": "sum", **options}
+    return Truth(use="true-up", every=every, **chosen)
 
 
 ROWS: dict[str, Row] = {
