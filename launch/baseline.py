@@ -43,7 +43,7 @@ def measure_baseline(
     """Run the plan's stages under its locked baseline for a few seconds; return what it gave, and how it ended."""
     schedule = plan.config.baseline
     config = replace(plan.config, schedule=schedule, steps=MOST_STEPS, epochs=None, ledger=False, telemetry=False)
-    config = replace(config, evaluate=False)
+    config = replace(config, evaluate=False, truth="off", truth_every=None, truth_keep=None, truth_relay=None)
     locked = replace(plan, config=config)
     place = RunFolder.create(config.job, str(folder.path / BASELINE))
     write_config(config, place.config)

@@ -18,9 +18,9 @@ __all__ = ["CHOICES", "Config", "read_config", "write_config"]
 CHOICES = {
     "schedule": ("decoupled", "lockstep"),
     "signal": ("auto", "synthetic", "locked", "probe", "silent"),
-    "truth": ("auto", *USES),
-    "truth_keep": KEEPS,
-    "truth_relay": RELAYS,
+    "truth": USES,
+    "truth_keep": (None, *KEEPS),
+    "truth_relay": (None, *RELAYS),
     "lag": ("free", "exact"),
     "link": ("auto", "shm"),
     "start_method": ("auto", "fork", "spawn"),
@@ -48,10 +48,10 @@ class Config:
     """What stages step on; "auto" is the job's own."""
     truth: str = "off"
     """What stages do with the true gradients that come later; stepahead.pipeline.Truth has the details."""
-    truth_every: int = 1
+    truth_every: int | None = None
     """Of each so many-th batch."""
-    truth_keep: str = "input"
-    truth_relay: str = "sum"
+    truth_keep: str | None = None
+    truth_relay: str | None = None
     lag: str = "free"
     max_lag: int | None = None
     """The most steps that a gradient may lag (free, 8 unless given), or how many it does (exact, 3)."""
@@ -87,15 +87,16 @@ class Config:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise UsageError(f"{name} is {value!r}; {did_you_mean(value, choices)}")
+                raise UsageError(f"{name} is {value!r}; {did_you_mean(value, filter(None, choices))}")
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{name} is {value}; it must be at least {least}")
         if self.window > MOST_WINDOW:
             raise UsageError(f"window is {self.window}; a link may hold at most {MOST_WINDOW} messages")
-        if self.truth == "off" and self.truth_every != 1:
-            raise UsageError(f"truth_every is {self.truth_every}, but truth is 'off'; leave it out")
+        for name in ("truth_every", "truth_keep", "truth_relay"):
+            if self.truth == "off" and getattr(self, name) is not None:
+                raise UsageError(f"{name} is {getattr(self, name)}, but truth is 'off'; leave it out")
         if not 0 < self.timeout < math.inf:
             raise UsageError(f"timeout is {self.timeout}; it must be a number of seconds above 0")
         if not 0 <= self.seed < 2**63:

@@ -19,6 +19,7 @@ from stepahead.pipeline import (
     Recipe,
     SignalRecipe,
     Truth,
+    TruthUse,
     UsageError,
     build_groups,
     cut_at,
@@ -41,7 +42,6 @@ from .job import Job, load_job
 __all__ = ["Plan", "layer_costs", "make_plan", "plan_run"]
 
 PREFETCH = 8
-DEFAULT_TRUTH = "off"
 SIGNALS: dict[str, SignalRecipe] = {"locked": locked, "delayed": delayed, "silent": silent}
 
 
@@ -86,12 +86,9 @@ class Plan:
         config = self.config
         if config.schedule == "lockstep":
             return Truth()
-        return Truth(
-            use=cast(Any, config.truth),
-            every=config.truth_every,
-            keep=cast(Any, config.truth_keep),
-            relay=cast(Any, config.truth_relay),
-        )
+        named = {"every": config.truth_every, "keep": config.truth_keep, "relay": config.truth_relay}
+        given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+        return Truth(use=cast(TruthUse, config.truth), **given)
 
     def work(self, stage: int) -> StageWork:
         """Return what the worker of a stage needs to know."""
@@ -184,7 +181,7 @@ def _resolve(config: Config, job: Job, stages: int) -> Config:
     steps, epochs = config.steps, config.epochs
     if steps is None and epochs is None:
         steps, epochs = job.steps, job.epochs or (None if job.steps else 1)
-    config = replace(config, truth=_truth(config))
+    _check_truth(config)
     return replace(
         config,
         job=config.job or job.name,
@@ -196,15 +193,15 @@ def _resolve(config: Config, job: Job, stages: int) -> Config:
     )
 
 
-def _truth(config: Config) -> str:
-    waits = config.schedule == "lockstep" or config.signal == "locked"
-    if config.truth == "auto":
-        return "off" if waits else DEFAULT_TRUTH
-    if waits and config.truth != "off":
-        raise UsageError(f"truth is {config.truth!r}, but locked stages wait for it in any case; leave it out")
-    if config.truth in ("replay", "stash") and config.signal != "auto":
-        raise UsageError(f"signal is {config.signal!r}, but with truth {config.truth!r} stages step on that alone")
-    return config.truth
+def _check_truth(config: Config) -> None:
+    """Refuse what would be of no use."""
+    truth, signal = config.truth, config.signal
+    if truth != "off" and (config.schedule == "lockstep" or signal == "locked"):
+        raise UsageError(f"truth is {truth!r}, but locked stages wait for it in any case; leave it out")
+    if truth in ("replay", "stash") and signal != "auto":
+        raise UsageError(f"signal is {signal!r}, but with truth {truth!r} stages step on that alone")
+    if truth == "learn" and signal in ("probe", "silent"):
+        raise UsageError(f"truth is 'learn', but with signal {signal!r} there is nothing that could learn from it")
 
 
 def _cut(config: Config, job: Job, layers: tuple[Layer, ...]) -> Cut:

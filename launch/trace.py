@@ -25,8 +25,8 @@ MOST_SAMPLES = 1000
 """And samples: enough for a counter's course."""
 SENT_DOWN, SENT_UP = ("forward",), ("predict", "backward", "replay")
 """What a stage does right before it sends an activation, or a gradient."""
-USES = ("learn", "replay", "backward")
-"""What it does with a gradient that has come."""
+USES = ("learn", "replay")
+"""What it does with a gradient that has come; where it waits for that, its backward pass too."""
 
 
 class Tracer:
@@ -83,7 +83,7 @@ def events_of(
             yield {"ph": "X", "name": span, "cat": "span", "args": {"step": step}, **place}
     for sample_of_each in samples:
         yield from _counters(sample_of_each, origin)
-    yield from _arrows(moments, origin)
+    yield from _arrows(moments, origin, (*USES, "backward") if facts.signal in ("locked", "delayed") else USES)
 
 
 def _counters(samples: Sequence[Sample | None], origin: int) -> Iterator[dict[str, Any]]:
@@ -98,11 +98,11 @@ def _counters(samples: Sequence[Sample | None], origin: int) -> Iterator[dict[st
                 yield {**place, "name": f"stage {stage} {name}", "args": {name: sample[name]}}
 
 
-def _arrows(moments: Sequence[Sequence[Moment]], origin: int) -> Iterator[dict[str, Any]]:
+def _arrows(moments: Sequence[Sequence[Moment]], origin: int, learnt: Sequence[str]) -> Iterator[dict[str, Any]]:
     number = 0
     for stage in range(len(moments) - 1):
         down, up = _sends(moments[stage], SENT_DOWN), _sends(moments[stage + 1], SENT_UP)
-        links = [("activation", stage, stage + 1, down, ("forward",)), ("gradient", stage + 1, stage, up, USES)]
+        links = [("activation", stage, stage + 1, down, ("forward",)), ("gradient", stage + 1, stage, up, learnt)]
         for name, source, target, sends, uses in links:
             for sent, used in _pairs(sends, [moment for moment in moments[target] if moment[3] in uses]):
                 number += 1

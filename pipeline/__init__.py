@@ -48,7 +48,7 @@ from .schedules import exact_lag, free_lag, relayed_lag, schedule
 from .signals import Delayed, Locked, Loss, LossFunction, Needs, Signal, SignalRecipe, Silent, delayed, locked, silent
 from .stage import TAX, USEFUL, NonFinitePolicy, Part, Span, Stage, StageStatistics
 from .synthesis import Blend, Synthetic, blend, synthetic
-from .truth import KEEPS, RELAYS, USES, StageTruth, Truth
+from .truth import KEEPS, RELAYS, USES, StageTruth, Truth, TruthUse
 from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
 
 __all__ = [
@@ -118,6 +118,7 @@ __all__ = [
     "Token",
     "TrainingError",
     "Truth",
+    "TruthUse",
     "Updater",
     "UsageError",
     "WorkerLostError",

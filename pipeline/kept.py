@@ -27,6 +27,8 @@ class Batch:
     """The group's input, to run the batch again."""
     guess: Tensor | None = None
     """The gradient at the output that the group stepped on."""
+    refused: bool = False
+    """Whether that step was not made after all, because something was not finite."""
     said: Tensor | None = None
     """The gradient at the input that it made then, while the stage above has not been told."""
     buffers: list[Tensor] = field(default_factory=list[Tensor])
@@ -41,10 +43,10 @@ class Batch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, but for what autograd keeps."""
+        """Bytes held, but for what autograd keeps: of a forward pass that is the input too."""
         kept = [self.h, self.label, self.h_in, self.guess, self.said, *self.buffers]
-        if self.forward is not None:
-            kept += [self.forward.h_in, *(self.forward.weights if self.forward.copied else [])]
+        if self.forward is not None and self.forward.copied:
+            kept += self.forward.weights
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in kept if tensor is not None}.values())
 
 

@@ -55,9 +55,10 @@ class Passes:
             graph: Whether there will be a backward pass.
             copied: Whether that will be so late that the weights will have moved: it goes through copies then.
         """
-        copies = {name: weight.detach().clone().requires_grad_() for name, weight in self._named.items() if copied}
+        if copied:
+            return self._through_copies(h_in, step)
         with self._drawing(step), WITH_GRAPH if graph else torch.no_grad():
-            return Pass(h_in, self._run(h_in, copies), list(copies.values()) if copied else self.weights, copied)
+            return Pass(h_in, self._run(h_in), self.weights)
 
     def again(self, h_in: Tensor, step: int) -> Pass:
         """Run a batch with today's weights and the draws of then; the group's buffers stay as they are."""
@@ -67,6 +68,17 @@ class Passes:
             given.requires_grad_()
         with self._drawing(step):
             return Pass(given, self._run(given, buffers), self.weights)
+
+    def _through_copies(self, h_in: Tensor, step: int) -> Pass:
+        """Run a batch through copies of weights and buffers; what it does to the buffers is done to the group's own."""
+        weights = {name: weight.detach().clone().requires_grad_() for name, weight in self._named.items()}
+        own = dict(self.group.named_buffers())
+        buffers = {name: buffer.clone() for name, buffer in own.items()}
+        with self._drawing(step):
+            h_out = self._run(h_in, {**weights, **buffers})
+        for name, buffer in own.items():
+            buffer.copy_(buffers[name])
+        return Pass(h_in, h_out, list(weights.values()), copied=True)
 
     def evaluate(self, h_in: Tensor, step: int) -> Tensor:
         """Run a batch in eval mode, without a graph."""
@@ -89,12 +101,11 @@ class Passes:
             for weight, copy in zip(self.weights, forward.weights, strict=True):
                 weight.grad, copy.grad = copy.grad, None
 
-    def gradients(self, forward: Pass, inputs: Sequence[Tensor], d: Tensor, *, retain: bool = False) -> list[Tensor]:
-        """Return the gradients at some inputs of a pass, given that at its output; zeros where it does not depend."""
-        found = torch.autograd.grad(
-            forward.h_out, inputs, d, retain_graph=retain, allow_unused=True, materialize_grads=True
-        )
-        return list(found)
+    def gradients(
+        self, forward: Pass, inputs: Sequence[Tensor], d: Tensor, *, retain: bool = False
+    ) -> list[Tensor | None]:
+        """Return the gradients at some inputs of a pass, given that at its output; None where it does not depend."""
+        return list(torch.autograd.grad(forward.h_out, inputs, d, retain_graph=retain, allow_unused=True))
 
     def _drawing(self, step: int, *purpose: str) -> keyed:
         return keyed(*self._place, step, *purpose, device=self._device)

@@ -76,15 +76,14 @@ def free_lag(most: Sequence[int], seed: int, awaits: Awaits | None = None) -> Du
     def drawn(stage: int, step: int) -> int:
         return 1 + seed_for(seed, stage, step, "lag") % most[stage]
 
-    @lru_cache(maxsize=1024)
-    def relayed(stage: int, step: int) -> int:
-        came = step if stage == len(most) - 2 else relayed(stage + 1, step)
-        return came + drawn(stage, step)
-
+    @lru_cache(maxsize=4096)
     def due(stage: int, step: int) -> int:
         if awaits is not None and awaits(stage, step):
             window = range(max(0, step - sum(most)), step + 1)
-            return max(relayed(stage, earlier) for earlier in window if awaits(stage, earlier))
+            return max(came(stage, earlier) + drawn(stage, earlier) for earlier in window if awaits(stage, earlier))
         return max(earlier + drawn(stage, earlier) for earlier in range(max(0, step - most[stage] + 1), step + 1))
+
+    def came(stage: int, step: int) -> int:
+        return step if stage == len(most) - 2 else due(stage + 1, step)
 
     return due

@@ -6,6 +6,7 @@
       [3] d = signal.gradient(h, label)           at once; a locked signal gives it only at [6]
       [4] backward from h with d
       [5] yield Gradient(t, d input)              what our signal says about our input: the stage above learns from it
+                                                  (not yet where it is owed the truth: that comes at [7])
           optimizer step
     on Gradient(t) from below:
       [6] a locked signal: [4] and [5] with this gradient
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from .errors import MessageError, NonFiniteError, StepaheadError, UsageError
-from .finite import count_non_finite, is_finite
+from .finite import are_finite, count_non_finite, is_finite
 from .groups import Group
 from .intake import Intake
 from .kept import Batch, Kept
@@ -37,7 +38,7 @@ from .quality import QualityReading
 from .randomness import keyed
 from .signals import Needs, Signal
 from .truth import Repair, StageTruth
-from .updates import Updater
+from .updates import Updater, values_of
 
 __all__ = ["TAX", "USEFUL", "NonFinitePolicy", "Part", "Span", "Stage", "StageStatistics", "no_span"]
 
@@ -68,7 +69,7 @@ class StageStatistics:
     unanswered: int
     """Batches whose gradient has not come back yet."""
     held: int
-    """Bytes that are kept for them, but for what autograd keeps."""
+    """Bytes that are kept for them and their repairs, but for what autograd keeps."""
     quality: QualityReading | None
     """How good the signal's guesses are."""
 
@@ -200,7 +201,7 @@ class Stage:
                 with self.span("replay"):
                     batch.forward = self.passes.again(batch.kept_input, step)
             yield from self._backward_and_update(step, batch, delta, gradient.kind)
-        elif self.truth.awaits(step):
+        elif self._reruns(step):
             with self.span("replay"):
                 up = self._true_up(step, batch, delta)
             if up is not None:
@@ -225,6 +226,11 @@ class Stage:
         label = None if label is None else label.to(self.device)
         return Activation(edge=self.edge_below, step=step, tensors=(h_out,), label=label, training=False)
 
+    @property
+    def most_held(self) -> int:
+        """The most that was held of what `statistics` counts."""
+        return self.kept.most_bytes + self._repair.nbytes
+
     def statistics(self) -> StageStatistics:
         """Return what the stage has done so far; reading it waits for the device."""
         norm = self.updater.norm if self.updater else None
@@ -234,7 +240,7 @@ class Stage:
             gradient_norm=None if norm is None else float(norm),
             skipped=self.skipped,
             unanswered=len(self.kept),
-            held=self.kept.nbytes,
+            held=self.kept.nbytes + self._repair.nbytes,
             quality=self.signal.quality,
         )
 
@@ -252,22 +258,28 @@ class Stage:
                 term = self.signal.term(forward.h_out, batch.label)
                 self.passes.backward(forward, d, term, retain=waited is None and self._keeps_graph(step))
         up = torch.zeros_like(forward.h_in) if forward.h_in.grad is None else forward.h_in.grad
-        owes = waited is None and self.truth.owes(step)
+        forward.h_in.grad = None
+        owes, remains = waited is None and self.truth.owes(step), None
         if waited is None:
-            self._keep(step, self._remains(step, batch, forward, d, up if owes else None))
+            remains = self._remains(step, batch, forward, d, up if owes else None)
+            self._keep(step, remains)
         if not self.is_first and not owes:
             # sent before the optimizer's step: a locked stage above waits for it, and will see if it is not finite
             yield self._gradient(step, up, kind if self.signal.passes_truth else GradientKind.TARGET)
         if (d is not None or self._repair.is_due) and self.updater is not None:
             with self.span("optimizer"):
-                self._update(step, self.updater, d, batch.buffers)
+                stepped = self._update(step, self.updater, d, batch.buffers)
+            if remains is not None:
+                remains.refused = not stepped
         self._end_step()
 
     def _remains(self, step: int, batch: Batch, forward: Pass, d: Tensor | None, owed: Tensor | None) -> Batch | None:
         """Return what is kept of a batch that was stepped on, until its gradient comes."""
-        if not self.truth.awaits(step):
+        if not self._reruns(step):
             return Batch(batch.h, batch.label) if self.signal.wants(step) else None
-        kept = Batch(batch.h, batch.label, guess=d, said=owed if self.truth.relay == "sum" else None)
+        kept = Batch(batch.h, batch.label)
+        if self.truth.use == "true-up":
+            kept.guess, kept.said = d, owed if self.truth.relay == "sum" else None
         if self._keeps_graph(step):
             kept.forward = forward
         else:
@@ -276,21 +288,25 @@ class Stage:
 
     def _true_up(self, step: int, batch: Batch, delta: Tensor) -> Tensor | None:
         """Take in what the step on this batch lacks; return the truth for the stage above, if it is owed one."""
-        owes, repairs = self.truth.owes(step), self.truth.use == "true-up" and self.updater is not None
-        if not (owes or repairs):
-            return None
+        owes = self.truth.owes(step)
+        repairs = self.truth.use == "true-up" and self.updater is not None and not batch.refused
         forward = batch.forward or self.passes.again(batch.kept_input, step)
         up: Tensor | None = None
         if owes and (self.truth.relay == "again" or not repairs):
             (up,) = self.passes.gradients(forward, [forward.h_in], delta, retain=repairs)
         if repairs:
             asked = forward.weights if up is not None or not owes else [*forward.weights, forward.h_in]
-            missing = delta if batch.guess is None else delta - batch.guess
-            found = self.passes.gradients(forward, asked, missing)
-            self._repair.add(found[: len(forward.weights)], self.truth.every)
-            if len(asked) > len(forward.weights):
-                up = found[-1] if batch.said is None else batch.said + found[-1]
-        return up
+            found = self.passes.gradients(forward, asked, delta if batch.guess is None else delta - batch.guess)
+            missing, part = found[: len(forward.weights)], found[len(forward.weights) :]
+            if are_finite([values_of(gradient) for gradient in missing if gradient is not None]):
+                self._repair.add(missing, self.truth.every)
+            else:
+                self._not_finite(step, [("the repair of its step", each) for each in missing if each is not None])
+            if part:
+                up = part[0] if batch.said is None or part[0] is None else batch.said + part[0]
+        if not owes:
+            return None
+        return torch.zeros_like(forward.h_in) if up is None else up
 
     def _without_gradient(self, step: int, batch: Batch) -> Iterator[Activation | Gradient]:
         """Do without the gradient of a batch, and let the stage above know if it waits for its own."""
@@ -299,8 +315,13 @@ class Stage:
         elif self.truth.owes(step):
             yield self._gradient(step, torch.full_like(batch.kept_input, torch.nan), GradientKind.TRUTH)
 
+    def _reruns(self, step: int) -> bool:
+        """Return whether something is made of the batch's truth: a step, a repair, what the stage above is owed."""
+        repairs = self.truth.use == "true-up" and self.updater is not None
+        return self.truth.awaits(step) and (self.is_late or repairs or self.truth.owes(step))
+
     def _keeps_graph(self, step: int) -> bool:
-        return self.truth.keeps_graph and self.truth.awaits(step)
+        return self.truth.keeps_graph and self._reruns(step)
 
     def _ask_signal(self, step: int, batch: Batch, waited: Tensor | None) -> Tensor | None:
         with self.span("backward" if self.signal.passes_truth else "predict"), self._drawing(step, "signal"):
@@ -315,10 +336,13 @@ class Stage:
             return _NOTHING
         return keyed(self.seed, self.index, step, purpose, device=self.device)
 
-    def _update(self, step: int, updater: Updater, d: Tensor | None, buffers: list[Tensor]) -> None:
+    def _update(self, step: int, updater: Updater, d: Tensor | None, buffers: list[Tensor]) -> bool:
         self._repair.join()
-        if not self._step(step, updater, [] if d is None else [("the gradient of its signal", d)]):
-            self._restore_buffers(buffers)
+        if self._step(step, updater, [] if d is None else [("the gradient of its signal", d)]):
+            return True
+        self._repair.put_back()
+        self._restore_buffers(buffers)
+        return False
 
     def _step(self, step: int, updater: Updater, suspects: Sequence[tuple[str, Tensor]] = ()) -> bool:
         if updater.step():

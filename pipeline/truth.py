@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from .errors import UsageError, did_you_mean
 
-__all__ = ["KEEPS", "RELAYS", "USES", "Repair", "StageTruth", "Truth"]
+__all__ = ["KEEPS", "RELAYS", "USES", "Repair", "StageTruth", "Truth", "TruthUse"]
 
 TruthUse = Literal["off", "learn", "replay", "stash", "true-up"]
 USES: tuple[TruthUse, ...] = ("off", "learn", "replay", "stash", "true-up")
@@ -44,7 +43,7 @@ class StageTruth:
     above: int = 0
     """The stage above does so of these."""
     keep: Keep = "input"
-    relay: Relay = "again"
+    relay: Relay = "sum"
     spread: float = 1.0
 
     def awaits(self, step: int) -> bool:
@@ -67,7 +66,8 @@ class Truth:
     Args:
         use: See above.
         every: k: the truth of every k-th batch only, for all stages or, but for the last, for each. A stage can have
-            the truth only of batches that the stage below has it of: its k is a multiple of that one's.
+            the truth only of batches that the stage below has it of: its k is a multiple of that one's. Unless given
+            it is 4 with true-up, for with 1 the delay is not stable at high rates, and 1 otherwise.
         keep: What is kept of a batch whose truth will be used: its "input", to run it again with the weights of then,
             or its "graph", with a copy of the weights that it went through.
         relay: How the gradient at the input is made: by running backward "again", for the truth alone; or as a "sum"
@@ -77,9 +77,9 @@ class Truth:
     """
 
     use: TruthUse = "off"
-    every: int | Sequence[int] = 1
+    every: int | Sequence[int] | None = None
     keep: Keep = "input"
-    relay: Relay = "again"
+    relay: Relay = "sum"
     spread: float = 1.0
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class Truth:
             value = getattr(self, name)
             if value not in choices:
                 raise UsageError(f"the truth's {name} is {value!r}; {did_you_mean(value, choices)}")
-        periods = [self.every] if isinstance(self.every, int) else list(self.every)
+        periods = [self.period] if isinstance(self.period, int) else list(self.period)
         if any(period < 1 for period in periods):
             raise UsageError(f"the truth is used of every {self.every}-th batch; that must be at least 1")
         if self.is_late and periods != [1] * len(periods):
@@ -99,6 +99,11 @@ class Truth:
             raise UsageError(f"a repair is spread over {self.spread} steps; that must be at least 1")
 
     @property
+    def period(self) -> int | Sequence[int]:
+        """`every`, or what it is unless given."""
+        return (4 if self.use == "true-up" else 1) if self.every is None else self.every
+
+    @property
     def is_late(self) -> bool:
         """Whether stages step on the truth alone, when it comes."""
         return self.use in ("replay", "stash")
@@ -107,7 +112,7 @@ class Truth:
         """Return what one of the stages does."""
         if self.use == "off" or index == stages - 1:
             return StageTruth()
-        periods = [self.every] * (stages - 1) if isinstance(self.every, int) else list(self.every)
+        periods = [self.period] * (stages - 1) if isinstance(self.period, int) else list(self.period)
         if len(periods) != stages - 1:
             raise UsageError(f"the truth has {len(periods)} periods, and {stages - 1} stages use it")
         above = periods[index - 1] if index else 0
@@ -125,27 +130,34 @@ class Repair:
     def __init__(self, weights: Iterable[nn.Parameter], spread: float = 1.0) -> None:
         self.weights = list(weights)
         self.spread = spread
-        self._left: list[Tensor] | None = None
+        self.nbytes = 0
+        """What it has held at most."""
+        self._left: list[Tensor | None] = [None] * len(self.weights)
+        self._joined: list[Tensor | None] = list(self._left)
 
     @property
     def is_due(self) -> bool:
-        return self._left is not None
+        return any(left is not None for left in self._left)
 
     def add(self, gradients: Sequence[Tensor | None], factor: float) -> None:
-        """Take in what is missing, so many times over."""
-        if self._left is None:
-            self._left = [torch.zeros_like(weight) for weight in self.weights]
-        for left, gradient in zip(self._left, gradients, strict=True):
+        """Take in what is missing, so many times over; what is missing nowhere stays None."""
+        for index, gradient in enumerate(gradients):
             if gradient is not None:
-                left.add_(gradient, alpha=factor)
+                left, more = self._left[index], gradient * factor
+                self._left[index] = more if left is None else left + more
+        held = sum(left.nbytes for left in self._left if left is not None and not left.is_sparse)
+        self.nbytes = max(self.nbytes, held)
 
     def join(self, share: float | None = None) -> None:
         """Add a share of what is left to the gradients of the coming step."""
-        if self._left is None:
-            return
         share = 1 / self.spread if share is None else share
-        for weight, left in zip(self.weights, self._left, strict=True):
-            weight.grad = left * share if weight.grad is None else weight.grad.add_(left, alpha=share)
-            left.mul_(1 - share)
-        if share == 1.0:
-            self._left = None
+        self._joined = [left if left is None or share == 1.0 else left * share for left in self._left]
+        for weight, joined in zip(self.weights, self._joined, strict=True):
+            if joined is not None:
+                weight.grad = joined if weight.grad is None else weight.grad + joined
+        keeps = [None if left is None or share == 1.0 else left * (1 - share) for left in self._left]
+        self._left = keeps
+
+    def put_back(self) -> None:
+        """Take back what was joined to a step that was not made."""
+        self.add(self._joined, 1.0)

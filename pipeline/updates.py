@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from .errors import UsageError
 from .finite import are_finite
 
-__all__ = ["LRScheduleRecipe", "OptimizerRecipe", "Updater"]
+__all__ = ["LRScheduleRecipe", "OptimizerRecipe", "Updater", "values_of"]
 
 OptimizerRecipe = Callable[[Iterable[nn.Parameter]], Optimizer]
 LRScheduleRecipe = Callable[[Optimizer], LRScheduler]
@@ -59,7 +59,7 @@ class Updater:
 
     def step(self) -> bool:
         """Step if all gradients are finite, and return whether they were."""
-        gradients = [_values(gradient) for weight in self._trained if (gradient := weight.grad) is not None]
+        gradients = [values_of(gradient) for weight in self._trained if (gradient := weight.grad) is not None]
         if not are_finite(gradients):
             return False
         if self.clip is not None or self._steps % NORM_EVERY == 0:
@@ -104,5 +104,6 @@ def _make(recipe: OptimizerRecipe, parameters: list[nn.Parameter], owner: str) -
     return optimizer
 
 
-def _values(gradient: Tensor) -> Tensor:
+def values_of(gradient: Tensor) -> Tensor:
+    """Return the values of a gradient; a sparse one's are fewer than its places."""
     return gradient.coalesce().values() if gradient.layout is torch.sparse_coo else gradient

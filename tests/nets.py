@@ -48,7 +48,7 @@ SIGNALS: dict[str, SignalRecipe] = {
 
 TRUTHS: dict[str, Truth] = {
     "learn": Truth(use="learn", every=2),
-    "true-up": Truth(use="true-up"),
+    "true-up": Truth(use="true-up", every=1),
     "true-up of each third": Truth(use="true-up", every=3, relay="sum"),
     "true-up from a graph": Truth(use="true-up", every=2, keep="graph", relay="sum"),
     "true-up, spread": Truth(use="true-up", every=2, spread=2.0),

@@ -81,4 +81,11 @@ def test_dashes_are_as_good_as_underscores() -> None:
 def test_every_choice_is_taken() -> None:
     for name, choices in CHOICES.items():
         for choice in choices:
-            assert getattr(read_config(flags={name: choice}), name) == choice
+            with_truth = {"truth": "true-up"} if name.startswith("truth_") else {}
+            assert getattr(read_config(flags={**with_truth, name: choice}), name) == choice
+
+
+@pytest.mark.parametrize(("name", "value"), [("truth_every", 2), ("truth_keep", "graph"), ("truth_relay", "again")])
+def test_what_needs_a_truth_is_refused_without_one(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"{name} is {value}, but truth is 'off'; leave it out"):
+        read_config(flags={name: value})

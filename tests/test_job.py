@@ -141,6 +141,16 @@ def test_a_plan_fills_in_what_is_open() -> None:
         ({"device": "cuda:7"}, "device cuda:7 is not there"),
         ({"device": "cpu,cpu,cpu"}, "device names 3 devices for 2 stages; name one, or one for each"),
         ({"device": "tpu"}, "tpu"),
+        ({"schedule": "lockstep", "truth": "learn"}, "truth is 'learn', but locked stages wait for it in any case"),
+        (
+            {"truth": "stash", "signal": "silent"},
+            "signal is 'silent', but with truth 'stash' stages step on that alone",
+        ),
+        ({"truth": "learn", "signal": "silent"}, "with signal 'silent' there is nothing that could learn from it"),
+        (
+            {"truth": "replay", "truth_every": 2},
+            "with replay, stages step on the truth alone, so they need that of every",
+        ),
         ({"signal": "probe"}, "a probe needs to know the number of classes"),
     ],
 )

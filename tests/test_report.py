@@ -171,6 +171,16 @@ def test_the_baseline_is_measured_in_the_run(folder: Path) -> None:
     assert not (folder / "baseline").exists()
 
 
+@pytest.mark.slow
+def test_fresh_workers_measure_the_baseline_of_a_run_with_truth(tmp_path: Path) -> None:
+    how = ["--truth", "true-up", "--truth-every", "2", "--start-method", "spawn", "--baseline", "lockstep"]
+    code, text = run(["train", str(FAULTY), "--run-dir", str(tmp_path / "run"), "--steps", "30", *how])
+    assert code == 0, text
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["truth"], summary["truth_every"]) == ("true-up", 2)
+    assert summary["baseline"]["schedule"] == "lockstep"
+
+
 def test_the_baseline_may_be_an_earlier_run(folder: Path, tmp_path: Path) -> None:
     arguments = ["train", str(FAULTY), "--steps", "20", "--baseline"]
     code, _ = run([*arguments, str(folder), "--run-dir", str(tmp_path / "run")])

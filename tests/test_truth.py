@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from nets import CLASSES, TRUTHS, Batch, activation, adam, assert_equal, cdni, make_stages, mlp, rows, sent, state
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD, Adam
+from torch.optim import SGD, Adam, SparseAdam
 
 from stepahead.pipeline import (
+    KEEPS,
+    RELAYS,
     Activation,
     Gradient,
     GradientKind,
@@ -128,10 +130,13 @@ def closely(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
     return all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("options", [{}, {"relay": "sum"}, {"keep": "graph"}, {"keep": "graph", "relay": "sum"}])
+OPTIONS: list[dict[str, Any]] = [{"relay": relay, "keep": keep} for relay in RELAYS for keep in KEEPS]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 def test_trued_up_before_the_same_step_it_is_backprop(options: dict[str, Any]) -> None:
     batches = rows(12)
-    stages = gathering(Truth(use="true-up", **options), batches[0])
+    stages = gathering(Truth(use="true-up", every=1, **options), batches[0])
     plain = nn.Sequential(*deepcopy([stage.group for stage in stages]))
     optimizer = SGD(plain.parameters(), lr=0.1)
     for step, batch in enumerate(batches):
@@ -145,7 +150,7 @@ def test_trued_up_before_the_same_step_it_is_backprop(options: dict[str, Any]) -
     assert closely([weight for stage in stages for weight in stage.group.parameters()], list(plain.parameters()))
 
 
-@pytest.mark.parametrize("options", [{}, {"relay": "sum"}, {"keep": "graph", "relay": "sum"}, {"spread": 3.0}])
+@pytest.mark.parametrize("options", [*OPTIONS, {"spread": 3.0}])
 @pytest.mark.parametrize("every", [1, 2, 4, (4, 2, 1), (6, 3, 3)])
 def test_over_all_phases_the_sum_is_so_many_times_the_true_gradient(every: Any, options: dict[str, Any]) -> None:
     """At weights and predictors that stand still: the guess changes nothing in the mean."""
@@ -244,6 +249,87 @@ def test_stepping_late_is_the_published_rule(use: Any, lags: list[int]) -> None:
         assert closely([b.float() for b in ours.buffers()], [b.float() for b in theirs.buffers()])
 
 
+class TruedUpByHand:
+    """Stages that step on frozen guesses and make up for them later, written down likewise."""
+
+    def __init__(
+        self, groups: Sequence[Group], guesses: Sequence[nn.Module], every: int, *, keep: str, relay: str
+    ) -> None:
+        self.groups = deepcopy(list(groups))
+        self.guesses = list(guesses)
+        self.optimizers = [sgd(group.parameters()) for group in self.groups]
+        self.every, self.keep, self.relay = every, keep, relay
+        self.kept: list[dict[int, Any]] = [{} for _ in groups]
+        self.truths: list[dict[int, Tensor]] = [{} for _ in groups]
+        self.pending: list[list[Tensor]] = [[torch.zeros_like(w) for w in group.parameters()] for group in groups]
+
+    def train(self, batches: Sequence[Batch], lags: Sequence[int]) -> None:
+        for now in range(len(batches) + sum(lags)):
+            for stage in range(len(lags)):
+                self.repair(stage, now - lags[stage])
+            if now < len(batches):
+                self.forward(now, batches[now])
+        for group, optimizer, pending in zip(self.groups, self.optimizers, self.pending, strict=True):
+            if any(gradient.any() for gradient in pending):  # the last step, of repairs alone
+                for weight, gradient in zip(group.parameters(), pending, strict=True):
+                    weight.grad = gradient
+                optimizer.step()
+
+    def forward(self, now: int, batch: Batch) -> None:
+        h, label = batch
+        for stage, group in enumerate(self.groups):
+            given = h.detach().clone().requires_grad_()
+            before = deepcopy(group)
+            out = group(given)
+            last = stage == len(self.groups) - 1
+            guess = None if last else self.guesses[stage](out.detach()).detach() / len(out)
+            group.zero_grad()
+            torch.autograd.backward(F.cross_entropy(out, label) if last else out, None if last else guess)
+            for weight, gradient in zip(group.parameters(), self.pending[stage], strict=True):
+                assert weight.grad is not None
+                weight.grad += gradient
+                gradient.zero_()
+            self.optimizers[stage].step()
+            if last:
+                self.truths[stage - 1][now] = given.grad  # type: ignore[assignment]
+            elif now % self.every == 0:
+                self.kept[stage][now] = given.detach(), guess, given.grad, before
+            h = out.detach()
+
+    def repair(self, stage: int, of: int) -> None:
+        if of not in self.kept[stage]:
+            return
+        given, guess, said, before = self.kept[stage].pop(of)
+        copy = before if self.keep == "graph" else deepcopy(self.groups[stage])
+        truth = self.truths[stage].pop(of)
+        h = given.clone().requires_grad_()
+        copy.zero_grad()
+        torch.autograd.backward(copy(h), truth - guess)
+        for gradient, weight in zip(self.pending[stage], copy.parameters(), strict=True):
+            assert weight.grad is not None
+            gradient += self.every * weight.grad
+        if stage and self.relay == "sum":
+            self.truths[stage - 1][of] = said + h.grad
+        elif stage:
+            again = given.clone().requires_grad_()
+            (self.truths[stage - 1][of],) = torch.autograd.grad(copy(again), again, truth)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_truing_up_is_its_rule_also_while_weights_move(options: dict[str, Any], every: int) -> None:
+    batches, lags = rows(30), [6, 4, 2]
+    groups = cut_model(quiet(), 4)
+    truth = Truth(use="true-up", every=every, **options)
+    stages = make_stages(groups, batches[0], signal=frozen_guess, truth=truth, optimizer=sgd)
+    guesses = [cast(Any, stage.signal).predictor for stage in stages[:-1]]
+    by_hand = TruedUpByHand(groups, guesses, every, **options)
+    by_hand.train(batches, lags)
+    list(Reference(stages, truth_lag=lags).train(batches))
+    for ours, theirs in zip(groups, by_hand.groups, strict=True):
+        assert closely(list(ours.parameters()), list(theirs.parameters()))
+
+
 def without_dropout(model: nn.Module) -> Any:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -310,7 +396,7 @@ def test_it_trains(name: str) -> None:
     assert sum(report.loss for report in reports[-4:]) < 0.5 * sum(report.loss for report in reports[:4])
 
 
-def test_the_truth_is_relayed_to_the_first_stage_and_makes_better_predictors() -> None:
+def test_the_truth_is_relayed_to_the_first_stage() -> None:
     kinds: list[list[GradientKind]] = [[] for _ in range(3)]
     stages = make_stages(cut_model(mlp(), 4), rows(1)[0], signal=cdni, truth=Truth(use="learn", every=2))
     for stage, seen in zip(stages[:-1], kinds, strict=True):
@@ -335,10 +421,11 @@ def test_what_is_kept_is_counted() -> None:
     weights = (12 * 16 + 16 + 16 * 16 + 16) * 4
     for truth, nbytes, graphs in (
         (Truth(), h + label, 0),
-        (Truth(use="true-up"), h + label + data + h, 0),
-        (Truth(use="true-up", keep="graph"), h + label + h + data + weights, 1),
+        (Truth(use="learn"), h + label, 0),  # the first stage owes it to nobody
+        (Truth(use="true-up", every=1), h + label + data + h, 0),
+        (Truth(use="true-up", every=1, keep="graph"), h + label + h + weights, 1),
         (Truth(use="replay"), h + label + data, 0),
-        (Truth(use="stash"), h + label + data + weights, 1),
+        (Truth(use="stash"), h + label + weights, 1),
     ):
         stage = make_stages(cut_model(mlp(), 3), rows(1)[0], signal=cdni, truth=truth)[0]
         for step in range(3):
@@ -349,7 +436,7 @@ def test_what_is_kept_is_counted() -> None:
 def test_a_truth_that_is_not_finite_is_named_or_passed_on() -> None:
     def middle(policy: Any) -> Stage:
         made = make_stages(
-            cut_model(mlp(), 3), rows(1)[0], signal=cdni, truth=Truth(use="true-up"), on_non_finite=policy
+            cut_model(mlp(), 3), rows(1)[0], signal=cdni, truth=Truth(use="true-up", every=1), on_non_finite=policy
         )
         list(made[1].step_ahead(activation(data=torch.randn(8, 16), edge="0>1")))
         return made[1]
@@ -363,23 +450,70 @@ def test_a_truth_that_is_not_finite_is_named_or_passed_on() -> None:
 
 
 def test_a_target_in_place_of_the_truth_is_refused() -> None:
-    stage = make_stages(cut_model(mlp(), 3), rows(1)[0], signal=cdni, truth=Truth(use="true-up"))[0]
+    stage = make_stages(cut_model(mlp(), 3), rows(1)[0], signal=cdni, truth=Truth(use="true-up", every=1))[0]
     list(stage.step_ahead(activation()))
     target = Gradient(edge="0>1", step=0, tensors=(torch.zeros(8, 16),), kind=GradientKind.TARGET)
     with pytest.raises(MessageError, match="stage 0, step 0: a target came, where the truth was due"):
         list(stage.learn(target))
 
 
+@pytest.mark.parametrize("make", [mlp, normed])
 @pytest.mark.parametrize("name", TRUTHS)
-def test_batches_that_are_not_finite_are_passed_over(name: str) -> None:
+def test_batches_that_are_not_finite_are_passed_over(name: str, make: Callable[[], nn.Module]) -> None:
     batches = rows(20)
     batches[7] = (torch.full_like(batches[7][0], torch.inf), batches[7][1])
-    groups = cut_model(mlp(), 4)
+    groups = cut_model(make(), 4)
     stages = make_stages(groups, batches[0], signal=cdni, truth=TRUTHS[name], on_non_finite="skip")
     list(Reference(stages).train(batches))
     assert all(tensor.isfinite().all() for tensor in state(groups))
     assert [len(stage.kept) for stage in stages] == [0] * 4
     assert all(stage.skipped for stage in stages)
+
+
+class Spoilt(Wrong):
+    """Guesses infinity once."""
+
+    calls = 0
+
+    def forward(self, input: Tensor, y: Tensor | None = None) -> Tensor:
+        self.calls += not torch.is_grad_enabled()  # to guess, not to learn
+        return super().forward(input) * (torch.inf if self.calls == 9 and not torch.is_grad_enabled() else 0.01)
+
+
+@pytest.mark.parametrize("options", [{}, {"spread": 2.0}, {"keep": "graph"}])
+def test_a_guess_that_is_not_finite_costs_its_own_batch_alone(options: dict[str, Any]) -> None:
+    batches, predictors = rows(60), synthetic(lambda h: Spoilt(h.shape[1], h.shape[1]), optimizer=partial(SGD, lr=0.0))  # type: ignore[arg-type, return-value]
+    truth = Truth(use="true-up", every=2, **options)
+    groups = cut_model(quiet(), 4)
+    stages = make_stages(groups, batches[0], signal=predictors, truth=truth, on_non_finite="skip")
+    list(Reference(stages).train(batches))
+    assert [stage.skipped for stage in stages] == [1, 1, 1, 0]
+    assert all(tensor.isfinite().all() for tensor in state(groups))
+
+
+def test_repairs_of_sparse_gradients_stay_sparse() -> None:
+    model = nn.Sequential(
+        nn.Sequential(nn.Embedding(9, 8, sparse=True), nn.Flatten()), nn.Linear(32, 8), nn.Linear(8, 5)
+    )
+    batches = [(torch.randint(9, (6, 4)), torch.randint(CLASSES, (6,))) for _ in range(12)]
+    optimizers = [partial(SparseAdam, lr=0.01), adam, adam]
+    groups = cut_model(model, 3)
+    truth = Truth(use="true-up", every=2)
+    stages = make_stages(groups, batches[0], signal=frozen_guess, optimizer=optimizers, truth=truth)
+    before = state([groups[0]])
+    list(Reference(stages).train(batches))
+    assert not torch.equal(before[0], state([groups[0]])[0])
+
+
+def test_a_frozen_stage_in_the_middle_passes_the_truth_on() -> None:
+    batches = rows(12)
+    groups = cut_model(quiet(), 4)
+    truth = Truth(use="true-up", every=2)
+    stages = make_stages(groups, batches[0], signal=cdni, optimizer=[adam, None, adam, adam], truth=truth)
+    before = [state([group]) for group in groups]
+    list(Reference(stages).train(batches))
+    assert_equal(state([groups[1]]), before[1])
+    assert not torch.equal(state([groups[0]])[0], before[0][0])
 
 
 @pytest.mark.parametrize(
@@ -391,7 +525,10 @@ def test_batches_that_are_not_finite_are_passed_over(name: str) -> None:
         (lambda: Truth(use="true-up", every=(2, 3, 1)), "a stage that uses each 2-th truth is above one that has each"),
         (lambda: Truth(use="true-up", spread=0.5), "a repair is spread over 0.5 steps; that must be at least 1"),
         (lambda: Truth(use="learn", every=(2, 1)).at(0, 4), "the truth has 2 periods, and 3 stages use it"),
-        (lambda: stages_with(Truth(use="true-up"), locked), "Locked waits for the gradient from the stage below; lea"),
+        (
+            lambda: stages_with(Truth(use="true-up", every=1), locked),
+            "Locked waits for the gradient from the stage below; lea",
+        ),
         (lambda: stages_with(Truth(use="learn"), blend(0.5, optimizer=adam)), "Blend waits for the gradient"),
         (lambda: stages_with(Truth(use="off"), delayed), "the signal Delayed and the truth's use 'off' do not go tog"),
         (

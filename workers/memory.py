@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepahead.pipeline import Activation, Kept
+from stepahead.pipeline import Activation, Stage
 
 __all__ = ["ActivationMeter"]
 
@@ -36,12 +36,14 @@ class ActivationMeter:
             group.register_forward_hook(self._end, always_call=True),
         ]
 
-    def peak(self, kept: Kept, queued: int) -> int:
-        """Return the bytes held, with what was kept at most of batches, and so many inputs in the link."""
-        return sum(self._saved.values()) * max(kept.most_graphs, 1) + kept.most_bytes + queued * self._input
+    def peak(self, stage: Stage, queued: int) -> int:
+        """Return the bytes held, with what the stage kept at most of batches, and so many inputs in the link."""
+        return sum(self._saved.values()) * max(stage.kept.most_graphs, 1) + stage.most_held + queued * self._input
 
     def _begin(self, group: nn.Module, arguments: Any) -> None:
         if torch.is_grad_enabled():
+            # again: the weights may be copies for this pass
+            self._own |= {tensor.untyped_storage().data_ptr() for tensor in group.state_dict().values()}
             self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
             self._hooks.__enter__()
 

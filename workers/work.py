@@ -122,5 +122,5 @@ def _summary(work: StageWork, post: Post, loop: Loop, group: Group, meter: Activ
         "samples": progress.samples,
         "seconds": post.spans.wall,
         "loss": progress.loss,
-        "peak_activation_bytes": meter.peak(stage.kept, loop.links.activations_in.capacity) if stage else 0,
+        "peak_activation_bytes": meter.peak(stage, loop.links.activations_in.capacity) if stage else 0,
     }

@@ -25,15 +25,15 @@ from rich.console import Console
 from rich.table import Table
 
 from stepahead.launch import Track
-from stepahead.pipeline import Recipe, Reference, assemble, cut_model, did_you_mean
+from stepahead.pipeline import Batch, Recipe, Reference, assemble, cut_model, did_you_mean
 
 from .operations import Operations
 from .rows import ROWS, Row
 from .tasks import TASKS, Task
 
 OUT = Path(__file__).parent / "results.jsonl"
-COUNTED = range(32, 48)
-"""Steps over which floating-point operations are counted: a multiple of every period."""
+WARM_UP, COUNTED = 32, 16
+"""Steps before, and steps over which floating-point operations are counted: a multiple of every period."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Result:
     torch: str
 
 
-def train(name: str, task_name: str, task: Task, row: Row, lag: int, seed: int) -> Result:
+def prepare(task: Task, row: Row, lag: int, seed: int) -> Reference:
     recipe = Recipe(
         loss=task.loss,
         signal=row.recipe(task),
@@ -69,29 +69,25 @@ def train(name: str, task_name: str, task: Task, row: Row, lag: int, seed: int) 
         lr_schedule=task.lr_schedule,
         seed=seed,
     )
-    torch.manual_seed(seed)
     stages = assemble(cut_model(task.model, task.stages, seed=seed), next(task.batches(seed)), recipe)
-    lags = [2 * lag] * task.stages
     relayed = [2 * lag * (task.stages - 1 - stage) for stage in range(task.stages - 1)]
-    reference = Reference(stages, lag=lags, truth_lag=relayed)
+    return Reference(stages, lag=2 * lag, truth_lag=relayed)
+
+
+def train(name: str, task_name: str, task: Task, row: Row, lag: int, seed: int) -> Result:
+    reference = prepare(task, row, lag, seed)
     curve: list[tuple[int, float]] = []
-    start, loss, counted = time.monotonic(), 0.0, 0
+    start, loss = time.monotonic(), 0.0
     reports = reference.train(task.batches(seed), steps=task.steps)
     track = Track(reports, total=task.steps, title=f"{task_name} {name} x{lag} seed {seed}", every_seconds=30)
-    counter = Operations()
     for report in track:
         loss += (report.loss - loss) / 100
         done = report.step + 1
-        if done == COUNTED.start:
-            counter.__enter__()
-        elif done == COUNTED.stop:
-            counter.__exit__(None, None, None)
-            counted = counter.total
-        if done % task.evaluate_every == 0 or done == task.steps:
-            figure = task.judge(reference.evaluate(task.test[:5] if done < task.steps else task.test, task.metrics))
-            curve.append((done, round(figure, 4)))
-            track.note(figure=figure)
-    statistics = [stage.statistics() for stage in stages]
+        if done % task.evaluate_every == 0 and done < task.steps:
+            curve.append((done, _judge(reference, task, task.test[:5])))
+            track.note(figure=curve[-1][1])
+    curve.append((task.steps, _judge(reference, task, task.test)))  # after the last gradients have come
+    statistics = [stage.statistics() for stage in reference.stages]
     return Result(
         task=task_name,
         row=name,
@@ -101,13 +97,26 @@ def train(name: str, task_name: str, task: Task, row: Row, lag: int, seed: int) 
         curve=curve,
         train_loss=round(loss, 4),
         cosines=[round(each.quality.cosine, 3) for each in statistics if each.quality],
-        forwards=round(counted / len(COUNTED) / _forward_flops(reference, task), 2),
-        held=[stage.kept.most_bytes for stage in stages],
-        graphs=[stage.kept.most_graphs for stage in stages],
+        forwards=round(_flops_of_a_step(task, row) / _forward_flops(reference, task), 2),
+        held=[stage.most_held for stage in reference.stages],
+        graphs=[stage.kept.most_graphs for stage in reference.stages],
         steps=task.steps,
         seconds=round(time.monotonic() - start, 1),
         torch=str(torch.__version__),
     )
+
+
+def _judge(reference: Reference, task: Task, test: Sequence[Batch]) -> float:
+    return round(task.judge(reference.evaluate(test, task.metrics)), 4)
+
+
+def _flops_of_a_step(task: Task, row: Row) -> float:
+    """Return the floating-point operations of a step, predictors included."""
+    reference, batches = prepare(task, row, 1, 0), task.batches(0)
+    list(reference.train(batches, steps=WARM_UP))
+    with Operations() as counter:
+        list(reference.train(batches, steps=COUNTED))  # with all that comes back for them
+    return counter.total / COUNTED
 
 
 def _forward_flops(reference: Reference, task: Task) -> float:
