@@ -83,7 +83,7 @@ def test_exact_processes_use_the_truth_as_the_reference_does(name: str, stages: 
     summary = train(job, stages=stages, lag="exact", run_dir=str(run_dir), ledger=True, **settings)
     assert summary["weights_sha256"] == expected
     assert check_ledgers(run_dir) >= 16 * stages
-    assert (summary["truth"], summary["truth_every"]) == (truth.use, truth.every)
+    assert (summary["truth"], summary["truth_every"]) == (truth.use, truth.period)
     assert [stage["lag"]["max"] for stage in summary["stages"][:-1]] == [
         3 + 2 * (stages - 2 - stage) for stage in range(stages - 1)
     ]
