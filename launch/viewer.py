@@ -29,7 +29,7 @@ DIGITS = "0123456789"
 SILENCE = 3.0
 """Seconds without a word from the run after which a viewer says so."""
 KEYS = ("q leave", "h help", "up/down stage", "g timeline", "p pause", "s save")
-SHORT_KEYS = ("q leave", "h help", "j/k stage", "g time", "p pause", "s save")
+SHORT_KEYS = ("q leave", "h help", "jk stage", "g time", "p pause", "s save")
 HELP = """\
  q            leave the view; training goes on
  up, down     (or k, j) a stage in detail; escape: all stages
