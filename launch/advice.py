@@ -78,14 +78,18 @@ def advise(
 
 def _causes(stages: Sequence[Breakdown], slowest: int, *, locked: bool) -> list[str]:
     """Return what stages idle for, the most first; stages that idle for the same reason are named together."""
-    by_reason: dict[str, list[tuple[float, int]]] = {}
+    by_reason: dict[str, dict[int, float]] = {}
     for stage, breakdown in enumerate(stages):
         for cause, milliseconds in breakdown.idle.items():
             share = milliseconds / breakdown.wall if breakdown.wall else 0.0
             if share >= WORTH:
                 reason = LOCK if locked and cause in WAITS else _why(cause, stage, slowest)
-                by_reason.setdefault(reason, []).append((share, stage))
-    said = [(sorted(found, reverse=True), reason) for reason, found in by_reason.items()]
+                of_reason = by_reason.setdefault(reason, {})
+                of_reason[stage] = of_reason.get(stage, 0.0) + share
+    said = [
+        (sorted(((share, stage) for stage, share in found.items()), reverse=True), reason)
+        for reason, found in by_reason.items()
+    ]
     return [f"{_who_idles(found)}: {reason}" for found, reason in sorted(said, reverse=True)]
 
 

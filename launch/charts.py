@@ -91,7 +91,7 @@ def draw_timeline(moments: Sequence[Sequence[Moment]], begin: int, end: int) -> 
                 title = f"{name}, step {step}: {(stop - start) / 1e6:.2f} ms"
                 body.append(f'<rect class="t-{name}" {place} {size}><title>{title}</title></rect>')
     for tick in _ticks(0, (end - begin) / 1e6):
-        body.append(_label(f"{tick:g} ms", LEFT + tick * 1e6 * scale, height - 8))
+        body.append(_tick(f"{tick:g} ms", LEFT + tick * 1e6 * scale, height - 8))
     return _svg("".join(body), height, "timeline of some steps")
 
 
@@ -120,9 +120,13 @@ def _ticks(least: float, most: float) -> list[float]:
 
 
 def _grid(across: _Axis, up: _Axis) -> str:
-    labels = [(f"{tick:g}", across.place(tick)) for tick in across.ticks]
-    inside = [(text, min(place, WIDTH - HALF_A_LETTER * len(text))) for text, place in labels]
-    return _ticks_up(up) + "".join(_label(text, place, HEIGHT - BOTTOM + 18) for text, place in inside)
+    ticks = [_tick(f"{tick:g}", across.place(tick), HEIGHT - BOTTOM + 18) for tick in across.ticks]
+    return _ticks_up(up) + "".join(ticks)
+
+
+def _tick(text: str, x: float, y: float) -> str:
+    """Return a label below an axis, moved in from the edge if it would be cut there."""
+    return _label(text, min(x, WIDTH - HALF_A_LETTER * len(text)), y)
 
 
 def _ticks_up(up: _Axis) -> str:

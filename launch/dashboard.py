@@ -100,12 +100,12 @@ def _header(state: RunState, view: View) -> list[Text]:
         job = f"{_name(state)}  "
         room = view.width - len(job) - len(figures) - 2
         first = Text.assemble((job, "bold"), _progress(state, room, view.glyphs), f"  {figures}")
-        return [first, _comparison(state, view, pace=False), Text()]
+        return [first, *_comparison(state, view, pace=False), Text()]
     while len(words) > 1 and len(_name(state)) + 2 + len("  ".join(words)) > view.width:
         words.pop()
     head = Text.assemble((_name(state), "bold"), "  ", "  ".join(words))
     progress = [_progress(state, view.width, view.glyphs)] if view.height >= HIGH and state.facts.total_steps else []
-    return [head, *progress, _comparison(state, view, figures not in head.plain), Text()]
+    return [head, *progress, *_comparison(state, view, pace=figures not in head.plain), Text()]
 
 
 def _name(state: RunState) -> str:
@@ -114,8 +114,8 @@ def _name(state: RunState) -> str:
     return name if len(name) <= LONGEST_NAME else f"..{name[2 - LONGEST_NAME :]}"
 
 
-def _comparison(state: RunState, view: View, pace: bool) -> Text:
-    """Return the line of what the lock would cost, and what came out of the last evaluation; and the pace, if asked."""
+def _comparison(state: RunState, view: View, *, pace: bool) -> list[Text]:
+    """Return what the lock would cost, what came out of the last evaluation, and the pace, if asked: a line, or two."""
     facts = state.facts
     parts = [Text(f"{state.samples_per_second:,.0f} samples/s")] if pace else []
     baseline = facts.baseline
@@ -131,10 +131,13 @@ def _comparison(state: RunState, view: View, pace: bool) -> Text:
         parts.append(Text(f"loss {loss:.4f}"))
     if facts.virtual:
         parts.append(Text("virtual devices", style=WARNING))
-    dot = f" {view.glyphs.dot} "
-    while len(parts) > 1 and len(Text(dot).join(parts)) > view.width:
-        parts.pop()
-    return Text(dot).join(parts)
+    dot = Text(f" {view.glyphs.dot} ")
+    lines: list[list[Text]] = [parts[:1]]
+    for part in parts[1:]:
+        if len(dot.join([*lines[-1], part])) > view.width:
+            lines.append([])
+        lines[-1].append(part)
+    return [dot.join(line) for line in lines[: 2 if view.height >= HIGH else 1]]
 
 
 def _progress(state: RunState, room: int, glyphs: Glyphs) -> Text:

@@ -31,7 +31,9 @@ def profile(plan: Plan, console: Console, steps: int, *, named: bool = True) -> 
     config = replace(plan.config, steps=WARM_UP + steps, epochs=None, evaluate=False, telemetry=True)
     plan = replace(plan, config=config, total_steps=config.steps)
     result = launch(plan, console, named=named, traced=(WARM_UP, WARM_UP + steps - 1))
-    if result.exit_code == 0 and result.tracer is not None:
+    if result.exit_code != 0:
+        say(console, f"no profile: the run did not come to its end; what was traced is in {FILE}")
+    elif result.tracer is not None:
         show(plan, result.tracer, console, result.baseline)
     return result
 

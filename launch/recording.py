@@ -88,7 +88,7 @@ def lines_of(run: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a recording; a last one that was cut off is left out."""
     try:
         lines = (run / FILE).read_text().splitlines()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise RecordingError(f"{run} has no {FILE} that can be read ({type(error).__name__})") from None
     for number, text in enumerate(lines, start=1):
         try:

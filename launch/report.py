@@ -88,6 +88,7 @@ def write_report(run: Path) -> Path:
     summary = _summary(run)
     recorded = _recorded(run)
     lines = [line for line in recorded if "samples" in line]
+    _add_what_was_seen(summary, lines)
     moments = _moments(run, len(summary["stages"]))
     parts = [_head(summary, run), _stages(summary), _steps(moments), _curves(lines), _predictors(summary, lines)]
     parts += [_lags(summary), _machine(summary, run, recorded)]
@@ -95,6 +96,17 @@ def write_report(run: Path) -> Path:
     file = run / FILE
     file.write_text(page, encoding="utf-8")
     return file
+
+
+def _add_what_was_seen(summary: dict[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
+    """Give stages that did not come to their end the shares that they were last seen to have."""
+    for index, stage in enumerate(summary["stages"]):
+        sample = lines[-1]["samples"][index] if lines and "useful" not in stage else None
+        total = sum(sample["seconds"].values()) if sample else 0.0
+        if sample and total > 0:
+            shares = {name: seconds / total for name, seconds in sample["seconds"].items()}
+            idle = {cause: shares[cause] for cause in CAUSES}
+            stage |= {"useful": shares["useful"], "tax": shares["tax"], "idle": idle}
 
 
 def _head(summary: Mapping[str, Any], run: Path) -> str:
@@ -159,6 +171,8 @@ def _stage_cells(index: int, stage: Mapping[str, Any], locked: float | None) -> 
     cells.append((f"{sum(stage['idle'].values()):.1%}", None))
     cells += [(f"{stage['idle'][cause]:.1%}", f"stages.{index}.idle.{cause}") for cause in CAUSES]
     cells.append(("-", None) if locked is None else (f"{locked:.1%}", f"baseline.useful.{index}"))
+    if "parameters" not in stage:
+        return [*cells, ("-", None), ("-", None)]
     cells.append((f"{stage['parameters']:,}", None))
     return [*cells, (f"{stage['peak_activation_bytes'] / 2**20:,.1f} MiB", None)]
 

@@ -120,6 +120,7 @@ def test_it_can_be_made_again(folder: Path, tmp_path: Path) -> None:
             "is not of a recording (TypeError",
         ),
         (lambda lines: [*lines[:3], "no json", *lines[4:]], "line 4, is not JSON"),
+        (lambda lines: [*lines, "\udcff"], "no telemetry.jsonl that can be read (UnicodeDecodeError)"),
     ],
 )
 def test_a_damaged_recording_is_one_sentence(
@@ -128,11 +129,19 @@ def test_a_damaged_recording_is_one_sentence(
     again = tmp_path / "run"
     shutil.copytree(folder, again)
     lines = (folder / "telemetry.jsonl").read_text().splitlines()
-    (again / "telemetry.jsonl").write_text("\n".join(spoil(lines)))
+    (again / "telemetry.jsonl").write_text("\n".join(spoil(lines)), errors="surrogateescape")
     for what in ("report", "playback"):
         code, text = run([what, str(again)])
         assert (code, len(text.strip().splitlines())) == (2, 1), text
         assert said in text
+
+
+def test_a_killed_run_shows_what_was_seen_last(tmp_path: Path) -> None:
+    code, _ = run(faulty(tmp_path / "run", "kill", 1, 400, "--steps", "1000", "--baseline", "none"))
+    assert code == 3
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count('<div class="bar"><i class="useful"') == 3
+    assert "stage 1, after" in page
 
 
 def test_a_failed_run_says_what_failed(folder: Path, tmp_path: Path) -> None:

@@ -174,6 +174,8 @@ def test_nobody_waits_for_the_slowest_because_of_itself() -> None:
     assert any("stage 1 idles 40%: it is the slowest and waits all the same" in line for line in lonely)
     waits = [Breakdown({"forward": 5.0, cause: 5.0}, 10.0) for cause in ("wait_gradient", "wait_input")]
     (lock,) = advise(waits, (1, 1), [1.0] * 2, list("ab"), locked=True)
+    both = Breakdown({"forward": 2.0, "wait_gradient": 5.0, "wait_input": 3.0}, 10.0)
+    assert advise([both], (1,), [1.0], ["a"], locked=True)[0].startswith("stage 0 idles 80%: that is the lock")
     assert "that is the lock: it waits for the other stages within each step; --schedule decoupled does not" in lock
 
 
