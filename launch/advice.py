@@ -38,7 +38,7 @@ class Breakdown:
     @property
     def idle(self) -> dict[str, float]:
         """By cause, the largest first."""
-        causes = {name: self.spans.get(name, 0.0) for name in ("wait_input", "wait_credit", "wait_gradient", "send")}
+        causes = {name: self.spans.get(name, 0.0) for name in (*WAITS, "send")}
         causes["other"] = max(self.wall - self.busy - sum(causes.values()), 0.0)
         return dict(sorted(causes.items(), key=lambda item: -item[1]))
 
@@ -138,9 +138,7 @@ def _why(cause: str, stage: int, slowest: int) -> str:
     if cause == "wait_input" and stage == 0:
         return "the data comes too slowly; give the loader workers, or cache what it makes"
     if cause in ("wait_input", "wait_credit") and stage == slowest:
-        return (
-            "it is the slowest and waits all the same: work comes and goes in bursts, which a larger --window evens out"
-        )
+        return "it is the slowest and waits all the same: work comes in bursts, which a larger --window evens out"
     if cause == "wait_input":
         return f"no batch has come; stage {slowest} is the slowest"
     if cause == "wait_credit":

@@ -39,7 +39,7 @@ HELP = """\
  s            save what is shown as SVG in the run folder
 {control}
  useful       forward, backward, optimizer: what plain backprop does too
- tax          predictors: the price of not waiting
+ tax          predictors, batches run again: the price of not waiting
  idle         the rest, and what for
  locked       how useful the stage is under the locked baseline
  cosine       of predicted and later gradient; 1 is the same direction

@@ -7,6 +7,7 @@ costs       what each layer takes               predictors  the networks that gu
 stage       one step of one stage               quality     how good the guesses are
 truth       what it does with the truth         kept        batches whose gradient has not come
 passes      a group forward and backward        intake      what a stage takes in from above
+parts       of a step, to be timed
 assembly    groups and a recipe -> stages       updates     parameters and their optimizer
 randomness  draws keyed by (seed, stage, step)  schedules   the order of actions, as data
 devices     CPU or CUDA                         reference   all stages in one process
@@ -39,6 +40,7 @@ from .groups import Group, Layer, Model, build_group, build_groups, cut_model, l
 from .kept import Kept
 from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Message, TensorSpec, edge_name
 from .metrics import Averages, Metric, accuracy
+from .parts import TAX, USEFUL, Part, Span
 from .predictors import MLP, Conv, Linear, LowRank, Predictor, PredictorRecipe, Token, make_predictor
 from .probes import Probe, probe
 from .quality import Quality, QualityReading
@@ -46,7 +48,7 @@ from .randomness import keyed, seed_for
 from .reference import Batch, LagMode, Reference, StepReport
 from .schedules import exact_lag, free_lag, relayed_lag, schedule
 from .signals import Delayed, Locked, Loss, LossFunction, Needs, Signal, SignalRecipe, Silent, delayed, locked, silent
-from .stage import TAX, USEFUL, NonFinitePolicy, Part, Span, Stage, StageStatistics
+from .stage import NonFinitePolicy, Stage, StageStatistics
 from .synthesis import Blend, Synthetic, blend, synthetic
 from .truth import KEEPS, RELAYS, USES, StageTruth, Truth, TruthUse
 from .updates import LRScheduleRecipe, OptimizerRecipe, Updater

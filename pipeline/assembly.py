@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from .devices import parse_device
 from .errors import UsageError
 from .groups import Group, evaluating
+from .parts import Span, no_span
 from .randomness import keyed
 from .signals import Loss, LossFunction, Signal, SignalRecipe, delayed
-from .stage import NonFinitePolicy, Span, Stage, no_span
+from .stage import NonFinitePolicy, Stage
 from .truth import Truth
 from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
 

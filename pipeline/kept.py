@@ -11,11 +11,11 @@ from .errors import MessageError
 from .messages import Gradient, TensorSpec
 from .passes import Pass
 
-__all__ = ["Batch", "Kept"]
+__all__ = ["Kept", "KeptBatch"]
 
 
 @dataclass(slots=True)
-class Batch:
+class KeptBatch:
     """What a batch leaves behind."""
 
     h: Tensor
@@ -58,7 +58,7 @@ class Kept:
         """Bytes that are kept now, and the most at a time; without what autograd keeps."""
         self.graphs = self.most_graphs = 0
         """Forward passes of which autograd keeps something; and the most at a time, with that of the batch at hand."""
-        self._batches: dict[int, Batch | None] = {}
+        self._batches: dict[int, KeptBatch | None] = {}
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -66,7 +66,7 @@ class Kept:
     def __iter__(self) -> Iterator[int]:
         return iter(self._batches)
 
-    def keep(self, step: int, batch: Batch | None) -> None:
+    def keep(self, step: int, batch: KeptBatch | None) -> None:
         """Remember a batch until its gradient comes."""
         self._batches[step] = batch
         if batch is not None:
@@ -74,7 +74,7 @@ class Kept:
             self.most_bytes = max(self.most_bytes, self.nbytes)
             self.most_graphs = max(self.most_graphs, self.graphs + (batch.forward is None))
 
-    def take(self, gradient: Gradient, where: str) -> Batch | None:
+    def take(self, gradient: Gradient, where: str) -> KeptBatch | None:
         """Return the batch that a gradient answers, which is then forgotten."""
         if gradient.step not in self._batches:
             raise MessageError(f"{where}: a gradient came, but no batch of that step waits for one")
@@ -87,6 +87,6 @@ class Kept:
         del self._batches[gradient.step]
         return batch
 
-    def _count(self, batch: Batch, sign: int) -> None:
+    def _count(self, batch: KeptBatch, sign: int) -> None:
         self.nbytes += sign * batch.nbytes
         self.graphs += sign * (batch.forward is not None)

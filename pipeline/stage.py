@@ -19,7 +19,7 @@ drives it sends that, and must run each of them to its end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -27,12 +27,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .errors import MessageError, NonFiniteError, StepaheadError, UsageError
+from .errors import MessageError, NonFiniteError, StepaheadError
 from .finite import are_finite, count_non_finite, is_finite
 from .groups import Group
 from .intake import Intake
-from .kept import Batch, Kept
+from .kept import Kept, KeptBatch
 from .messages import Activation, Gradient, GradientKind, edge_name
+from .parts import Span, no_span
 from .passes import Pass, Passes
 from .quality import QualityReading
 from .randomness import keyed
@@ -40,18 +41,12 @@ from .signals import Needs, Signal
 from .truth import Repair, StageTruth
 from .updates import Updater, values_of
 
-__all__ = ["TAX", "USEFUL", "NonFinitePolicy", "Part", "Span", "Stage", "StageStatistics", "no_span"]
+__all__ = ["NonFinitePolicy", "Stage", "StageStatistics"]
 
 NonFinitePolicy = Literal["stop", "skip"]
-Part = Literal["forward", "predict", "backward", "optimizer", "learn", "replay"]
-Span = Callable[[Part], AbstractContextManager[None]]
-"""Wraps the parts of a step, so that whoever drives the stage can time them. On a GPU it sees work being queued."""
-USEFUL: tuple[Part, ...] = ("forward", "backward", "optimizer")
-"""The parts of a step that plain backprop has too."""
-TAX: tuple[Part, ...] = ("predict", "learn", "replay")
-"""The parts that are the price of not waiting."""
 CPU = torch.device("cpu")
 NO_TRUTH = StageTruth()
+NOTHING = nullcontext()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +67,6 @@ class StageStatistics:
     """Bytes that are kept for them and their repairs, but for what autograd keeps."""
     quality: QualityReading | None
     """How good the signal's guesses are."""
-
-
-def no_span(part: Part) -> AbstractContextManager[None]:
-    """Time nothing."""
-    return _NOTHING
-
-
-_NOTHING = nullcontext()
 
 
 class Stage:
@@ -128,7 +115,7 @@ class Stage:
         self.edge_above = self.intake.edge
         self.edge_below = edge_name(index, index + 1)
         self.kept = Kept()
-        _check_needs(signal, truth)
+        truth.check(signal)
         if updater is None:
             group.requires_grad_(False)
         self.passes = Passes(group, seed=seed, index=index, device=device)
@@ -177,11 +164,11 @@ class Stage:
         if not self.is_last:
             yield Activation(edge=self.edge_below, step=step, tensors=(h,), label=label)
         if self.waits:
-            self._keep(step, Batch(h, label, forward, buffers=buffers))
+            self._keep(step, KeptBatch(h, label, forward, buffers=buffers))
         elif self.is_late:
-            self._keep(step, Batch(h, label, forward) if graph else Batch(h, label, h_in=h_in))
+            self._keep(step, KeptBatch(h, label, forward) if graph else KeptBatch(h, label, h_in=h_in))
         else:
-            yield from self._backward_and_update(step, Batch(h, label, forward, buffers=buffers), None)
+            yield from self._backward_and_update(step, KeptBatch(h, label, forward, buffers=buffers), None)
 
     def learn(self, gradient: Gradient) -> Iterator[Activation | Gradient]:
         """Use the gradient of an earlier batch: to step if that waited for it, as its truth, to refine the signal."""
@@ -245,7 +232,7 @@ class Stage:
         )
 
     def _backward_and_update(
-        self, step: int, batch: Batch, waited: Tensor | None, kind: GradientKind = GradientKind.TRUTH
+        self, step: int, batch: KeptBatch, waited: Tensor | None, kind: GradientKind = GradientKind.TRUTH
     ) -> Iterator[Activation | Gradient]:
         """Steps [3] to [5], with what the signal waited for, and what that is worth."""
         assert batch.forward is not None
@@ -273,11 +260,13 @@ class Stage:
                 remains.refused = not stepped
         self._end_step()
 
-    def _remains(self, step: int, batch: Batch, forward: Pass, d: Tensor | None, owed: Tensor | None) -> Batch | None:
+    def _remains(
+        self, step: int, batch: KeptBatch, forward: Pass, d: Tensor | None, owed: Tensor | None
+    ) -> KeptBatch | None:
         """Return what is kept of a batch that was stepped on, until its gradient comes."""
         if not self._reruns(step):
-            return Batch(batch.h, batch.label) if self.signal.wants(step) else None
-        kept = Batch(batch.h, batch.label)
+            return KeptBatch(batch.h, batch.label) if self.signal.wants(step) else None
+        kept = KeptBatch(batch.h, batch.label)
         if self.truth.use == "true-up":
             kept.guess, kept.said = d, owed if self.truth.relay == "sum" else None
         if self._keeps_graph(step):
@@ -286,10 +275,10 @@ class Stage:
             kept.h_in = forward.h_in.detach()
         return kept
 
-    def _true_up(self, step: int, batch: Batch, delta: Tensor) -> Tensor | None:
+    def _true_up(self, step: int, batch: KeptBatch, delta: Tensor) -> Tensor | None:
         """Take in what the step on this batch lacks; return the truth for the stage above, if it is owed one."""
         owes = self.truth.owes(step)
-        repairs = self.truth.use == "true-up" and self.updater is not None and not batch.refused
+        repairs = self._repairs and not batch.refused
         forward = batch.forward or self.passes.again(batch.kept_input, step)
         up: Tensor | None = None
         if owes and (self.truth.relay == "again" or not repairs):
@@ -308,7 +297,7 @@ class Stage:
             return None
         return torch.zeros_like(forward.h_in) if up is None else up
 
-    def _without_gradient(self, step: int, batch: Batch) -> Iterator[Activation | Gradient]:
+    def _without_gradient(self, step: int, batch: KeptBatch) -> Iterator[Activation | Gradient]:
         """Do without the gradient of a batch, and let the stage above know if it waits for its own."""
         if self.waits or self.is_late:
             yield from self._pass_over(step, batch.kept_input, batch.buffers)
@@ -317,13 +306,16 @@ class Stage:
 
     def _reruns(self, step: int) -> bool:
         """Return whether something is made of the batch's truth: a step, a repair, what the stage above is owed."""
-        repairs = self.truth.use == "true-up" and self.updater is not None
-        return self.truth.awaits(step) and (self.is_late or repairs or self.truth.owes(step))
+        return self.truth.awaits(step) and (self.is_late or self._repairs or self.truth.owes(step))
+
+    @property
+    def _repairs(self) -> bool:
+        return self.truth.use == "true-up" and self.updater is not None
 
     def _keeps_graph(self, step: int) -> bool:
         return self.truth.keeps_graph and self._reruns(step)
 
-    def _ask_signal(self, step: int, batch: Batch, waited: Tensor | None) -> Tensor | None:
+    def _ask_signal(self, step: int, batch: KeptBatch, waited: Tensor | None) -> Tensor | None:
         with self.span("backward" if self.signal.passes_truth else "predict"), self._drawing(step, "signal"):
             try:
                 self.signal.check_label(batch.h, batch.label)
@@ -333,7 +325,7 @@ class Stage:
 
     def _drawing(self, step: int, purpose: str) -> AbstractContextManager[None]:
         if not self.signal.draws:
-            return _NOTHING
+            return NOTHING
         return keyed(self.seed, self.index, step, purpose, device=self.device)
 
     def _update(self, step: int, updater: Updater, d: Tensor | None, buffers: list[Tensor]) -> bool:
@@ -365,12 +357,12 @@ class Stage:
             self.updater.advance()
         self.signal.end_step()
 
-    def _keep(self, step: int, batch: Batch | None) -> None:
+    def _keep(self, step: int, batch: KeptBatch | None) -> None:
         """Remember a batch until its gradient comes; None for one whose gradient is of no use."""
         if not self.is_last:
             self.kept.keep(step, batch)
 
-    def _take(self, gradient: Gradient) -> Batch | None:
+    def _take(self, gradient: Gradient) -> KeptBatch | None:
         where = self._where(gradient.step)
         if gradient.edge != self.edge_below:
             raise MessageError(f"{where}: a gradient came for edge {gradient.edge}, not {self.edge_below}")
@@ -400,13 +392,3 @@ class Stage:
     def _restore_buffers(self, copies: list[Tensor]) -> None:
         for buffer, copy in zip(self.group.buffers(), copies, strict=False):  # no copies unless batches are skipped
             buffer.copy_(copy)
-
-
-def _check_needs(signal: Signal, truth: StageTruth) -> None:
-    name = type(signal).__name__
-    if signal.needs is Needs.OUTPUT_ERROR:
-        raise UsageError(f"{name} needs {signal.needs.value}, which nothing sends to a stage")
-    if signal.needs is Needs.GRADIENT and truth.use != "off":
-        raise UsageError(f"{name} waits for {signal.needs.value}; leave the truth off, for it has no use then")
-    if (signal.needs is Needs.TRUTH) != (truth.use in ("replay", "stash")):
-        raise UsageError(f"the signal {name} and the truth's use {truth.use!r} do not go together")

@@ -22,6 +22,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from .errors import UsageError, did_you_mean
+from .signals import Needs, Signal
 
 __all__ = ["KEEPS", "RELAYS", "USES", "Repair", "StageTruth", "Truth", "TruthUse"]
 
@@ -53,6 +54,16 @@ class StageTruth:
     def owes(self, step: int) -> bool:
         """Return whether the stage above awaits the truth of this step's batch."""
         return self.above > 0 and step % self.above == 0
+
+    def check(self, signal: Signal) -> None:
+        """Refuse a signal whose needs do not go with this."""
+        name, needs = type(signal).__name__, signal.needs
+        if needs is Needs.OUTPUT_ERROR:
+            raise UsageError(f"{name} needs {needs.value}, which nothing sends to a stage")
+        if needs is Needs.GRADIENT and self.use != "off":
+            raise UsageError(f"{name} waits for {needs.value}; leave the truth off, for it has no use then")
+        if (needs is Needs.TRUTH) != (self.use in ("replay", "stash")):
+            raise UsageError(f"the signal {name} and the truth's use {self.use!r} do not go together")
 
     @property
     def keeps_graph(self) -> bool:
@@ -132,32 +143,42 @@ class Repair:
         self.spread = spread
         self.nbytes = 0
         """What it has held at most."""
-        self._left: list[Tensor | None] = [None] * len(self.weights)
-        self._joined: list[Tensor | None] = list(self._left)
+        self._left: list[Tensor | None] | None = None
+        self._joined: list[Tensor | None] = []
 
     @property
     def is_due(self) -> bool:
-        return any(left is not None for left in self._left)
+        return self._left is not None
 
     def add(self, gradients: Sequence[Tensor | None], factor: float) -> None:
         """Take in what is missing, so many times over; what is missing nowhere stays None."""
-        for index, gradient in enumerate(gradients):
-            if gradient is not None:
-                left, more = self._left[index], gradient * factor
-                self._left[index] = more if left is None else left + more
-        held = sum(left.nbytes for left in self._left if left is not None and not left.is_sparse)
+        if not any(gradient is not None for gradient in gradients):
+            return
+        left = self._left or [None] * len(self.weights)
+        self._left = [_sum(old, new, factor) for old, new in zip(left, gradients, strict=True)]
+        held = sum(tensor.nbytes for tensor in self._left if tensor is not None and not tensor.is_sparse)
         self.nbytes = max(self.nbytes, held)
 
     def join(self, share: float | None = None) -> None:
         """Add a share of what is left to the gradients of the coming step."""
+        self._joined = []
+        if self._left is None:
+            return
         share = 1 / self.spread if share is None else share
-        self._joined = [left if left is None or share == 1.0 else left * share for left in self._left]
+        self._joined = [None if left is None else left * share for left in self._left]
         for weight, joined in zip(self.weights, self._joined, strict=True):
-            if joined is not None:
-                weight.grad = joined if weight.grad is None else weight.grad + joined
-        keeps = [None if left is None or share == 1.0 else left * (1 - share) for left in self._left]
-        self._left = keeps
+            weight.grad = _sum(weight.grad, joined, 1.0)
+        rest = [None if left is None else left * (1 - share) for left in self._left]
+        self._left = rest if share < 1.0 else None
 
     def put_back(self) -> None:
         """Take back what was joined to a step that was not made."""
         self.add(self._joined, 1.0)
+
+
+def _sum(old: Tensor | None, new: Tensor | None, factor: float) -> Tensor | None:
+    """Return the sum of two gradients, the second so many times over; sparse ones stay sparse."""
+    if new is None:
+        return old
+    more = new if factor == 1.0 else new * factor
+    return more if old is None else old + more
