@@ -1,7 +1,7 @@
 """How a run is shown while it goes on: a live view in a process of its own, or plain lines; broadcast and recorded too.
 
-The view reads the broadcast like any other viewer. When its user leaves it, lines follow. It can neither slow the run
-down nor break it; if it dies, the terminal is set right from here.
+The view reads the broadcast like any other viewer. When its user leaves it, or sends all of us to the background, lines
+follow. It can neither slow the run down nor break it; if it dies, the terminal is set right from here.
 """
 
 from __future__ import annotations
@@ -102,8 +102,7 @@ class Showing:
         if self._recording.failed is not None:
             self._monitor.note(f"the recording is not complete: {self._recording.failed.strerror}")
         watched = self._is_watched()
-        if watched:
-            self._end_viewer(LAST_FRAME)
+        self._end_viewer(LAST_FRAME)
         self._publisher.close()
         self._say_notes()
         if not watched:
@@ -114,6 +113,10 @@ class Showing:
         return watch(self._folder.path, self._console, ours=True)
 
     def _is_watched(self) -> bool:
+        """Return whether somebody sees the view: it is there, and we are not in the background."""
+        return self._has_viewer() and is_usable(self._console)
+
+    def _has_viewer(self) -> bool:
         """Return whether the view is still there; if it died, set the terminal right."""
         if self._viewer is None:
             return False
@@ -121,13 +124,13 @@ class Showing:
         if pid:
             self._viewer = None
             signal.signal(signal.SIGTSTP, self._tstp)
-            if status:
+            if status and is_usable(self._console):
                 restore(self._terminal)
         return self._viewer is not None
 
     def _end_viewer(self, patience: float) -> None:
         deadline = time.monotonic() + patience
-        while self._is_watched():
+        while self._has_viewer():
             if time.monotonic() > deadline:
                 assert self._viewer is not None
                 os.kill(self._viewer, signal.SIGKILL)

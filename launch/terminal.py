@@ -1,7 +1,7 @@
 """The terminal of a view: keys one by one, a screen of its own, and everything as it was before when the view ends.
 
-However it ends: left, killed, stopped with Ctrl-Z and brought back. Only kill -9 leaves it to whoever started the view
-(`restore`).
+However it ends: left, killed, stopped with Ctrl-Z and brought back, at once or from the background. Only kill -9 leaves
+it to whoever started the view (`restore`).
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Terminal:
         self.ended = False
         """Whether somebody wants the view to end."""
         self._stopping = False
-        self._lost = False
-        """Whether the terminal is no longer ours to touch."""
+        self._away = False
+        """Whether we are in the background: to touch the terminal from there would stop us."""
         self._settings = save()
         self._before: dict[int, Any] = {}
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -89,7 +89,10 @@ class Terminal:
 
     def wait(self, timeout: float, *descriptors: int) -> list[str]:
         """Wait for keys, for any of the descriptors, or for the terminal to change; return the keys."""
-        keyboard = [] if self._settings is None else [sys.stdin.fileno()]
+        if self._away and is_usable(self.console):
+            self._away = False
+            self._take()
+        keyboard = [] if self._settings is None or self._away else [sys.stdin.fileno()]
         ready, _, _ = select.select([*keyboard, self._wake, *descriptors], [], [], timeout)
         if self._wake in ready:
             os.read(self._wake, 512)
@@ -99,6 +102,8 @@ class Terminal:
 
     def show(self, lines: Sequence[Text]) -> None:
         """Show the lines, from the top of the screen."""
+        if self._away:
+            return
         text = "\r\n".join(REST_OF_LINE + self.render(line) for line in lines)
         self._write(f"{BEGIN}{HOME}{text}{REST_OF_SCREEN}{END}")
 
@@ -117,8 +122,7 @@ class Terminal:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not self._lost:
-            self._give_back()
+        self._give_back()
         signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -131,7 +135,8 @@ class Terminal:
         self._write(ENTER)
 
     def _give_back(self) -> None:
-        restore(self._settings)
+        if not self._away:
+            restore(self._settings)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self.ended = True
@@ -140,15 +145,11 @@ class Terminal:
         self._stopping = True
 
     def _pause(self) -> None:
-        """Give the terminal back, stop with all of our group, and take it again when somebody lets us go on."""
+        """Give the terminal back and stop with all of our group; `wait` takes it again once we are in front."""
         self._stopping = False
         self._give_back()
         os.killpg(0, signal.SIGSTOP)
-        self._lost = not is_usable(self.console)
-        if self._lost:
-            self.ended = True  # we go on in the background; to touch the terminal from there would stop us again
-        else:
-            self._take()
+        self._away = True
 
     def _write(self, text: str) -> None:
         sys.stdout.write(text)

@@ -237,7 +237,29 @@ def test_ctrl_z_gives_the_terminal_back_and_fg_takes_it_again(tmp_path: Path) ->
         assert screen.settings() == before
 
 
-def test_ctrl_z_and_then_bg_goes_on_in_lines(tmp_path: Path) -> None:
+def test_ctrl_z_and_then_bg_goes_on_in_lines_and_fg_in_the_view(tmp_path: Path) -> None:
+    command = shlex.join([sys.executable, "-m", "stepahead.launch", *long_run(tmp_path / "run")])
+    shell = ["bash", "--norc", "--noprofile", "-i"]
+    with terminal_of(lambda: os.execvp("bash", shell), {"PS1": "ready> "}) as screen:
+        screen.read_until("ready> ")
+        screen.type(f"{command}\n")
+        screen.read_until("running")
+        screen.type("\x1a")
+        screen.read_until(lambda seen: b"Stopped" in seen and b"ready> " in seen)
+        screen.type("bg\n")
+        screen.read_until(lambda seen: re.search(rb"step \d+/\d+ loss", seen) is not None)
+        assert screen.written.count(ENTER) == screen.written.count(LEAVE) == 1
+        screen.type("fg\n")
+        screen.read_until(lambda seen: b"running" in seen.rpartition(LEAVE)[2].rpartition(ENTER)[2])
+        assert screen.written.count(ENTER) == 2
+        screen.type("\x03")
+        screen.read_until(lambda seen: b"ready> " in seen.partition(LEAVE)[2])
+        screen.type("echo ended with $?\n")
+        screen.read_until("ended with 130")
+    assert screen.written.count(ENTER) == screen.written.count(LEAVE) == 2
+
+
+def test_a_run_that_ends_in_the_background_leaves_the_terminal_alone(tmp_path: Path) -> None:
     command = shlex.join([sys.executable, "-m", "stepahead.launch", *long_run(tmp_path / "run")])
     shell = ["bash", "--norc", "--noprofile", "-i"]
     with terminal_of(lambda: os.execvp("bash", shell), {"PS1": "ready> "}) as screen:
