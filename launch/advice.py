@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import accumulate
 
-from .causes import TAX_SPANS, USEFUL_SPANS
+from .breakdown import WAITS, Breakdown
 
-__all__ = ["Breakdown", "advise", "better_cut"]
+__all__ = ["advise", "better_cut"]
 
-WAITS = ("wait_input", "wait_credit", "wait_gradient")
 LOCK = "that is the lock: it waits for the other stages within each step; --schedule decoupled does not"
 Cut = tuple[float, tuple[int, ...]]
 """The time of the slowest stage, and how many layers each stage has."""
 WORTH = 0.03
 """A gain, or a share of the time, below which nothing is said."""
-
-
-@dataclass(frozen=True, slots=True)
-class Breakdown:
-    """Where the time of a stage goes, in milliseconds a step."""
-
-    spans: Mapping[str, float]
-    wall: float
-
-    @property
-    def busy(self) -> float:
-        """Computing, whatever for."""
-        return self.tax + sum(self.spans.get(name, 0.0) for name in USEFUL_SPANS)
-
-    @property
-    def tax(self) -> float:
-        return sum(self.spans.get(name, 0.0) for name in TAX_SPANS)
-
-    @property
-    def idle(self) -> dict[str, float]:
-        """By cause, the largest first."""
-        causes = {name: self.spans.get(name, 0.0) for name in (*WAITS, "send")}
-        causes["other"] = max(self.wall - self.busy - sum(causes.values()), 0.0)
-        return dict(sorted(causes.items(), key=lambda item: -item[1]))
 
 
 def advise(
@@ -111,7 +85,7 @@ def better_cut(
     times: list[float] = []
     for stage, (first, count) in enumerate(zip([0, *accumulate(cut)][:-1], cut, strict=True)):
         of_layers = costs[first : first + count]
-        scale = (stages[stage].busy - stages[stage].tax) / (sum(of_layers) or 1.0)
+        scale = stages[stage].useful / (sum(of_layers) or 1.0)
         times += [cost * scale for cost in of_layers]
     best, found = _best_cut(times, [stage.tax for stage in stages])
     now = max(stage.busy for stage in stages)
@@ -142,7 +116,7 @@ def _why(cause: str, stage: int, slowest: int) -> str:
     if cause == "wait_input":
         return f"no batch has come; stage {slowest} is the slowest"
     if cause == "wait_credit":
-        return f"there is no room to send on; stage {slowest} is the slowest"
+        return f"there is no room to send; stage {slowest} is the slowest"
     if cause == "wait_gradient":
         return "a gradient is due that has not come; --max-lag lets it lag more"
     if cause == "send":

@@ -13,17 +13,21 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from stepahead.pipeline import UsageError
 from stepahead.workers import listen
 
+from .breakdown import break_down
 from .broadcast import BASELINE
 from .config import write_config
 from .folder import RunFolder
+from .gantt import Moment
 from .monitor import Baseline, Facts, Monitor
 from .plan import Plan
+from .showing import STOPPED
 from .supervisor import Outcome, Supervisor
 
 __all__ = ["baseline_from", "measure_baseline"]
@@ -33,8 +37,6 @@ WARM_UP, SECONDS = 0.5, 2.0
 LEAST_STEPS, MOST_SECONDS = 5, 60.0
 """It goes on until there are so many steps, but not for longer than so many seconds."""
 MOST_STEPS = 1_000_000
-STOPPED = 2.0
-"""Seconds between two looks after which all was stopped in between, by Ctrl-Z for example: it is measured anew."""
 
 
 def measure_baseline(
@@ -42,7 +44,7 @@ def measure_baseline(
 ) -> tuple[Baseline | None, Outcome]:
     """Run the plan's stages under its locked baseline for a few seconds; return what it gave, and how it ended."""
     schedule = plan.config.baseline
-    config = replace(plan.config, schedule=schedule, steps=MOST_STEPS, epochs=None, ledger=False, telemetry=False)
+    config = replace(plan.config, schedule=schedule, steps=MOST_STEPS, epochs=None, ledger=False)
     config = replace(config, evaluate=False, truth="off", truth_every=None, truth_keep=None, truth_relay=None)
     locked = replace(plan, config=config)
     place = RunFolder.create(config.job, str(folder.path / BASELINE))
@@ -52,7 +54,7 @@ def measure_baseline(
     try:
         with Supervisor(place, listen(place.path), plan.stages, lambda line: None, signals) as supervisor:
             start(locked, place, supervisor)
-            _run(supervisor, monitor)
+            moments = _run(supervisor, monitor)
             outcome = supervisor.outcome()
     finally:
         shutil.rmtree(place.path, ignore_errors=True)
@@ -65,6 +67,7 @@ def measure_baseline(
         samples_per_second=state.samples_per_second,
         useful=tuple(stage.useful for stage in state.stages),
         idle=tuple(stage.idle for stage in state.stages),
+        spans=tuple({**each.spans, "other": each.idle["other"]} for each in break_down(moments) or ()),
     )
     return found, outcome
 
@@ -104,11 +107,13 @@ def _locked_part(summary: Mapping[str, Any], name: str) -> Baseline:
         samples_per_second=measured["samples_per_second"],
         useful=tuple(measured["useful"]),
         idle=tuple(measured.get("idle", ())),
+        spans=tuple(measured.get("spans", ())),
     )
 
 
-def _run(supervisor: Supervisor, monitor: Monitor) -> None:
-    """Let it run for as long as is needed, and take in what counts."""
+def _run(supervisor: Supervisor, monitor: Monitor) -> list[list[Moment]]:
+    """Let it run for as long as is needed, and take in what counts; return the spans of each stage."""
+    moments: list[list[Moment]] = []
     begun, first, seen = math.inf, 0, 0
     looked = time.monotonic()
     deadline = looked + MOST_SECONDS
@@ -116,9 +121,9 @@ def _run(supervisor: Supervisor, monitor: Monitor) -> None:
         now = time.monotonic()
         if now - looked > STOPPED:
             monitor.forget()
-            begun, deadline = math.inf, deadline + now - looked
+            begun, deadline, moments = math.inf, deadline + now - looked, []
         looked = now
-        samples = supervisor.samples(now)
+        samples, new = supervisor.samples(now), supervisor.moments()
         steps = min(sample["steps"] if sample else 0 for sample in samples)
         if steps and begun == math.inf:
             begun, first = now, steps
@@ -126,6 +131,8 @@ def _run(supervisor: Supervisor, monitor: Monitor) -> None:
         alive = all(sample and sample["life"] == "running" for sample in samples)
         if now >= begun + WARM_UP and changed and alive:  # a rate is from one change of the count to another
             monitor.take(now, samples)
+            moments = [[*old, *more] for old, more in zip_longest(moments, new, fillvalue=())]
         enough = WARM_UP + SECONDS if steps >= first + LEAST_STEPS else MOST_SECONDS
         if now > min(begun + enough, deadline):
             supervisor.stop()
+    return moments

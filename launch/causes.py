@@ -18,7 +18,7 @@ TAX_SPANS = ("predict", "learn", "replay")
 CAUSES = ("wait_input", "wait_credit", "wait_gradient", "link", "other")
 CAUSE_WORDS = {
     "wait_input": "a batch",
-    "wait_credit": "room to send on",
+    "wait_credit": "room to send",
     "wait_gradient": "a gradient",
     "link": "copying",
     "other": "other things",

@@ -134,6 +134,8 @@ def _merge(settings: dict[str, Any], new: Mapping[str, Any], source: str) -> Non
         key = name.replace("-", "_")
         if key not in known:
             raise UsageError(f"{source} has an unknown setting {name!r}; {did_you_mean(key, known)}")
+        if isinstance(value, Mapping) and key != "options":
+            raise UsageError(f"{source} sets a part of {key!r}, which is one value; options of a job are options.NAME")
         both_tables = isinstance(value, Mapping) and isinstance(settings.get(key), Mapping)
         settings[key] = {**settings[key], **value} if both_tables else value
 

@@ -47,6 +47,8 @@ class Baseline:
     """Of each stage, as a share of its time."""
     idle: tuple[dict[str, float], ...] = ()
     """The rest of it, by cause; older runs have not kept that."""
+    spans: tuple[dict[str, float], ...] = ()
+    """Milliseconds a step by span, and "other"; empty without telemetry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,8 @@ the spans of the last steps.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from .gantt import last_steps
 from .monitor import Facts, Monitor, Sample, facts_from
 
-__all__ = ["FILE", "Recording", "RecordingError", "lines_of", "replay"]
+__all__ = ["FILE", "Recording", "RecordingError", "lines_of", "readable", "replay"]
 
 FILE = "telemetry.jsonl"
 DENSITY = 1000
@@ -31,6 +31,17 @@ SPANS_EVERY, SPANS_DENSITY = 1.0, 200
 
 class RecordingError(ValueError):
     """There is no recording that can be read."""
+
+
+@contextmanager
+def readable(what: str) -> Generator[None]:
+    """A context in which a value that is not what it should be, in a file that may be damaged, is a RecordingError."""
+    try:
+        yield
+    except RecordingError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RecordingError(f"{what} ({type(error).__name__}: {error})") from error
 
 
 class Recording:
@@ -51,16 +62,18 @@ class Recording:
         self._stages = len(facts.devices)
         self._write({"facts": asdict(facts)})
 
-    def add(self, now: float, samples: Sequence[Sample | None], monitor: Monitor) -> None:
-        """Write down a sample of each stage, unless the last line is too young."""
+    def add(self, now: float, samples: Sequence[Sample | None], monitor: Monitor, *, resumed: bool = False) -> None:
+        """Write down a sample of each stage, unless the last line is too young, and whether all was stopped before."""
         line: dict[str, Any] = {"time": round(now, 4), "samples": samples, "total_steps": monitor.facts.total_steps}
         line |= {"evaluations": monitor.evaluations[self._evaluations :], "notes": list(monitor.notes)}
         if self._begun is None:
             self._begun = now
-        elif now - self._written < (now - self._begun) / DENSITY:
+        elif not resumed and now - self._written < (now - self._begun) / DENSITY:
             self._skipped = line
             return
         self._written, self._skipped = now, None
+        if resumed:
+            line["resumed"] = True
         if now - self._spans_written >= max(SPANS_EVERY, (now - self._begun) * self._stages / SPANS_DENSITY):
             self._spans_written = now
             line["recent"] = last_steps(monitor.recent)
@@ -104,14 +117,11 @@ def replay(run: Path) -> Iterator[tuple[float, Monitor]]:
     monitor: Monitor | None = None
     now = 0.0
     for number, line in enumerate(lines_of(run), start=1):
-        try:
+        with readable(f"{run / FILE}, line {number}, is not of a recording"):
             if monitor is None:
                 monitor = Monitor(facts_from(line["facts"]))
                 continue
             now = _replay_line(line, monitor, now)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            what = f"{type(error).__name__}: {error}"
-            raise RecordingError(f"{run / FILE}, line {number}, is not of a recording ({what})") from None
         yield now, monitor
 
 
@@ -123,6 +133,8 @@ def _replay_line(line: Mapping[str, Any], monitor: Monitor, now: float) -> float
     for step, metrics in line.get("evaluations", ()):
         monitor.evaluated(step, metrics)
     monitor.expect(line.get("total_steps"))
+    if line.get("resumed"):
+        monitor.forget()
     monitor.notes.clear()
     monitor.notes.extend(line["notes"])
     monitor.take(line["time"], line["samples"])

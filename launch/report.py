@@ -14,7 +14,7 @@ from .causes import CAUSE_HEADS, CAUSES
 from .charts import Series, draw_bars, draw_lines, draw_timeline
 from .gantt import STEPS, Moment
 from .recording import FILE as RECORDING
-from .recording import RecordingError, lines_of, replay
+from .recording import RecordingError, lines_of, readable, replay
 from .trace import FILE as TRACE
 
 __all__ = ["FILE", "write_report"]
@@ -77,7 +77,7 @@ PAGE = """<!doctype html>
 <style>{style}</style></head><body>{body}</body></html>
 """
 
-STAGE_HEADS = ("stage", "device", "useful", "tax", "idle", *CAUSE_HEADS.values(), "locked", "parameters", "activations")
+STAGE_HEADS = ("stage", "device", "useful", "tax", "idle", *CAUSE_HEADS.values(), "parameters", "activations")
 PREDICTOR_HEADS = ("stage", "cosine", "relative error", "sign error")
 Cell = tuple[str, str | None]
 """What is in a cell, and the key of the summary that it has the figure of."""
@@ -85,6 +85,14 @@ Cell = tuple[str, str | None]
 
 def write_report(run: Path) -> Path:
     """Write the report of a run folder from its files, and return where it is."""
+    with readable(f"the files in {run} have something that cannot be shown"):
+        page = _page(run)
+    file = run / FILE
+    file.write_text(page, encoding="utf-8")
+    return file
+
+
+def _page(run: Path) -> str:
     summary = _summary(run)
     recorded = _recorded(run)
     lines = [line for line in recorded if "samples" in line]
@@ -92,10 +100,7 @@ def write_report(run: Path) -> Path:
     moments = _moments(run, len(summary["stages"]))
     parts = [_head(summary, run), _stages(summary), _steps(moments), _curves(lines), _predictors(summary, lines)]
     parts += [_lags(summary), _machine(summary, run, recorded)]
-    page = PAGE.format(title=escape(summary["job"]), style=STYLE, body="".join(parts))
-    file = run / FILE
-    file.write_text(page, encoding="utf-8")
-    return file
+    return PAGE.format(title=escape(summary["job"]), style=STYLE, body="".join(parts))
 
 
 def _add_what_was_seen(summary: dict[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
@@ -156,7 +161,9 @@ def _stages(summary: Mapping[str, Any]) -> str:
         shape = f'<i class="useful" style="width:{stage["useful"]:.2%}"></i>'
         shape += f'<i class="tax" style="width:{stage["tax"]:.2%}"></i>'
         bars.append(f'<div class="stage"><span>stage {index}</span><div class="bar">{shape}{mark}</div></div>')
-        rows.append(_row(STAGE_HEADS, _stage_cells(index, stage, locked)))
+        rows.append(_row(STAGE_HEADS, _stage_cells(index, stage)))
+        if baseline and index < len(baseline["idle"]):
+            rows.append(_row(STAGE_HEADS, _locked_cells(index, baseline)))
     legend = "solid: useful, hatched: tax, empty: idle" + ("; the line: useful under the lock" if baseline else "")
     chart = f"<div class='card'>{''.join(bars)}<p class='legend'>{legend}</p></div>" if bars else ""
     return (
@@ -165,16 +172,24 @@ def _stages(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _stage_cells(index: int, stage: Mapping[str, Any], locked: float | None) -> list[Cell]:
+def _stage_cells(index: int, stage: Mapping[str, Any]) -> list[Cell]:
     cells: list[Cell] = [(str(index), None), (escape(stage["device"]), None)]
     cells += [(f"{stage[key]:.1%}", f"stages.{index}.{key}") for key in ("useful", "tax")]
     cells.append((f"{sum(stage['idle'].values()):.1%}", None))
     cells += [(f"{stage['idle'][cause]:.1%}", f"stages.{index}.idle.{cause}") for cause in CAUSES]
-    cells.append(("-", None) if locked is None else (f"{locked:.1%}", f"baseline.useful.{index}"))
     if "parameters" not in stage:
         return [*cells, ("-", None), ("-", None)]
     cells.append((f"{stage['parameters']:,}", None))
     return [*cells, (f"{stage['peak_activation_bytes'] / 2**20:,.1f} MiB", None)]
+
+
+def _locked_cells(index: int, baseline: Mapping[str, Any]) -> list[Cell]:
+    """Return what a stage does under the lock."""
+    useful, idle = baseline["useful"][index], baseline["idle"][index]
+    cells: list[Cell] = [(f"{index} locked", None), ("", None), (f"{useful:.1%}", f"baseline.useful.{index}")]
+    cells += [(f"{1 - useful - sum(idle.values()):.1%}", None), (f"{sum(idle.values()):.1%}", None)]
+    cells += [(f"{idle[cause]:.1%}", f"baseline.idle.{index}.{cause}") for cause in CAUSES]
+    return [*cells, ("", None), ("", None)]
 
 
 def _steps(moments: Sequence[Sequence[Moment]]) -> str:
@@ -291,6 +306,9 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def _summary(run: Path) -> dict[str, Any]:
     try:
         summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    except FileNotFoundError:
+        rest = f"; stepahead playback {run} shows what was recorded" if (run / RECORDING).exists() else ""
+        raise RecordingError(f"{run} has no summary.json: its launcher did not come to an end{rest}") from None
     except (OSError, ValueError) as error:
         raise RecordingError(f"{run} has no summary.json that can be read ({type(error).__name__})") from None
     if not isinstance(summary, dict) or not {"job", "stages", "metrics", "exit_reason"} <= summary.keys():

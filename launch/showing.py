@@ -6,6 +6,7 @@ follow. It can neither slow the run down nor break it; if it dies, the terminal 
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -27,13 +28,15 @@ from .plan import Plan
 from .recording import Recording
 from .screen import say
 from .start import fork
-from .terminal import is_usable, restore, save
+from .terminal import is_ours, is_usable, restore, save
 from .viewer import watch
 
 __all__ = ["Showing", "facts_of"]
 
 LAST_FRAME = 2.0
 """Seconds that a view has to go, once the run is over."""
+STOPPED = 2.0
+"""Seconds between two looks after which all was stopped in between, by Ctrl-Z for example: rates begin anew."""
 
 
 def facts_of(plan: Plan, folder: RunFolder, baseline: Baseline | None) -> Facts:
@@ -63,6 +66,7 @@ class Showing:
         self._console = console
         self._lines = Lines(console)
         self._said = 0
+        self._updated = math.inf
         self._viewer: int | None = None
         main = threading.current_thread() is threading.main_thread()
         self._live = main and view != "lines" and is_usable(console)
@@ -72,11 +76,15 @@ class Showing:
     def update(self, samples: Sequence[Sample | None], moments: Sequence[Sequence[Moment]]) -> None:
         """Take in a sample of each stage and what it did since the last one, and let everybody know."""
         now = time.monotonic()
+        resumed = now - self._updated > STOPPED
+        if resumed:
+            self._monitor.forget()
+        self._updated = now
         self._monitor.take(now, samples)
         self._monitor.see(moments)
         state = self._monitor.state()
         self._publisher.send(state)
-        self._recording.add(now, samples, self._monitor)
+        self._recording.add(now, samples, self._monitor, resumed=resumed)
         if not self._is_watched():
             self._say_notes()
             self._lines.show(state)
@@ -114,7 +122,7 @@ class Showing:
 
     def _is_watched(self) -> bool:
         """Return whether somebody sees the view: it is there, and we are not in the background."""
-        return self._has_viewer() and is_usable(self._console)
+        return self._has_viewer() and is_ours()
 
     def _has_viewer(self) -> bool:
         """Return whether the view is still there; if it died, set the terminal right."""
@@ -124,7 +132,7 @@ class Showing:
         if pid:
             self._viewer = None
             signal.signal(signal.SIGTSTP, self._tstp)
-            if status and is_usable(self._console):
+            if status and is_ours():
                 restore(self._terminal)
         return self._viewer is not None
 

@@ -67,7 +67,8 @@ class Watched:
     ended: bool = False
     status: int | None = None
     """Its exit code, or minus the signal that ended it."""
-    stopped: bool = False
+    seen_stopped: int = 0
+    """How many looks in a row have found it stopped."""
     killed: bool = False
     """Whether it was us who ended it."""
 
@@ -79,6 +80,11 @@ class Watched:
         if self.ended:
             return "ended" if self.killed else "lost"
         return "stopped" if self.stopped else "running"
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal stopped it; one look alone may come before it goes on after a Ctrl-Z of us all."""
+        return self.seen_stopped > 1
 
     @property
     def steps(self) -> int:
@@ -306,16 +312,15 @@ class Supervisor:
     def _look_for_stopped(self) -> None:
         """Tell a stopped worker from a busy one, by its state."""
         for worker in self.workers.values():
-            state = _state_of(worker.pid)
-            stopped = not worker.ended and state == "T"
-            if stopped and not worker.stopped:
+            state, before = _state_of(worker.pid), worker.stopped
+            worker.seen_stopped = worker.seen_stopped + 1 if state == "T" and not worker.ended else 0
+            if worker.stopped and not before:
                 self._say(
                     f"{stage_title(worker.name)} is stopped (by a signal, at about step {worker.steps}); "
                     f"kill -CONT {worker.pid} lets it go on"
                 )
-            elif worker.stopped and not stopped and state not in DEAD:
+            elif before and not worker.stopped and state not in DEAD:
                 self._say(f"{stage_title(worker.name)} is no longer stopped")
-            worker.stopped = stopped
 
     def _keep_deadlines(self) -> None:
         if self._interrupted_at is None:

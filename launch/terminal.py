@@ -22,7 +22,7 @@ from rich.color import ColorSystem
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["Terminal", "is_usable", "restore", "save"]
+__all__ = ["Terminal", "is_ours", "is_usable", "restore", "save"]
 
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 HOME, REST_OF_LINE, REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -34,22 +34,34 @@ ARROWS = {b"\x1b[A": "up", b"\x1b[B": "down", b"\x1bOA": "up", b"\x1bOB": "down"
 
 
 def is_usable(console: Console) -> bool:
-    """Return whether a view can be had: a terminal that can move its cursor, and is ours to write to."""
+    """Return whether a view can be had: a terminal that can move its cursor, even if we are in its background."""
     if not console.file.isatty() or console.is_dumb_terminal:
         return False
     try:
-        ours = os.tcgetpgrp(sys.stdout.fileno()) == os.getpgrp()
-        return ours and os.get_terminal_size(sys.stdout.fileno()).columns > 0
+        os.tcgetpgrp(sys.stdout.fileno())
+        return os.get_terminal_size(sys.stdout.fileno()).columns > 0
+    except OSError:
+        return False
+
+
+def is_ours() -> bool:
+    """Return whether we are in the foreground of the terminal, so that it is ours to write to."""
+    try:
+        return os.tcgetpgrp(sys.stdout.fileno()) == os.getpgrp()
     except OSError:
         return False
 
 
 def save() -> list[Any] | None:
-    """Return the terminal's settings."""
+    """Return the terminal's settings; from its background those of a plain line, for a shell's own are no use."""
     try:
-        return termios.tcgetattr(sys.stdin.fileno())
+        settings = termios.tcgetattr(sys.stdin.fileno())
     except (termios.error, ValueError, OSError, AttributeError):  # no terminal, or no standard input at all
         return None
+    if not is_ours():
+        settings[0] |= termios.ICRNL
+        settings[3] |= termios.ICANON | termios.ECHO | termios.ISIG
+    return settings
 
 
 def restore(settings: list[Any] | None) -> None:
@@ -69,9 +81,9 @@ class Terminal:
         self.ended = False
         """Whether somebody wants the view to end."""
         self._stopping = False
-        self._away = False
+        self._away = True
         """Whether we are in the background: to touch the terminal from there would stop us."""
-        self._settings = save()
+        self._settings: list[Any] | None = None
         self._before: dict[int, Any] = {}
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._handlers: dict[int, Any] = {
@@ -89,9 +101,10 @@ class Terminal:
 
     def wait(self, timeout: float, *descriptors: int) -> list[str]:
         """Wait for keys, for any of the descriptors, or for the terminal to change; return the keys."""
-        if self._away and is_usable(self.console):
-            self._away = False
+        ours = is_ours()
+        if ours and self._away:
             self._take()
+        self._away = not ours
         keyboard = [] if self._settings is None or self._away else [sys.stdin.fileno()]
         ready, _, _ = select.select([*keyboard, self._wake, *descriptors], [], [], timeout)
         if self._wake in ready:
@@ -118,7 +131,8 @@ class Terminal:
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, handler) for number, handler in self._handlers.items()}
         self._wakeup_before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
-        self._take()
+        if is_ours():
+            self._take()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -130,6 +144,8 @@ class Terminal:
         os.close(self._waker)
 
     def _take(self) -> None:
+        self._away = False
+        self._settings = save()
         if self._settings is not None:
             tty.setcbreak(sys.stdin.fileno(), termios.TCSADRAIN)
         self._write(ENTER)

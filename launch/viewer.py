@@ -17,7 +17,7 @@ from rich.text import Text
 from .broadcast import Subscriber, is_measured
 from .dashboard import View, cut_off, draw
 from .monitor import RunState
-from .recording import RecordingError, replay
+from .recording import RecordingError, readable, replay
 from .shapes import ASCII, GLYPHS, Glyphs
 from .terminal import Terminal, is_usable
 
@@ -74,6 +74,11 @@ class Viewer:
         self._help = self._timeline = False
         self._paused: RunState | None = None
         self._said = ""
+
+    @property
+    def paused(self) -> bool:
+        """Whether the view stands still; what is shown goes on."""
+        return self._paused is not None
 
     def show(self, state: RunState) -> None:
         """Show a state, or what the keys asked for in its place."""
@@ -219,30 +224,32 @@ def _watch(run: Path, console: Console, subscriber: Subscriber, state: RunState,
 def playback(run: Path, console: Console, speed: float) -> int:
     """Show a recorded run, so many times as fast as it was."""
     states = _paced(run, speed)
-    if is_usable(console):
-        state = _play(run, console, states, speed)
-    else:
-        ((_, state),) = deque(states, maxlen=1)
-    _print(state, console)
+    with readable(f"the recording in {run} has something that cannot be shown"):
+        if is_usable(console):
+            state = _play(run, console, states, speed)
+        else:
+            ((_, state),) = deque(states, maxlen=1)
+        _print(state, console)
     return 0
 
 
 def _play(run: Path, console: Console, states: Iterator[tuple[float, RunState]], speed: float) -> RunState:
     """Show one state after another, and return the one that was shown last."""
-    begun, state = next(states)
-    origin = time.monotonic()
+    shown_at, state = next(states)
+    left = 0.0
     with Terminal(console) as terminal:
         viewer = Viewer(terminal, run)
         for now, coming in states:
-            while not viewer.left and not terminal.ended:
+            left += (now - shown_at) / speed
+            while (left > 0 or viewer.paused) and not viewer.left and not terminal.ended:
+                since = time.monotonic()
                 viewer.show(state)
-                left = origin + (now - begun) / speed - time.monotonic()
-                if left <= 0:
-                    break
-                viewer.obey(terminal.wait(min(left, FRAME)), state)
+                viewer.obey(terminal.wait(min(left, FRAME) if left > 0 else FRAME), state)
+                if not viewer.paused:
+                    left -= min(time.monotonic() - since, FRAME)  # it may have been stopped for long
             if viewer.left or terminal.ended:
                 break
-            state = coming
+            shown_at, state = now, coming
     return state
 
 

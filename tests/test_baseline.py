@@ -10,6 +10,7 @@ import pytest
 from states import facts, sample
 
 from stepahead.launch import baseline
+from stepahead.launch.gantt import Moment
 from stepahead.launch.monitor import Monitor
 
 
@@ -34,6 +35,9 @@ class Supervised:
 
     def samples(self, now: float) -> list[dict[str, Any]]:
         return [{**sample(self.worked, stage), "time": now} for stage in range(2)]
+
+    def moments(self) -> list[list[Moment]]:
+        return [[], []]
 
     def stop(self) -> None:
         self.over = True

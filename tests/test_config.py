@@ -38,6 +38,10 @@ def test_what_is_written_reads_the_same(tmp_path: Path) -> None:
     ("settings", "said"),
     [
         ({"stagse": 3}, "the command has an unknown setting 'stagse'; did you mean 'stages'?"),
+        (
+            {"job": {"steps": 3}},
+            "the command sets a part of 'job', which is one value; options of a job are options.NAME",
+        ),
         ({"stages": 0}, "stages is 0; it must be at least 1"),
         ({"stages": "four"}, "stages is 'four'; it must be a whole number"),
         ({"stages": True}, "stages is True; it must be a whole number"),

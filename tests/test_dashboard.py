@@ -96,11 +96,11 @@ def test_the_middle_is_folded_and_the_worst_is_named() -> None:
     state = run(64)
     state.stages[31].useful, state.stages[31].idle = 0.0, {"wait_credit": 1.0}
     text = frame(state, 80, 14)
-    assert "29 more, worst 31: idle 100%, for room to send on" in text
+    assert "29 more, worst 31: idle 100%, for room to send" in text
     assert "30 more\n" in text
     assert shown(text) == [0, 1, 31, 62, 63]
     few_lines = frame(state, 80, 8)
-    assert "61 more, worst 31: idle 100%, for room to send on" in few_lines
+    assert "61 more, worst 31: idle 100%, for room to send" in few_lines
     assert shown(few_lines) == [0, 1, 63]
     assert "31 idles 100%" in frame(state, 40)
 

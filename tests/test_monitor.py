@@ -159,9 +159,12 @@ def test_a_recording_gives_the_same_states_again(tmp_path: Path) -> None:
     for tick in range(8):
         made.evaluated(tick, {"accuracy": tick / 10})
         made.note(f"note {tick}")
+        now = tick / 4 + 60 * (tick > 4)
+        if tick == 5:  # all was stopped for a minute
+            made.forget()
         samples = [sample(tick / 4, stage) for stage in range(2)]
-        made.take(tick / 4, samples)
-        recording.add(tick / 4, samples, made)
+        made.take(now, samples)
+        recording.add(now, samples, made, resumed=tick == 5)
         states.append(made.state())
     recording.close("done")
     again = [again.state() for _, again in replay(tmp_path)]

@@ -136,6 +136,28 @@ def test_a_damaged_recording_is_one_sentence(
         assert said in text
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("summary.json", '"exit_reason": "done"', '"exit_reason": 0'),
+        ("summary.json", '"counts": [', '"counts": [null, '),
+        ("telemetry.jsonl", '"machine": "', '"job": true, "machine": "'),
+        ("telemetry.jsonl", '"reason": "done"', '"reason": true'),
+    ],
+)
+def test_a_value_that_cannot_be_shown_is_one_sentence(
+    file: str, old: str, new: str, folder: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "run"
+    shutil.copytree(folder, again)
+    text = (again / file).read_text()
+    assert old in text
+    (again / file).write_text(text.replace(old, new))
+    code, text = run(["report" if file == "summary.json" else "playback", str(again)])
+    assert (code, len(text.strip().splitlines())) == (2, 1), text
+    assert "something that cannot be shown" in text
+
+
 def test_a_killed_run_shows_what_was_seen_last(tmp_path: Path) -> None:
     code, _ = run(faulty(tmp_path / "run", "kill", 1, 400, "--steps", "1000", "--baseline", "none"))
     assert code == 3
@@ -167,7 +189,7 @@ def test_what_is_missing_is_left_out(folder: Path, tmp_path: Path) -> None:
     whole = (folder / "telemetry.jsonl").read_text()
     (again / "telemetry.jsonl").write_text(whole + '{"time": 1, "samp')
     assert "Loss and metrics" in write_report(again).read_text()
-    with pytest.raises(RecordingError, match=r"has no summary.json that can be read \(FileNotFoundError\)"):
+    with pytest.raises(RecordingError, match=r"has no summary\.json: its launcher did not come to an end"):
         write_report(tmp_path)
 
 
@@ -239,7 +261,7 @@ def test_a_metric_has_a_point_for_each_evaluation(folder: Path, tmp_path: Path) 
 def test_a_cell_says_what_it_is_where_there_is_no_heading(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     for head in ("device", "useful", "no batch", "parameters"):
-        assert page.count(f"data-head='{head}'") == 3
+        assert page.count(f"data-head='{head}'") == 6  # three stages, and what they do under the lock
 
 
 def test_a_timeline_of_many_spans_stays_small() -> None:

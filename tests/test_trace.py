@@ -15,11 +15,11 @@ from launcher import FAULTY, run
 from rich.console import Console
 from states import facts, sample
 
-from stepahead.launch.advice import Breakdown, advise, better_cut
+from stepahead.launch.advice import advise, better_cut
+from stepahead.launch.breakdown import Breakdown, break_down
 from stepahead.launch.causes import TAX_SPANS, USEFUL_SPANS
 from stepahead.launch.gantt import LETTERS, Moment, draw_gantt
-from stepahead.launch.monitor import Baseline
-from stepahead.launch.profile import blocks_of, break_down, table_of
+from stepahead.launch.profile import blocks_of, table_of
 from stepahead.launch.report import STYLE
 from stepahead.launch.trace import Tracer, events_of
 from stepahead.pipeline import TAX, USEFUL
@@ -180,15 +180,21 @@ def test_nobody_waits_for_the_slowest_because_of_itself() -> None:
 
 
 def test_the_baselines_breakdown_stands_beside() -> None:
-    stages = break_down(BOTH)
-    assert stages is not None
-    idle = ({"wait_gradient": 0.7, "other": 0.05}, {"wait_input": 0.6, "other": 0.15})
-    locked = Baseline(schedule="lockstep", source="measured", samples_per_second=1.0, useful=(0.25, 0.25), idle=idle)
+    stages = [Breakdown({"forward": 6.0, "predict": 2.0, "wait_input": 1.5}, 10.0), Breakdown({"forward": 9.0}, 10.0)]
+    locked = [Breakdown({"forward": 6.0, "wait_gradient": 12.0}, 20.0), Breakdown({"forward": 9.0}, 20.0)]
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(table_of(stages, range(2), locked))
+    console.print(table_of(stages, locked, range(2)))
     rows = {tuple(line.split()) for line in console.export_text().splitlines()}
-    expected = {("under", "lockstep:", "useful", "25%", "25%"), ("no", "gradient", "70%", "0%"), ("other", "5%", "15%")}
-    assert expected | {("no", "batch", "0%", "60%"), ("tax", "20%", "0%")} <= rows
+    assert {
+        ("forward", "6.00", "6.00", "9.00", "9.00"),
+        ("predict", "2.00", "-", "-", "-"),
+        ("wait", "gradient", "-", "12.00", "-", "-"),
+        ("other", "0.50", "2.00", "1.00", "11.00"),
+        ("in", "all", "10.00", "20.00", "10.00", "20.00"),
+        ("useful", "60%", "30%", "90%", "45%"),
+        ("tax", "20%", "0%", "0%", "0%"),
+        ("idle", "20%", "70%", "10%", "55%"),
+    } <= rows
 
 
 @pytest.mark.parametrize("use", ["learn", "true-up", "replay", "stash", "locked"])
@@ -213,7 +219,7 @@ def test_the_table_of_many_stages_comes_in_parts(stages: int, width: int) -> Non
     console = Console(width=max(width, 40), file=io.StringIO())
     known = [Breakdown({"forward": 100.0 + stage}, 200.0) for stage in range(stages)]
     for block in blocks_of(stages, max(width, 40)):
-        console.print(table_of(known, block, None))
+        console.print(table_of(known, [], block))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for stage in range(stages):
         assert f"stage {stage}" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -18,12 +19,15 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from launcher import faulty, fork, gone, run, session
+from rich.console import Console
+from rich.text import Text
 from states import facts, monitor, sample
 
+from stepahead.launch import viewer
 from stepahead.launch.broadcast import Publisher, Subscriber, is_broadcast, is_measured
 from stepahead.launch.cli import main
 from stepahead.launch.monitor import Monitor
@@ -259,6 +263,22 @@ def test_ctrl_z_and_then_bg_goes_on_in_lines_and_fg_in_the_view(tmp_path: Path) 
     assert screen.written.count(ENTER) == screen.written.count(LEAVE) == 2
 
 
+def test_a_run_that_began_in_the_background_comes_to_the_front(tmp_path: Path) -> None:
+    command = shlex.join([sys.executable, "-m", "stepahead.launch", *long_run(tmp_path / "run")])
+    shell = ["bash", "--norc", "--noprofile", "-i"]
+    with terminal_of(lambda: os.execvp("bash", shell), {"PS1": "ready> "}) as screen:
+        screen.read_until("ready> ")
+        screen.type(f"{command} &\n")
+        screen.read_until(lambda seen: re.search(rb"step \d+/\d+ loss", seen) is not None)
+        assert ENTER not in screen.written
+        screen.type("fg\n")
+        screen.read_until(lambda seen: b"running" in seen.partition(ENTER)[2])
+        screen.type("\x03")
+        screen.read_until(lambda seen: b"ready> " in seen.partition(LEAVE)[2])
+        screen.type("stty\n")
+        assert b"-echo" not in screen.read_until("ready> ")
+
+
 def test_a_run_that_ends_in_the_background_leaves_the_terminal_alone(tmp_path: Path) -> None:
     command = shlex.join([sys.executable, "-m", "stepahead.launch", *long_run(tmp_path / "run")])
     shell = ["bash", "--norc", "--noprofile", "-i"]
@@ -358,6 +378,49 @@ def test_playback_shows_a_recorded_run_again(tmp_path: Path) -> None:
         assert b"done" in screen.written.rpartition(LEAVE)[2]
 
 
+def test_a_paused_playback_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Monitor(facts(1))
+    recording = Recording(tmp_path, made.facts)
+    for tick in range(4):
+        recording.add(tick, [sample(tick, last=True)], made)
+    recording.close("done")
+    terminal = KeyedTerminal(["", "p", *[""] * 8, "p"])
+    monkeypatch.setattr(viewer, "Terminal", lambda console: terminal)
+    monkeypatch.setattr(viewer, "is_usable", lambda console: True)
+    viewer.playback(tmp_path, Console(file=io.StringIO()), speed=4.0)
+    assert terminal.keys == []
+    before = terminal.shown.index("paused; p goes on")
+    assert terminal.shown[before:].count("paused; p goes on") == 9
+    assert terminal.steps[before] == terminal.steps[before + 8]
+
+
+class KeyedTerminal:
+    """A terminal on which some keys are pressed, one after the other."""
+
+    size = (80, 24)
+    ended = False
+
+    def __init__(self, keys: list[str]) -> None:
+        self.keys = keys
+        self.console = Console(file=io.StringIO())
+        self.shown: list[str] = []
+        self.steps: list[str] = []
+
+    def show(self, lines: Sequence[Text]) -> None:
+        self.shown.append(lines[-1].plain)
+        self.steps.append(lines[0].plain)
+
+    def wait(self, timeout: float) -> list[str]:
+        key = self.keys.pop(0) if self.keys else ""
+        return [key] if key else []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 @pytest.mark.parametrize("command", ["top", "playback", "report"])
 def test_viewers_do_not_import_torch_and_need_no_terminal(command: str, tmp_path: Path) -> None:
     made = Monitor(facts(1))
@@ -373,7 +436,7 @@ def test_viewers_do_not_import_torch_and_need_no_terminal(command: str, tmp_path
     said = {
         "top": "says nothing: it has ended, or was killed",
         "playback": "step 280/800",
-        "report": "has no summary.json that can be read",
+        "report": "has no summary.json: its launcher did not come to an end; stepahead playback",
     }
     assert said[command] in done.stdout + done.stderr
 
