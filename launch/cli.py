@@ -35,7 +35,10 @@ FLAGS: dict[str, dict[str, Any]] = {
     "cut": {"metavar": "HOW", "help": "count (equally many layers), cost (equally long), or layers: 3,6,9"},
     "schedule": {"metavar": "NAME", "help": "decoupled or lockstep"},
     "signal": {"metavar": "NAME", "help": "auto (the job's own), synthetic, locked, probe or silent"},
-    "truth": {"metavar": "NAME", "help": "what true gradients do later: off, learn, replay, stash or true-up"},
+    "truth": {
+        "metavar": "NAME",
+        "help": "what is made of true gradients: auto, off, learn, replay, stash or true-up",
+    },
     "truth-every": {"type": int, "metavar": "K", "help": "on every K-th batch"},
     "lag": {"metavar": "MODE", "help": "free (gradients are used when they come) or exact (reproducible)"},
     "max-lag": {"type": int, "metavar": "N", "help": "the most steps that a gradient may lag; exact: just so many"},

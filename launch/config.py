@@ -18,7 +18,7 @@ __all__ = ["CHOICES", "Config", "read_config", "write_config"]
 CHOICES = {
     "schedule": ("decoupled", "lockstep"),
     "signal": ("auto", "synthetic", "locked", "probe", "silent"),
-    "truth": USES,
+    "truth": ("auto", *USES),
     "truth_keep": (None, *KEEPS),
     "truth_relay": (None, *RELAYS),
     "lag": ("free", "exact"),
@@ -46,8 +46,9 @@ class Config:
     schedule: str = "decoupled"
     signal: str = "auto"
     """What stages step on; "auto" is the job's own."""
-    truth: str = "off"
-    """What stages do with the true gradients that come later; stepahead.pipeline.Truth has the details."""
+    truth: str = "auto"
+    """What stages do with the true gradients that come later; "auto" is the job's own, or true-up unless the job has
+    a signal of its own. stepahead.pipeline.Truth has the details."""
     truth_every: int | None = None
     """Of each so many-th batch."""
     truth_keep: str | None = None
@@ -94,9 +95,6 @@ class Config:
                 raise UsageError(f"{name} is {value}; it must be at least {least}")
         if self.window > MOST_WINDOW:
             raise UsageError(f"window is {self.window}; a link may hold at most {MOST_WINDOW} messages")
-        for name in ("truth_every", "truth_keep", "truth_relay"):
-            if self.truth == "off" and getattr(self, name) is not None:
-                raise UsageError(f"{name} is {getattr(self, name)}, but truth is 'off'; leave it out")
         if not 0 < self.timeout < math.inf:
             raise UsageError(f"timeout is {self.timeout}; it must be a number of seconds above 0")
         if not 0 <= self.seed < 2**63:

@@ -25,6 +25,7 @@ from stepahead.pipeline import (
     OptimizerRecipe,
     PredictorRecipe,
     SignalRecipe,
+    Truth,
     UsageError,
     did_you_mean,
 )
@@ -78,6 +79,8 @@ class Job:
     predictor_optimizer: OptimizerRecipe = ADAM
     signal: SignalRecipe | None = None
     """What stages step on, in place of a synthetic signal with the predictor above."""
+    truth: Truth | None = None
+    """What stages do with the truth; unless given, true-up with the signal above, nothing with one of the job's own."""
     stages: int = 2
     steps: int | None = None
     epochs: int | None = None

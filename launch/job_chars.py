@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache, partial
 from itertools import islice
 from pydoc_data import topics
@@ -12,10 +12,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Adam, AdamW
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from stepahead.pipeline import Batch, UsageError, accuracy, seed_for, synthetic
+from stepahead.pipeline import Batch, OptimizerRecipe, Truth, UsageError, accuracy, muon, seed_for, synthetic
+from stepahead.pipeline.optimizers import is_matrix
 
 from .job import Job
 
@@ -24,8 +25,8 @@ __all__ = ["job"]
 WARM_UP = 100
 LEAST_RATE = 0.1
 """Of the learning rate, at the end."""
-PREDICTORS_RATE = 10
-"""Times the model's: predictors must keep up with the stages that they guess for, or those run away."""
+MATRICES, REST = 12.0, 0.3
+"""Times the learning rate: Muon's, and AdamW's for what is no matrix or is a table."""
 TEST_BATCHES = 50
 TEST_SHARE = 0.1
 
@@ -37,7 +38,7 @@ def job(
     window: int = 64,
     batch: int = 32,
     steps: int = 1000,
-    learning_rate: float = 3e-4,
+    learning_rate: float = 1e-3,
 ) -> Job:
     """Return the job.
 
@@ -48,7 +49,7 @@ def job(
         window: Characters that the model sees at once.
         batch: Windows in a batch.
         steps: Batches to train on.
-        learning_rate: The highest, after the warm-up; decoupled it must be lower than backprop could take, 1e-3.
+        learning_rate: The highest, after the warm-up, as AdamW alone would take it.
     """
     _check(width=width, heads=heads, blocks=blocks, window=window, batch=batch, steps=steps)
     if width % heads:
@@ -65,14 +66,15 @@ def job(
         test=list(islice(windows(test, window, batch), TEST_BATCHES)),
         loss=loss,
         metrics={"accuracy": accuracy, "bits": bits},
-        optimizer=partial(AdamW, lr=learning_rate, betas=(0.9, 0.99), fused=True),
+        optimizer=optimizer(learning_rate, tables=(characters, window)),
         lr_schedule=rate,
         signal=synthetic(
             "token",
             classes=characters,
-            optimizer=partial(Adam, lr=PREDICTORS_RATE * learning_rate, fused=True),
+            optimizer=partial(AdamW, lr=learning_rate, weight_decay=0.0, fused=True),
             lr_schedule=rate,
         ),
+        truth=Truth(use="true-up", every=1),
         classes=characters,
         stages=4,
         steps=steps,
@@ -153,6 +155,17 @@ def model(characters: int, width: int, heads: int, blocks: int, window: int) -> 
 
 def chain(*layers: Callable[[], nn.Module]) -> nn.Module:
     return nn.Sequential(*(layer() for layer in layers))
+
+
+def optimizer(learning_rate: float, tables: Collection[int]) -> OptimizerRecipe:
+    """Return Muon for the blocks' matrices, AdamW for the rest: with AdamW alone late gradients set the model swinging.
+
+    Args:
+        learning_rate: As AdamW alone would take it.
+        tables: How many rows those matrices have that are looked up in, or that score characters.
+    """
+    rest = partial(AdamW, lr=REST * learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    return muon(MATRICES * learning_rate, rest=rest, of=lambda weight: is_matrix(weight) and len(weight) not in tables)
 
 
 def loss(output: Tensor, label: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from stepahead.pipeline import Batch, UsageError, accuracy, seed_for, synthetic
+from stepahead.pipeline import Batch, Truth, UsageError, accuracy, seed_for, synthetic
 
 from .datasets import Dataset, digits, minibatches
 from .job import Job
@@ -52,6 +52,7 @@ def job(width: int = 128, batch: int = 720, blocks: int = 36, steps: int = 800) 
             rows=1 / 4,
             optimizer=partial(Adam, lr=6e-3, fused=True),
         ),
+        truth=Truth(use="true-up"),
         classes=CLASSES,
         stages=4,
         steps=steps,

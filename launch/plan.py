@@ -88,7 +88,10 @@ class Plan:
             return Truth()
         named = {"every": config.truth_every, "keep": config.truth_keep, "relay": config.truth_relay}
         given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-        return Truth(use=cast(TruthUse, config.truth), **given)
+        chosen = _own_truth(config, self.job) if config.truth == "auto" else Truth(use=cast(TruthUse, config.truth))
+        if given and chosen.use == "off":
+            raise UsageError(f"truth_{next(iter(given))} is given, but nothing is made of the truth: --truth true-up")
+        return replace(chosen, **given)
 
     def work(self, stage: int) -> StageWork:
         """Return what the worker of a stage needs to know."""
@@ -196,7 +199,7 @@ def _resolve(config: Config, job: Job, stages: int) -> Config:
 def _check_truth(config: Config) -> None:
     """Refuse what would be of no use."""
     truth, signal = config.truth, config.signal
-    if truth != "off" and (config.schedule == "lockstep" or signal == "locked"):
+    if truth not in ("auto", "off") and (config.schedule == "lockstep" or signal == "locked"):
         raise UsageError(f"truth is {truth!r}, but locked stages wait for it in any case; leave it out")
     if truth in ("replay", "stash") and signal != "auto":
         raise UsageError(f"signal is {signal!r}, but with truth {truth!r} stages step on that alone")
@@ -235,6 +238,16 @@ def _length_of(data: Batches, epochs: int) -> int | None:
         return epochs * len(data) if isinstance(data, Sized) else None
     except TypeError:
         return None
+
+
+def _own_truth(config: Config, job: Job) -> Truth:
+    """Return what is done with the truth where the settings leave it open."""
+    if config.signal not in ("auto", "synthetic"):
+        return Truth()
+    if job.truth is not None:
+        return job.truth
+    own = config.signal == "auto" and job.signal is not None
+    return Truth() if own else Truth(use="true-up")
 
 
 def _signal(name: str, job: Job) -> SignalRecipe:

@@ -12,6 +12,7 @@ assembly    groups and a recipe -> stages       updates     parameters and their
 randomness  draws keyed by (seed, stage, step)  schedules   the order of actions, as data
 devices     CPU or CUDA                         reference   all stages in one process
 finite      NaN and infinity                    metrics     numbers that judge an output
+optimizers  one for gradients that come late
 errors      the tree of exceptions
 """
 
@@ -40,6 +41,7 @@ from .groups import Group, Layer, Model, build_group, build_groups, cut_model, l
 from .kept import Kept
 from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Message, TensorSpec, edge_name
 from .metrics import Averages, Metric, accuracy
+from .optimizers import muon
 from .parts import TAX, USEFUL, Part, Span
 from .predictors import MLP, Conv, Linear, LowRank, Predictor, PredictorRecipe, Token, make_predictor
 from .probes import Probe, probe
@@ -145,6 +147,7 @@ __all__ = [
     "locked",
     "make_predictor",
     "measure_costs",
+    "muon",
     "parse_device",
     "probe",
     "relayed_lag",

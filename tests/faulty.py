@@ -13,7 +13,7 @@ from nets import CLASSES, adam
 from torch import Tensor, nn
 
 from stepahead.launch import Job
-from stepahead.pipeline import accuracy
+from stepahead.pipeline import Truth, accuracy
 
 ENDLESS = 10**9
 
@@ -83,6 +83,7 @@ def job(act: str = "none", stage: int = 0, step: int = 5, note: str = "", steps:
         loss=nn.CrossEntropyLoss(),
         optimizer=adam,
         classes=CLASSES,
+        truth=Truth(),  # each batch once: its steps are counted by the fault
         stages=3,
         steps=steps,
     )

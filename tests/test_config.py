@@ -53,7 +53,6 @@ def test_what_is_written_reads_the_same(tmp_path: Path) -> None:
         ({"timeout": "long"}, "timeout is 'long'; it must be a number"),
         ({"window": 0}, "window is 0; it must be at least 1"),
         ({"window": 65}, "window is 65; a link may hold at most 64 messages"),
-        ({"truth_every": 2}, "truth_every is 2, but truth is 'off'; leave it out"),
         ({"max_lag": 0}, "max_lag is 0; it must be at least 1"),
         ({"ledger": 1}, "ledger is 1; it must be true or false"),
         ({"options": 3}, "options is 3; it must be a table"),
@@ -85,11 +84,4 @@ def test_dashes_are_as_good_as_underscores() -> None:
 def test_every_choice_is_taken() -> None:
     for name, choices in CHOICES.items():
         for choice in choices:
-            with_truth = {"truth": "true-up"} if name.startswith("truth_") else {}
-            assert getattr(read_config(flags={**with_truth, name: choice}), name) == choice
-
-
-@pytest.mark.parametrize(("name", "value"), [("truth_every", 2), ("truth_keep", "graph"), ("truth_relay", "again")])
-def test_what_needs_a_truth_is_refused_without_one(name: str, value: object) -> None:
-    with pytest.raises(UsageError, match=f"{name} is {value}, but truth is 'off'; leave it out"):
-        read_config(flags={name: value})
+            assert getattr(read_config(flags={name: choice}), name) == choice

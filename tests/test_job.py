@@ -151,6 +151,8 @@ def test_a_plan_fills_in_what_is_open() -> None:
             {"truth": "replay", "truth_every": 2},
             "with replay, stages step on the truth alone, so they need that of every",
         ),
+        ({"truth": "off", "truth_keep": "graph"}, "truth_keep is given, but nothing is made of the truth"),
+        ({"signal": "silent", "truth_every": 2}, "truth_every is given, but nothing is made of the truth"),
         ({"signal": "probe"}, "a probe needs to know the number of classes"),
     ],
 )

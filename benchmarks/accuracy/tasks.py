@@ -14,10 +14,21 @@ from torch.optim import Adam, AdamW
 from torch.optim.lr_scheduler import LambdaLR, MultiStepLR
 
 from stepahead.launch import cifar10, minibatches, mnist
+from stepahead.launch.job_chars import MATRICES, REST, share_of_rate, windows
 from stepahead.launch.job_chars import loss as token_loss
 from stepahead.launch.job_chars import model as gpt
-from stepahead.launch.job_chars import share_of_rate, windows
-from stepahead.pipeline import Batch, LossFunction, LRScheduleRecipe, Metric, Model, OptimizerRecipe, accuracy, seed_for
+from stepahead.launch.job_chars import optimizer as with_muon
+from stepahead.pipeline import (
+    Batch,
+    LossFunction,
+    LRScheduleRecipe,
+    Metric,
+    Model,
+    OptimizerRecipe,
+    accuracy,
+    muon,
+    seed_for,
+)
 
 __all__ = ["TASKS", "Task"]
 
@@ -53,14 +64,16 @@ class Task:
         return 100 * (1 - figures["accuracy"]) if self.metric == "error" else figures["loss"]
 
 
-def chars(folder: Path, steps: int = 3000) -> Task:
-    """A GPT of four blocks on four stages; the text is cut nine to one."""
+def chars(folder: Path, steps: int = 3000, *, matrices: bool = False) -> Task:
+    """A GPT of four blocks on four stages; the text is cut nine to one. With AdamW, or with Muon for its matrices."""
     text = (folder / "text" / "tinyshakespeare.txt").read_text()
     alphabet = sorted(set(text))
     number = {character: index for index, character in enumerate(alphabet)}
     numbers = torch.tensor([number[character] for character in text])
     train, test = numbers.split([len(numbers) * 9 // 10, len(numbers) - len(numbers) * 9 // 10])
     window, batch = 64, 32
+    muon_too = partial(with_muon, tables=(len(alphabet), window))
+    adamw = partial(AdamW, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     return Task(
         model=gpt(len(alphabet), 96, 4, 4, window),
         stages=4,
@@ -69,7 +82,7 @@ def chars(folder: Path, steps: int = 3000) -> Task:
         batches=partial(_windows, train, window, batch),
         test=list(windows(test, window, 400)),
         loss=token_loss,
-        optimizer=lambda rate: partial(AdamW, lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
+        optimizer=muon_too if matrices else lambda rate: partial(adamw, lr=rate),
         rate=1e-3,
         lr_schedule=partial(LambdaLR, lr_lambda=partial(share_of_rate, steps)),
         metric="loss",
@@ -77,8 +90,8 @@ def chars(folder: Path, steps: int = 3000) -> Task:
     )
 
 
-def mnist_net(depth: int, folder: Path, steps: int = 4000) -> Task:
-    """Layers of 256 units, one stage each."""
+def mnist_net(depth: int, folder: Path, steps: int = 4000, *, matrices: bool = False) -> Task:
+    """Layers of 256 units, one stage each. With Adam, or with Muon for their matrices."""
     data = mnist(folder / "mnist")
     train = data.train[0].flatten(1), data.train[1]
     hidden = [partial(_hidden_layer, 784 if index == 0 else 256) for index in range(depth)]
@@ -90,7 +103,7 @@ def mnist_net(depth: int, folder: Path, steps: int = 4000) -> Task:
         batches=lambda seed: minibatches(train, 256, seed=seed),
         test=[(data.test[0].flatten(1), data.test[1])],
         loss=nn.CrossEntropyLoss(),
-        optimizer=lambda rate: partial(Adam, lr=rate, fused=True),
+        optimizer=_muon_too if matrices else _adam,
         rate=3e-4,
         lr_schedule=partial(MultiStepLR, milestones=[steps * 60 // 100, steps * 85 // 100], gamma=0.1),
         metric="error",
@@ -113,7 +126,7 @@ def cifar_net(folder: Path, steps: int = 4000) -> Task:
         batches=lambda seed: minibatches(data.train, 128, seed=seed),
         test=list(zip(data.test[0].split(1000), data.test[1].split(1000), strict=True)),
         loss=nn.CrossEntropyLoss(),
-        optimizer=lambda rate: partial(Adam, lr=rate, fused=True),
+        optimizer=_adam,
         rate=1e-3,
         lr_schedule=partial(MultiStepLR, milestones=[steps * 60 // 100, steps * 85 // 100], gamma=0.1),
         metric="error",
@@ -123,10 +136,20 @@ def cifar_net(folder: Path, steps: int = 4000) -> Task:
 
 TASKS: dict[str, Callable[..., Task]] = {
     "chars": chars,
+    "chars-muon": partial(chars, matrices=True),
     "mnist4": partial(mnist_net, 4),
     "mnist8": partial(mnist_net, 8),
+    "mnist8-muon": partial(mnist_net, 8, matrices=True),
     "cifar": cifar_net,
 }
+
+
+def _adam(rate: float) -> OptimizerRecipe:
+    return partial(Adam, lr=rate, fused=True)
+
+
+def _muon_too(rate: float) -> OptimizerRecipe:
+    return muon(MATRICES * rate, rest=_adam(REST * rate))
 
 
 def _windows(text: Tensor, window: int, batch: int, seed: int) -> Iterator[Batch]:

@@ -1,0 +1,62 @@
+"""An optimizer for gradients that come late.
+
+Adam gives every element of a weight about the same step. What all elements agree on then moves many times as fast as
+anything else: the mean over samples, say. A gradient that is some steps old cannot hold that back, and the whole model
+swings about it. Muon gives every direction of a matrix the same step, and swings far less (docs/accuracy.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+from torch.optim import Muon, Optimizer
+
+from .updates import OptimizerRecipe
+
+__all__ = ["is_matrix", "muon"]
+
+
+def is_matrix(weight: nn.Parameter) -> bool:
+    return weight.dim() == 2
+
+
+def muon(
+    lr: float,
+    *,
+    rest: OptimizerRecipe,
+    momentum: float = 0.9,
+    of: Callable[[nn.Parameter], bool] = is_matrix,
+) -> OptimizerRecipe:
+    """Return a recipe: Muon for matrices, another optimizer for the rest.
+
+    Args:
+        lr: Of Muon, on the scale of AdamW's: about ten times what AdamW would get.
+        rest: Makes the optimizer of what is no matrix.
+        of: Which weights are Muon's. Tables of embeddings and the last layer do a little better with the rest.
+    """
+
+    def make(weights: Iterable[nn.Parameter]) -> Optimizer:
+        weights = list(weights)
+        matrices = [weight for weight in weights if of(weight)]
+        others = [weight for weight in weights if not of(weight)]
+        made = [rest(others)] if others else []
+        if matrices:
+            made.append(Muon(matrices, lr, weight_decay=0.0, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
+        return made[0] if len(made) == 1 else _Several(made)
+
+    return make
+
+
+class _Several(Optimizer):
+    """Optimizers that step as one; a learning rate schedule sees the groups of all."""
+
+    def __init__(self, parts: list[Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([weight for part in parts for group in part.param_groups for weight in group["params"]], {})
+        self.param_groups = [group for part in parts for group in part.param_groups]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for part in self.parts:
+            part.step()

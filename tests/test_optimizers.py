@@ -1,0 +1,60 @@
+"""Muon for matrices, another optimizer for the rest."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import partial
+
+import torch
+from nets import CLASSES, make_stages, rows
+from torch import nn
+from torch.optim import Adam, Muon
+from torch.optim.lr_scheduler import LambdaLR
+
+from stepahead.pipeline import Reference, cut_model, muon
+
+rest = partial(Adam, lr=1e-2)
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(12, 8), nn.LayerNorm(8), nn.Linear(8, CLASSES))
+
+
+def test_each_weight_has_the_optimizer_that_it_should() -> None:
+    ours = net()
+    by_hand = deepcopy(ours)
+    batches = rows(5)
+    stages = make_stages(cut_model(ours, 1), batches[0], optimizer=muon(0.1, rest=rest))
+    list(Reference(stages).train(batches))
+    matrices = [weight for weight in by_hand.parameters() if weight.dim() == 2]
+    others = [weight for weight in by_hand.parameters() if weight.dim() == 1]
+    optimizers = [Muon(matrices, 0.1, weight_decay=0.0, momentum=0.9, adjust_lr_fn="match_rms_adamw"), rest(others)]
+    for data, label in batches:
+        nn.functional.cross_entropy(by_hand(data), label).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    for trained, expected in zip(stages[0].group.parameters(), by_hand.parameters(), strict=True):
+        assert torch.equal(trained, expected)
+
+
+def test_what_is_muons_can_be_chosen() -> None:
+    model = net()
+    last = model[2].weight
+    made = muon(0.1, rest=rest, of=lambda weight: weight.dim() == 2 and weight is not last)(model.parameters())
+    rates = {id(weight): group["lr"] for group in made.param_groups for weight in group["params"]}
+    assert [rates[id(weight)] for weight in model.parameters()] == [0.1, 1e-2, 1e-2, 1e-2, 1e-2, 1e-2]
+
+
+def test_a_stage_of_one_kind_has_one_optimizer() -> None:
+    recipe = muon(0.1, rest=rest)
+    assert isinstance(recipe(nn.Linear(3, 3, bias=False).parameters()), Muon)
+    assert isinstance(recipe(nn.LayerNorm(3).parameters()), Adam)
+
+
+def test_a_schedule_changes_the_rate_of_all() -> None:
+    optimizer = muon(0.1, rest=rest)(net().parameters())
+    schedule = LambdaLR(optimizer, lambda step: 0.5**step)
+    optimizer.step()
+    schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [5e-3, 0.05]
