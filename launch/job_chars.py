@@ -66,7 +66,7 @@ def job(
         test=list(islice(windows(test, window, batch), TEST_BATCHES)),
         loss=loss,
         metrics={"accuracy": accuracy, "bits": bits},
-        optimizer=optimizer(learning_rate, tables=(characters, window)),
+        optimizer=optimizer(learning_rate, tables=[(characters, width), (window, width)]),
         lr_schedule=rate,
         signal=synthetic(
             "token",
@@ -157,15 +157,15 @@ def chain(*layers: Callable[[], nn.Module]) -> nn.Module:
     return nn.Sequential(*(layer() for layer in layers))
 
 
-def optimizer(learning_rate: float, tables: Collection[int]) -> OptimizerRecipe:
+def optimizer(learning_rate: float, tables: Collection[tuple[int, int]]) -> OptimizerRecipe:
     """Return Muon for the blocks' matrices, AdamW for the rest: with AdamW alone late gradients set the model swinging.
 
     Args:
         learning_rate: As AdamW alone would take it.
-        tables: How many rows those matrices have that are looked up in, or that score characters.
+        tables: Shapes of the matrices that vectors are looked up in, or that score characters.
     """
     rest = partial(AdamW, lr=REST * learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    return muon(MATRICES * learning_rate, rest=rest, of=lambda weight: is_matrix(weight) and len(weight) not in tables)
+    return muon(MATRICES * learning_rate, rest=rest, of=lambda weight: is_matrix(weight) and weight.shape not in tables)
 
 
 def loss(output: Tensor, label: Tensor) -> Tensor:

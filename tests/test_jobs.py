@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from stepahead.pipeline import (
     Batch,
     Recipe,
     Reference,
+    Truth,
     UsageError,
     assemble,
     cut_model,
@@ -49,9 +51,11 @@ def batches_to_test(job: Job) -> list[Batch]:
 
 
 def make(job: Job, stages: int, example: Batch) -> Reference:
-    """As the launcher does: with a plain synthetic signal where the job has none of its own."""
+    """As the launcher does: where the job has no signal of its own, a plain synthetic one that is trued up."""
     signal = job.signal or synthetic(job.predictor, classes=job.classes, optimizer=job.predictor_optimizer)
     recipe = Recipe(loss=job.loss, signal=signal, optimizer=job.optimizer, lr_schedule=job.lr_schedule)
+    truth = job.truth or (Truth() if job.signal else Truth(use="true-up"))
+    recipe = replace(recipe, truth=truth)
     return Reference(assemble(cut_model(job.model, stages), example, recipe))
 
 

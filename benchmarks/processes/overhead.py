@@ -99,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     flags = {"job": options.job, "stages": options.stages, "steps": options.steps, "device": "cpu", "baseline": "none"}
-    config = read_config(assignments=options.set, flags=flags)
+    config = read_config(assignments=["truth=off", *options.set], flags=flags)
     plan = plan_run(config)
     with patch("stepahead.workers.work.Loop", MeteredLoop), patch("stepahead.workers.post.Waiter", MeteredWaiter):
         rounds = [overheads(plan) for _ in range(options.rounds)]

@@ -80,7 +80,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "speed.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    config = Config(job=options.job, stages=options.stages, steps=options.steps, device="cpu", baseline="none")
+    config = Config(
+        job=options.job, stages=options.stages, steps=options.steps, device="cpu", baseline="none", truth="off"
+    )
     plan = plan_run(config)
     rates = measure(plan, options.rounds)
     shares = rate(plan, "decoupled")["stages"]
