@@ -76,18 +76,8 @@ def view_cost(stages: int, seconds: float) -> tuple[float, float]:
         if pid == 0:
             os.environ["TERM"] = "xterm-256color"
             termios.tcsetwinsize(0, (40, 120))  # a terminal without a size gets no view
-            options = [
-                "--stages",
-                str(stages),
-                "--steps",
-                "100000",
-                "--baseline",
-                "none",
-                "--truth",
-                "off",
-                "--evaluate-every",
-                "100000",
-            ]
+            options = ["--stages", str(stages), "--steps", "100000", "--baseline", "none", "--truth", "off"]
+            options += ["--evaluate-every", "100000"]
             try:
                 stepahead(["train", "digits", "--run-dir", str(Path(folder) / "run"), *options])
             finally:
