@@ -50,7 +50,7 @@ class Pipeline:
                 end.close()
 
     def _take_turns(self, choose: Choose) -> None:
-        actors: list[Iterator[Wait | None]] = [self._feed, *(loop.run() for loop in self.loops)]
+        actors: list[Iterator[Wait | None]] = [self._feed, *(self._to_the_end(loop) for loop in self.loops)]
         idle: set[int] = set()
         while actors:
             awake = [index for index in range(len(actors)) if index not in idle]
@@ -66,6 +66,15 @@ class Pipeline:
                 idle.clear()  # what went over a link may be what another one waits for
             if wait is not None:
                 idle.add(index)
+
+    @staticmethod
+    def _to_the_end(loop: Loop) -> Iterator[Wait | None]:
+        """Run a loop, and as its process would, close its ends when it is through."""
+        yield from loop.run()
+        links = loop.links
+        for end in (links.activations_in, links.activations_out, links.gradients_in, links.gradients_out):
+            if end is not None:
+                end.close()
 
     def _loop(
         self,

@@ -210,8 +210,8 @@ class Loop:
         stage = self.stage
         assert stage is not None, "a gradient is only taken in for a batch that the stage has had"
         self._spans.step = gradient.step
+        del self._unanswered[gradient.step]  # now: while we wait for room above, no more must be asked for than is to come
         yield from self._send_all(stage.learn(gradient))
-        del self._unanswered[gradient.step]
         if self.links.gradients_in is not None:
             self.links.gradients_in.give_back()
         if not stage.waits:
