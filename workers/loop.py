@@ -210,7 +210,7 @@ class Loop:
         stage = self.stage
         assert stage is not None, "a gradient is only taken in for a batch that the stage has had"
         self._spans.step = gradient.step
-        del self._unanswered[gradient.step]  # now: while we wait for room above, no more must be asked for than is to come
+        del self._unanswered[gradient.step]  # before we wait for room above, and meanwhile ask for answers from below
         yield from self._send_all(stage.learn(gradient))
         if self.links.gradients_in is not None:
             self.links.gradients_in.give_back()
