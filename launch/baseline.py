@@ -129,9 +129,10 @@ def _run(supervisor: Supervisor, monitor: Monitor) -> list[list[Moment]]:
             begun, first = now, steps
         changed, seen = steps != seen, steps
         alive = all(sample and sample["life"] == "running" for sample in samples)
-        if now >= begun + WARM_UP and changed and alive:  # a rate is from one change of the count to another
-            monitor.take(now, samples)
+        if now >= begun + WARM_UP and alive:
             moments = [[*old, *more] for old, more in zip_longest(moments, new, fillvalue=())]
+            if changed:  # a rate is from one change of the count to another
+                monitor.take(now, samples)
         enough = WARM_UP + SECONDS if steps >= first + LEAST_STEPS else MOST_SECONDS
         if now > min(begun + enough, deadline):
             supervisor.stop()

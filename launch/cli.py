@@ -18,7 +18,7 @@ from rich.console import Console
 from .interrupts import ignore_stop_signals
 from .lifeline import die_with
 from .recording import FILE, RecordingError
-from .terminal import is_usable
+from .terminal import is_ours, is_usable
 
 if TYPE_CHECKING:
     from .config import Config
@@ -205,7 +205,7 @@ def _top(options: argparse.Namespace) -> int:
 
     run = find_run(options.run_folder, lambda run: is_broadcast(run) or is_measured(run), "is going on")
     console = Console()
-    return watch(run, console, once=options.once or not is_usable(console))
+    return watch(run, console, once=options.once or not (is_usable(console) and is_ours()))
 
 
 def _playback(options: argparse.Namespace) -> int:

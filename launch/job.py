@@ -92,6 +92,8 @@ class Job:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise UsageError(f"the job's {name} is {value!r}; it must be a whole number of at least 1")
+        if self.truth is not None and not isinstance(self.truth, Truth):
+            raise UsageError(f"the job's truth is {self.truth!r}; it must be a Truth: truth=Truth(use='true-up')")
         if isinstance(self.test, (list, tuple)) and not self.test:
             raise UsageError("the job's test data has no batch; leave it out, or give some")
 

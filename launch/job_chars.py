@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from itertools import islice
 from pydoc_data import topics
@@ -27,6 +27,8 @@ LEAST_RATE = 0.1
 """Of the learning rate, at the end."""
 MATRICES, REST = 12.0, 0.3
 """Times the learning rate: Muon's, and AdamW's for what is no matrix or is a table."""
+TABLE = "is_table"
+"""Marks matrices that have a row for each character or place: they are none of a block's."""
 TEST_BATCHES = 50
 TEST_SHARE = 0.1
 
@@ -66,7 +68,7 @@ def job(
         test=list(islice(windows(test, window, batch), TEST_BATCHES)),
         loss=loss,
         metrics={"accuracy": accuracy, "bits": bits},
-        optimizer=optimizer(learning_rate, tables=[(characters, width), (window, width)]),
+        optimizer=optimizer(learning_rate),
         lr_schedule=rate,
         signal=synthetic(
             "token",
@@ -91,6 +93,7 @@ class Start(nn.Module):
         self.places = nn.Embedding(window, width)
         for table in (self.characters, self.places):
             nn.init.normal_(table.weight, std=0.02)
+            setattr(table.weight, TABLE, True)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.characters(x) + self.places.weight[: x.shape[1]]
@@ -104,6 +107,7 @@ class End(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, characters)
+        setattr(self.out.weight, TABLE, True)
 
     def forward(self, h: Tensor) -> Tensor:
         out: Tensor = self.out(self.norm(h))
@@ -157,15 +161,18 @@ def chain(*layers: Callable[[], nn.Module]) -> nn.Module:
     return nn.Sequential(*(layer() for layer in layers))
 
 
-def optimizer(learning_rate: float, tables: Collection[tuple[int, int]]) -> OptimizerRecipe:
+def optimizer(learning_rate: float) -> OptimizerRecipe:
     """Return Muon for the blocks' matrices, AdamW for the rest: with AdamW alone late gradients set the model swinging.
 
     Args:
         learning_rate: As AdamW alone would take it.
-        tables: Shapes of the matrices that vectors are looked up in, or that score characters.
     """
     rest = partial(AdamW, lr=REST * learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    return muon(MATRICES * learning_rate, rest=rest, of=lambda weight: is_matrix(weight) and weight.shape not in tables)
+    return muon(MATRICES * learning_rate, rest=rest, of=is_in_a_block)
+
+
+def is_in_a_block(weight: nn.Parameter) -> bool:
+    return is_matrix(weight) and not hasattr(weight, TABLE)
 
 
 def loss(output: Tensor, label: Tensor) -> Tensor:

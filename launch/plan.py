@@ -83,14 +83,12 @@ class Plan:
     @property
     def truth(self) -> Truth:
         """What they do with the truth; locked stages wait for it in any case."""
-        config = self.config
-        if config.schedule == "lockstep":
-            return Truth()
+        config, own = self.config, _own_truth(self.config, self.job)
         named = {"every": config.truth_every, "keep": config.truth_keep, "relay": config.truth_relay}
         given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-        chosen = _own_truth(config, self.job) if config.truth == "auto" else Truth(use=cast(TruthUse, config.truth))
+        chosen = own if config.truth in ("auto", own.use) else Truth(use=cast(TruthUse, config.truth))
         if given and chosen.use == "off":
-            raise UsageError(f"truth_{next(iter(given))} is given, but nothing is made of the truth: --truth true-up")
+            raise UsageError(f"truth_{next(iter(given))} is given, but nothing is made of the truth here; leave it out")
         return replace(chosen, **given)
 
     def work(self, stage: int) -> StageWork:
@@ -175,6 +173,7 @@ def make_plan(config: Config, job: Job) -> Plan:
         total_steps=total,
         notes=notes,
     )
+    _check_truth(plan.truth, config)
     plan.truth.at(0, plan.stages)  # refuses what cannot be
     return plan
 
@@ -184,7 +183,6 @@ def _resolve(config: Config, job: Job, stages: int) -> Config:
     steps, epochs = config.steps, config.epochs
     if steps is None and epochs is None:
         steps, epochs = job.steps, job.epochs or (None if job.steps else 1)
-    _check_truth(config)
     return replace(
         config,
         job=config.job or job.name,
@@ -196,14 +194,14 @@ def _resolve(config: Config, job: Job, stages: int) -> Config:
     )
 
 
-def _check_truth(config: Config) -> None:
+def _check_truth(truth: Truth, config: Config) -> None:
     """Refuse what would be of no use."""
-    truth, signal = config.truth, config.signal
-    if truth not in ("auto", "off") and (config.schedule == "lockstep" or signal == "locked"):
-        raise UsageError(f"truth is {truth!r}, but locked stages wait for it in any case; leave it out")
-    if truth in ("replay", "stash") and signal != "auto":
-        raise UsageError(f"signal is {signal!r}, but with truth {truth!r} stages step on that alone")
-    if truth == "learn" and signal in ("probe", "silent"):
+    use, signal = truth.use, config.signal
+    if use != "off" and (config.schedule == "lockstep" or signal == "locked"):
+        raise UsageError(f"truth is {use!r}, but locked stages wait for it in any case; leave it out")
+    if truth.is_late and signal != "auto":
+        raise UsageError(f"signal is {signal!r}, but with truth {use!r} stages step on that alone")
+    if use == "learn" and signal in ("probe", "silent"):
         raise UsageError(f"truth is 'learn', but with signal {signal!r} there is nothing that could learn from it")
 
 
@@ -242,7 +240,7 @@ def _length_of(data: Batches, epochs: int) -> int | None:
 
 def _own_truth(config: Config, job: Job) -> Truth:
     """Return what is done with the truth where the settings leave it open."""
-    if config.signal not in ("auto", "synthetic"):
+    if config.schedule == "lockstep" or config.signal not in ("auto", "synthetic"):
         return Truth()
     if job.truth is not None:
         return job.truth

@@ -49,6 +49,9 @@ def show(plan: Plan, tracer: Tracer, console: Console, baseline: Baseline | None
         console.print(table_of(stages, locked, block))
     if baseline is not None and locked:
         say(console, f"locked: the same stages under {baseline.schedule}, {baseline.source}")
+    elif baseline is not None:
+        say(console, f"under {baseline.schedule} ({baseline.source}), of which no spans are known, they are useful for")
+        say(console, ", ".join(f"{share:.0%}" for share in baseline.useful))
     for row in draw_gantt(tracer.moments, min(console.width, 120)):
         console.print(row, no_wrap=True, overflow="crop")
     names = [layer.name for layer in plan.layers]
@@ -89,7 +92,7 @@ def table_of(stages: Sequence[Breakdown], locked: Sequence[Breakdown], shown: ra
     table.add_row("in all", *(_number(stage.wall) for stage in some), end_section=True)
     table.add_row("useful", *(f"{stage.useful / stage.wall:.0%}" for stage in some))
     table.add_row("tax", *(f"{stage.tax / stage.wall:.0%}" for stage in some))
-    table.add_row("idle", *(f"{1 - stage.busy / stage.wall:.0%}" for stage in some), end_section=True)
+    table.add_row("idle", *(f"{sum(stage.idle.values()) / stage.wall:.0%}" for stage in some), end_section=True)
     return table
 
 

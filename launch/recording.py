@@ -40,7 +40,7 @@ def readable(what: str) -> Generator[None]:
         yield
     except RecordingError:
         raise
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise RecordingError(f"{what} ({type(error).__name__}: {error})") from error
 
 

@@ -162,7 +162,7 @@ def _stages(summary: Mapping[str, Any]) -> str:
         shape += f'<i class="tax" style="width:{stage["tax"]:.2%}"></i>'
         bars.append(f'<div class="stage"><span>stage {index}</span><div class="bar">{shape}{mark}</div></div>')
         rows.append(_row(STAGE_HEADS, _stage_cells(index, stage)))
-        if baseline and index < len(baseline["idle"]):
+        if baseline and index < len(baseline.get("idle", ())):
             rows.append(_row(STAGE_HEADS, _locked_cells(index, baseline)))
     legend = "solid: useful, hatched: tax, empty: idle" + ("; the line: useful under the lock" if baseline else "")
     chart = f"<div class='card'>{''.join(bars)}<p class='legend'>{legend}</p></div>" if bars else ""
@@ -187,7 +187,7 @@ def _locked_cells(index: int, baseline: Mapping[str, Any]) -> list[Cell]:
     """Return what a stage does under the lock."""
     useful, idle = baseline["useful"][index], baseline["idle"][index]
     cells: list[Cell] = [(f"{index} locked", None), ("", None), (f"{useful:.1%}", f"baseline.useful.{index}")]
-    cells += [(f"{1 - useful - sum(idle.values()):.1%}", None), (f"{sum(idle.values()):.1%}", None)]
+    cells += [(f"{max(1 - useful - sum(idle.values()), 0.0):.1%}", None), (f"{sum(idle.values()):.1%}", None)]
     cells += [(f"{idle[cause]:.1%}", f"baseline.idle.{index}.{cause}") for cause in CAUSES]
     return [*cells, ("", None), ("", None)]
 

@@ -81,7 +81,7 @@ class Terminal:
         self.ended = False
         """Whether somebody wants the view to end."""
         self._stopping = False
-        self._away = True
+        self.away = True
         """Whether we are in the background: to touch the terminal from there would stop us."""
         self._settings: list[Any] | None = None
         self._before: dict[int, Any] = {}
@@ -102,20 +102,21 @@ class Terminal:
     def wait(self, timeout: float, *descriptors: int) -> list[str]:
         """Wait for keys, for any of the descriptors, or for the terminal to change; return the keys."""
         ours = is_ours()
-        if ours and self._away:
+        if ours and self.away:
             self._take()
-        self._away = not ours
-        keyboard = [] if self._settings is None or self._away else [sys.stdin.fileno()]
+        self.away = not ours
+        keyboard = [] if self._settings is None or self.away else [sys.stdin.fileno()]
         ready, _, _ = select.select([*keyboard, self._wake, *descriptors], [], [], timeout)
         if self._wake in ready:
             os.read(self._wake, 512)
         if self._stopping:
             self._pause()
+            return []
         return _keys(os.read(keyboard[0], 64)) if keyboard and keyboard[0] in ready else []
 
     def show(self, lines: Sequence[Text]) -> None:
         """Show the lines, from the top of the screen."""
-        if self._away:
+        if self.away:
             return
         text = "\r\n".join(REST_OF_LINE + self.render(line) for line in lines)
         self._write(f"{BEGIN}{HOME}{text}{REST_OF_SCREEN}{END}")
@@ -144,14 +145,14 @@ class Terminal:
         os.close(self._waker)
 
     def _take(self) -> None:
-        self._away = False
+        self.away = False
         self._settings = save()
         if self._settings is not None:
             tty.setcbreak(sys.stdin.fileno(), termios.TCSADRAIN)
         self._write(ENTER)
 
     def _give_back(self) -> None:
-        if not self._away:
+        if not self.away:
             restore(self._settings)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
@@ -165,7 +166,7 @@ class Terminal:
         self._stopping = False
         self._give_back()
         os.killpg(0, signal.SIGSTOP)
-        self._away = True
+        self.away = True
 
     def _write(self, text: str) -> None:
         sys.stdout.write(text)

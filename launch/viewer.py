@@ -19,7 +19,7 @@ from .dashboard import View, cut_off, draw
 from .monitor import RunState
 from .recording import RecordingError, readable, replay
 from .shapes import ASCII, GLYPHS, Glyphs
-from .terminal import Terminal, is_usable
+from .terminal import Terminal, is_ours, is_usable
 
 __all__ = ["Viewer", "find_run", "find_with", "playback", "watch"]
 
@@ -77,7 +77,7 @@ class Viewer:
 
     @property
     def paused(self) -> bool:
-        """Whether the view stands still; what is shown goes on."""
+        """Whether the view stands still."""
         return self._paused is not None
 
     def show(self, state: RunState) -> None:
@@ -207,7 +207,7 @@ def _watch(run: Path, console: Console, subscriber: Subscriber, state: RunState,
         viewer = Viewer(terminal, run, ours=ours)
         while not (viewer.left or terminal.ended or state.reason is not None):
             now = time.monotonic()
-            if now >= due:
+            if now >= due and not terminal.away:
                 silence = [f"no word from the run for {now - heard:.0f} s; q leaves"] if now - heard > SILENCE else []
                 viewer.show(replace(state, notes=[*state.notes, *silence]))
                 due = now + FRAME
@@ -225,7 +225,7 @@ def playback(run: Path, console: Console, speed: float) -> int:
     """Show a recorded run, so many times as fast as it was."""
     states = _paced(run, speed)
     with readable(f"the recording in {run} has something that cannot be shown"):
-        if is_usable(console):
+        if is_usable(console) and is_ours():
             state = _play(run, console, states, speed)
         else:
             ((_, state),) = deque(states, maxlen=1)
@@ -245,7 +245,7 @@ def _play(run: Path, console: Console, states: Iterator[tuple[float, RunState]],
                 since = time.monotonic()
                 viewer.show(state)
                 viewer.obey(terminal.wait(min(left, FRAME) if left > 0 else FRAME), state)
-                if not viewer.paused:
+                if not viewer.paused and not terminal.away:
                     left -= min(time.monotonic() - since, FRAME)  # it may have been stopped for long
             if viewer.left or terminal.ended:
                 break

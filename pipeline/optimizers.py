@@ -8,45 +8,46 @@ swings about it. Muon gives every direction of a matrix the same step, and swing
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.optim import Muon, Optimizer
 
-from .updates import OptimizerRecipe
+from .errors import UsageError
+from .updates import OptimizerRecipe, needs_closure
 
 __all__ = ["is_matrix", "muon"]
+
+Which = Callable[[nn.Parameter], bool]
 
 
 def is_matrix(weight: nn.Parameter) -> bool:
     return weight.dim() == 2
 
 
-def muon(
-    lr: float,
-    *,
-    rest: OptimizerRecipe,
-    momentum: float = 0.9,
-    of: Callable[[nn.Parameter], bool] = is_matrix,
-) -> OptimizerRecipe:
+def muon(lr: float, *, rest: OptimizerRecipe, momentum: float = 0.9, of: Which = is_matrix) -> OptimizerRecipe:
     """Return a recipe: Muon for matrices, another optimizer for the rest.
 
     Args:
-        lr: Of Muon, on the scale of AdamW's: about ten times what AdamW would get.
+        lr: Of Muon, on the scale of AdamW's: about ten times what AdamW would get. Schedules that set momenta
+            too (OneCycleLR, CyclicLR) do not know how to with two optimizers.
         rest: Makes the optimizer of what is no matrix.
         of: Which weights are Muon's. Tables of embeddings and the last layer do a little better with the rest.
     """
+    return partial(_make, lr, rest, momentum, of)
 
-    def make(weights: Iterable[nn.Parameter]) -> Optimizer:
-        weights = list(weights)
-        matrices = [weight for weight in weights if of(weight)]
-        others = [weight for weight in weights if not of(weight)]
-        made = [rest(others)] if others else []
-        if matrices:
-            made.append(Muon(matrices, lr, weight_decay=0.0, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
-        return made[0] if len(made) == 1 else _Several(made)
 
-    return make
+def _make(lr: float, rest: OptimizerRecipe, momentum: float, of: Which, weights: Iterable[nn.Parameter]) -> Optimizer:
+    weights = list(weights)
+    matrices = [weight for weight in weights if of(weight)]
+    others = [weight for weight in weights if not of(weight)]
+    made = [rest(others)] if others else []
+    if any(map(needs_closure, made)):
+        raise UsageError(f"{type(made[0]).__name__} runs the model many times a step; Muon's other half cannot do that")
+    if matrices:
+        made.append(Muon(matrices, lr, weight_decay=0.0, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
+    return made[0] if len(made) == 1 else _Several(made)
 
 
 class _Several(Optimizer):
@@ -55,8 +56,28 @@ class _Several(Optimizer):
     def __init__(self, parts: list[Optimizer]) -> None:
         self.parts = parts
         super().__init__([weight for part in parts for group in part.param_groups for weight in group["params"]], {})
-        self.param_groups = [group for part in parts for group in part.param_groups]
+        self._join()
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            raise UsageError("Muon with another optimizer takes no closure")
         for part in self.parts:
             part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self._join()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "parts": self.parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._join()
+
+    def _join(self) -> None:
+        self.param_groups = [group for part in self.parts for group in part.param_groups]

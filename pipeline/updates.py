@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from .errors import UsageError
 from .finite import are_finite
 
-__all__ = ["LRScheduleRecipe", "OptimizerRecipe", "Updater", "values_of"]
+__all__ = ["LRScheduleRecipe", "OptimizerRecipe", "Updater", "needs_closure", "values_of"]
 
 OptimizerRecipe = Callable[[Iterable[nn.Parameter]], Optimizer]
 LRScheduleRecipe = Callable[[Optimizer], LRScheduler]
@@ -98,10 +98,15 @@ def _make(recipe: OptimizerRecipe, parameters: list[nn.Parameter], owner: str) -
         optimizer = recipe(parameters)
     except ValueError as error:
         raise UsageError(f"the optimizer of {owner} cannot be made: {error}") from error
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
+    if needs_closure(optimizer):
         raise UsageError(f"{type(optimizer).__name__} runs the model many times a step, which {owner} cannot do")
     return optimizer
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Return whether it runs the model itself, many times a step."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def values_of(gradient: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def test_a_run_prints_plain_lines(tmp_path: Path) -> None:
     code, text = run(arguments)
     lines = text.strip().splitlines()
     assert code == 0
-    assert lines[0] == f"{FAULTY}: 3 stages on cpu x3, decoupled, signal auto"
+    assert lines[0] == f"{FAULTY}: 3 stages on cpu x3, decoupled, signal auto, truth off"
     assert lines[1] == f"run folder: {tmp_path}/run"
     (progress,) = (line for line in lines if line.startswith("step 20/20 loss "))
     assert " accuracy 0." in progress

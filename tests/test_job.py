@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from nets import adam, mlp, rows
+from nets import CLASSES, adam, cdni, mlp, rows
 from torch import nn
 
 from stepahead.launch import Job, load_job
 from stepahead.launch.config import Config
 from stepahead.launch.plan import Plan, make_plan
 from stepahead.launch.start import start_fresh
-from stepahead.pipeline import CutError, UsageError, layers_of
+from stepahead.pipeline import CutError, Truth, UsageError, layers_of
 
 HEAD = """
 from functools import partial
@@ -153,6 +154,7 @@ def test_a_plan_fills_in_what_is_open() -> None:
         ),
         ({"truth": "off", "truth_keep": "graph"}, "truth_keep is given, but nothing is made of the truth"),
         ({"signal": "silent", "truth_every": 2}, "truth_every is given, but nothing is made of the truth"),
+        ({"schedule": "lockstep", "truth_every": 3}, "truth_every is given, but nothing is made of the truth"),
         ({"signal": "probe"}, "a probe needs to know the number of classes"),
     ],
 )
@@ -160,6 +162,30 @@ def test_what_cannot_be_planned_is_one_sentence(settings: dict[str, Any], said: 
     with pytest.raises(UsageError) as caught:
         plan(simple(), **settings).work(0)
     assert said in str(caught.value)
+
+
+OWN = Truth(use="true-up", every=2, keep="graph")
+
+
+@pytest.mark.parametrize(
+    ("job", "settings", "truth"),
+    [
+        ({}, {}, Truth(use="true-up")),
+        ({}, {"truth_every": 3}, Truth(use="true-up", every=3)),
+        ({}, {"truth": "off"}, Truth()),
+        ({}, {"signal": "probe"}, Truth()),
+        ({}, {"schedule": "lockstep"}, Truth()),
+        ({"signal": cdni}, {}, Truth()),
+        ({"signal": cdni}, {"signal": "synthetic"}, Truth(use="true-up")),
+        ({"signal": cdni, "truth": OWN}, {}, OWN),
+        ({"truth": OWN}, {"truth": "true-up"}, OWN),
+        ({"truth": OWN}, {"truth_every": 6}, replace(OWN, every=6)),
+        ({"truth": OWN}, {"truth": "stash"}, Truth(use="stash")),
+        ({"truth": OWN}, {"signal": "silent"}, Truth()),
+    ],
+)
+def test_what_is_made_of_the_truth(job: dict[str, Any], settings: dict[str, Any], truth: Truth) -> None:
+    assert plan(simple(classes=CLASSES, **job), **settings).truth == truth
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,18 @@ import torch
 from test_datasets import write_cifar, write_mnist
 from torch import Tensor
 
+from stepahead.launch.config import Config
 from stepahead.launch.job import BUILT_IN, Job, load_job
 from stepahead.launch.job_chars import prose, share_of_rate, windows
+from stepahead.launch.plan import make_plan
 from stepahead.pipeline import (
     Activation,
     Batch,
-    Recipe,
     Reference,
-    Truth,
     UsageError,
     assemble,
     cut_model,
     layers_of,
-    synthetic,
 )
 from stepahead.workers import Feed
 
@@ -51,11 +49,8 @@ def batches_to_test(job: Job) -> list[Batch]:
 
 
 def make(job: Job, stages: int, example: Batch) -> Reference:
-    """As the launcher does: where the job has no signal of its own, a plain synthetic one that is trued up."""
-    signal = job.signal or synthetic(job.predictor, classes=job.classes, optimizer=job.predictor_optimizer)
-    recipe = Recipe(loss=job.loss, signal=signal, optimizer=job.optimizer, lr_schedule=job.lr_schedule)
-    truth = job.truth or (Truth() if job.signal else Truth(use="true-up"))
-    recipe = replace(recipe, truth=truth)
+    """As the launcher does."""
+    recipe = make_plan(Config(stages=stages, device="cpu"), job).work(0).recipe
     return Reference(assemble(cut_model(job.model, stages), example, recipe))
 
 

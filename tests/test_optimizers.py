@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 from copy import deepcopy
 from functools import partial
+from typing import cast
 
+import pytest
 import torch
 from nets import CLASSES, make_stages, rows
 from torch import nn
-from torch.optim import Adam, Muon
+from torch.optim import LBFGS, Adam, Muon
 from torch.optim.lr_scheduler import LambdaLR
 
-from stepahead.pipeline import Reference, cut_model, muon
+from stepahead.launch.job import load_job
+from stepahead.pipeline import OptimizerRecipe, Reference, UsageError, cut_model, muon
 
 rest = partial(Adam, lr=1e-2)
 
@@ -58,3 +62,39 @@ def test_a_schedule_changes_the_rate_of_all() -> None:
     optimizer.step()
     schedule.step()
     assert [group["lr"] for group in optimizer.param_groups] == [5e-3, 0.05]
+
+
+def test_what_needs_a_closure_is_refused() -> None:
+    with pytest.raises(UsageError, match="LBFGS runs the model many times a step"):
+        muon(0.1, rest=LBFGS)(net().parameters())
+    with pytest.raises(UsageError, match="takes no closure"):
+        muon(0.1, rest=rest)(net().parameters()).step(lambda: 0.0)
+
+
+def test_its_state_can_be_saved_and_it_can_be_copied() -> None:
+    model = net()
+    optimizer = muon(0.1, rest=rest)(model.parameters())
+    for weight in model.parameters():
+        weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    saved = deepcopy(optimizer.state_dict())
+    assert [len(part["state"]) for part in saved["parts"]] == [4, 2]
+    again = muon(0.1, rest=rest)(model.parameters())
+    again.load_state_dict(saved)
+    for group in again.param_groups:
+        group["lr"] = 0.0  # of the parts too
+    before = deepcopy(list(model.parameters()))
+    again.step()
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    pickle.loads(pickle.dumps(optimizer)).step()
+    pickle.loads(pickle.dumps(muon(0.1, rest=rest)))(net().parameters()).step()
+
+
+@pytest.mark.parametrize("window", [16, 32, 96])
+def test_the_blocks_of_the_job_are_muons_whatever_their_shapes(window: int) -> None:
+    job = load_job("chars", {"width": 32, "heads": 2, "blocks": 2, "window": window, "batch": 4, "steps": 10})
+    (group,) = cut_model(job.model, 1)
+    optimizer = cast(OptimizerRecipe, job.optimizer)(group.parameters())
+    others, matrices = ([weight.shape for weight in part["params"]] for part in optimizer.param_groups)
+    assert len(matrices) == 2 * 4
+    assert sum(len(shape) == 2 for shape in others) == 3  # two tables and the last layer

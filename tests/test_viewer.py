@@ -381,38 +381,41 @@ def test_playback_shows_a_recorded_run_again(tmp_path: Path) -> None:
 def test_a_paused_playback_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Monitor(facts(1))
     recording = Recording(tmp_path, made.facts)
-    for tick in range(4):
+    for tick in range(6):
         recording.add(tick, [sample(tick, last=True)], made)
     recording.close("done")
-    terminal = KeyedTerminal(["", "p", *[""] * 8, "p"])
+    terminal = KeyedTerminal({1.5: "p", 31.5: "p"})
     monkeypatch.setattr(viewer, "Terminal", lambda console: terminal)
     monkeypatch.setattr(viewer, "is_usable", lambda console: True)
-    viewer.playback(tmp_path, Console(file=io.StringIO()), speed=4.0)
-    assert terminal.keys == []
-    before = terminal.shown.index("paused; p goes on")
-    assert terminal.shown[before:].count("paused; p goes on") == 9
-    assert terminal.steps[before] == terminal.steps[before + 8]
+    monkeypatch.setattr(viewer, "is_ours", lambda: True)
+    monkeypatch.setattr(viewer, "time", terminal)
+    viewer.playback(tmp_path, Console(file=io.StringIO()), speed=1.0)
+    assert terminal.monotonic() == pytest.approx(5 + 30, abs=0.2)  # the seconds of the recording, and the pause
+    assert list(dict.fromkeys(terminal.steps)) == [f"step {40 * tick}/800" for tick in range(5)]
 
 
 class KeyedTerminal:
-    """A terminal on which some keys are pressed, one after the other."""
+    """A terminal on which keys are pressed at certain seconds of a clock that moves only while somebody waits."""
 
     size = (80, 24)
-    ended = False
+    ended = away = False
 
-    def __init__(self, keys: list[str]) -> None:
+    def __init__(self, keys: dict[float, str]) -> None:
         self.keys = keys
+        self.now = 0.0
         self.console = Console(file=io.StringIO())
-        self.shown: list[str] = []
         self.steps: list[str] = []
 
+    def monotonic(self) -> float:
+        return self.now
+
     def show(self, lines: Sequence[Text]) -> None:
-        self.shown.append(lines[-1].plain)
-        self.steps.append(lines[0].plain)
+        found = re.search(r"step [\d,]+/\d+", lines[0].plain)
+        self.steps.append(found[0] if found else "")
 
     def wait(self, timeout: float) -> list[str]:
-        key = self.keys.pop(0) if self.keys else ""
-        return [key] if key else []
+        before, self.now = self.now, self.now + max(timeout, 0.001)
+        return [key for second, key in self.keys.items() if before < second <= self.now]
 
     def __enter__(self) -> Self:
         return self

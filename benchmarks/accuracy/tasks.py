@@ -72,7 +72,6 @@ def chars(folder: Path, steps: int = 3000, *, matrices: bool = False) -> Task:
     numbers = torch.tensor([number[character] for character in text])
     train, test = numbers.split([len(numbers) * 9 // 10, len(numbers) - len(numbers) * 9 // 10])
     window, batch = 64, 32
-    muon_too = partial(with_muon, tables=[(len(alphabet), 96), (window, 96)])
     adamw = partial(AdamW, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     return Task(
         model=gpt(len(alphabet), 96, 4, 4, window),
@@ -82,7 +81,7 @@ def chars(folder: Path, steps: int = 3000, *, matrices: bool = False) -> Task:
         batches=partial(_windows, train, window, batch),
         test=list(windows(test, window, 400)),
         loss=token_loss,
-        optimizer=muon_too if matrices else lambda rate: partial(adamw, lr=rate),
+        optimizer=with_muon if matrices else lambda rate: partial(adamw, lr=rate),
         rate=1e-3,
         lr_schedule=partial(LambdaLR, lr_lambda=partial(share_of_rate, steps)),
         metric="loss",
