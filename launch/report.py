@@ -54,6 +54,7 @@ th:first-child, td:first-child { text-align: left; } th { color: var(--quiet); f
 @media (max-width: 720px) { .wide tr:first-child { display: none; }
   .wide tr { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 0 1.2rem;
     padding: .4rem 0; border-bottom: 1px solid var(--grid); }
+  .wide td:empty { display: none !important; }
   .wide td { display: flex; justify-content: space-between; border: 0; padding: .1rem 0; }
   .wide td:first-child { grid-column: 1 / -1; font-weight: 600; justify-content: start; gap: .4rem; }
   .wide td::before { content: attr(data-head); color: var(--quiet); font-weight: 400; } }
@@ -132,7 +133,8 @@ def _head(summary: Mapping[str, Any], run: Path) -> str:
         for name, text, key in figures
     )
     virtual = " on <b>virtual</b> devices" if summary["virtual"] else ""
-    about = f"{escape(summary['schedule'])}, signal {escape(summary['signal'])}{virtual}"
+    parts = [summary["schedule"], f"signal {summary['signal']}", f"truth {summary.get('truth', 'off')}"]
+    about = escape(", ".join(parts)) + virtual
     where = f"{escape(summary['exit_reason'])}; {escape(run.name)}"
     title = f"<h1>{escape(summary['job'])}</h1><p class='quiet'>{about}; {where}</p>"
     return f"{title}{_faults(summary)}<div class='figures'>{cards}</div>"

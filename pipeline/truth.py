@@ -78,7 +78,7 @@ class Truth:
         use: See above.
         every: k: the truth of every k-th batch only, for all stages or, but for the last, for each. A stage can have
             the truth only of batches that the stage below has it of: its k is a multiple of that one's. Unless given
-            it is 4 with true-up, for with 1 the delay is not stable at high rates, and 1 otherwise.
+            it is 4 with true-up, for with 1 and Adam the delay is not stable at high rates, and 1 otherwise.
         keep: What is kept of a batch whose truth will be used: its "input", to run it again with the weights of then,
             or its "graph", with a copy of the weights that it went through.
         relay: How the gradient at the input is made: by running backward "again", for the truth alone; or as a "sum"

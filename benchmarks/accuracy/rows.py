@@ -30,6 +30,8 @@ class Row:
     """Times the task's learning rate, of predictors or probes."""
     predictor: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Options of the task's kind of predictor."""
+    labels: bool = True
+    """Whether predictors see the labels: cDNI, or else DNI."""
     head: str = "linear"
     """Of HEADS, what a probe is."""
 
@@ -44,8 +46,9 @@ class Row:
             )
         if self.signal == "synthetic":
             options: dict[str, Any] = {**task.predictor_options, **self.predictor}
+            classes = task.classes if self.labels else None
             return synthetic(
-                task.predictor, classes=task.classes, optimizer=optimizer, lr_schedule=task.lr_schedule, **options
+                task.predictor, classes=classes, optimizer=optimizer, lr_schedule=task.lr_schedule, **options
             )
         return locked if self.signal == "backprop" else silent
 
@@ -80,6 +83,7 @@ ROWS: dict[str, Row] = {
     "backprop": Row(signal="backprop"),
     "silent": Row(signal="silent"),
     "synthetic": Row(),
+    "synthetic, no labels": Row(labels=False),
     "synthetic, rate x10": Row(own_rate=10.0),
     "replay": Row(truth=Truth(use="replay")),
     "replay, rate x0.5": Row(truth=Truth(use="replay"), rate=0.5),
