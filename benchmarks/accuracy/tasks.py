@@ -138,6 +138,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "chars-muon": partial(chars, matrices=True),
     "mnist4": partial(mnist_net, 4),
     "mnist8": partial(mnist_net, 8),
+    "mnist4-muon": partial(mnist_net, 4, matrices=True),
     "mnist8-muon": partial(mnist_net, 8, matrices=True),
     "cifar": cifar_net,
 }
