@@ -162,7 +162,7 @@ def chain(*layers: Callable[[], nn.Module]) -> nn.Module:
 
 
 def optimizer(learning_rate: float) -> OptimizerRecipe:
-    """Return Muon for the blocks' matrices, AdamW for the rest: with AdamW alone late gradients set the model swinging.
+    """Return Muon for the blocks' matrices, AdamW for the rest: with AdamW alone it learns little from late gradients.
 
     Args:
         learning_rate: As AdamW alone would take it.

@@ -2,7 +2,8 @@
 
 Adam gives every element of a weight about the same step. What all elements agree on then moves many times as fast as
 anything else: the mean over samples, say. A gradient that is some steps old cannot hold that back, and the whole model
-swings about it. Muon gives every direction of a matrix the same step, and swings far less (docs/accuracy.md).
+swings about it. Muon gives every direction of a matrix the same step: the swing is one among many, and the others go on
+learning (docs/accuracy.md).
 """
 
 from __future__ import annotations
