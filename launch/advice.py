@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate
 
-from .breakdown import WAITS, Breakdown
+from .breakdown import Breakdown
+from .causes import WAITS
 
 __all__ = ["advise", "better_cut"]
 

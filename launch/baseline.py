@@ -13,7 +13,6 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +129,9 @@ def _run(supervisor: Supervisor, monitor: Monitor) -> list[list[Moment]]:
         changed, seen = steps != seen, steps
         alive = all(sample and sample["life"] == "running" for sample in samples)
         if now >= begun + WARM_UP and alive:
-            moments = [[*old, *more] for old, more in zip_longest(moments, new, fillvalue=())]
+            moments = moments or [[] for _ in new]
+            for kept, more in zip(moments, new, strict=True):
+                kept += more
             if changed:  # a rate is from one change of the count to another
                 monitor.take(now, samples)
         enough = WARM_UP + SECONDS if steps >= first + LEAST_STEPS else MOST_SECONDS

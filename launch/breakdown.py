@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .causes import TAX_SPANS, USEFUL_SPANS
+from .causes import TAX_SPANS, USEFUL_SPANS, WAITS
 from .gantt import Moment
 
-__all__ = ["WAITS", "Breakdown", "break_down"]
-
-WAITS = ("wait_input", "wait_credit", "wait_gradient")
+__all__ = ["Breakdown", "break_down"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,13 @@ __all__ = [
     "TAX_SPANS",
     "USEFUL_COLOUR",
     "USEFUL_SPANS",
+    "WAITS",
 ]
 
 USEFUL_SPANS = ("forward", "backward", "optimizer")
 TAX_SPANS = ("predict", "learn", "replay")
-CAUSES = ("wait_input", "wait_credit", "wait_gradient", "link", "other")
+WAITS = ("wait_input", "wait_credit", "wait_gradient")
+CAUSES = (*WAITS, "link", "other")
 CAUSE_WORDS = {
     "wait_input": "a batch",
     "wait_credit": "room to send",

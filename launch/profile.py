@@ -50,8 +50,8 @@ def show(plan: Plan, tracer: Tracer, console: Console, baseline: Baseline | None
     if baseline is not None and locked:
         say(console, f"locked: the same stages under {baseline.schedule}, {baseline.source}")
     elif baseline is not None:
-        say(console, f"under {baseline.schedule} ({baseline.source}), of which no spans are known, they are useful for")
-        say(console, ", ".join(f"{share:.0%}" for share in baseline.useful))
+        shares = ", ".join(f"{share:.0%}" for share in baseline.useful)
+        say(console, f"useful under {baseline.schedule} ({baseline.source}, which kept no spans), by stage: {shares}")
     for row in draw_gantt(tracer.moments, min(console.width, 120)):
         console.print(row, no_wrap=True, overflow="crop")
     names = [layer.name for layer in plan.layers]

@@ -241,17 +241,32 @@ def test_ctrl_z_gives_the_terminal_back_and_fg_takes_it_again(tmp_path: Path) ->
         assert screen.settings() == before
 
 
-def test_ctrl_z_and_then_bg_goes_on_in_lines_and_fg_in_the_view(tmp_path: Path) -> None:
-    command = shlex.join([sys.executable, "-m", "stepahead.launch", *long_run(tmp_path / "run")])
+@contextmanager
+def a_shell() -> Generator[Screen]:
+    """Run an interactive bash, which stops, continues and moves its jobs as people's shells do."""
     shell = ["bash", "--norc", "--noprofile", "-i"]
     with terminal_of(lambda: os.execvp("bash", shell), {"PS1": "ready> "}) as screen:
         screen.read_until("ready> ")
-        screen.type(f"{command}\n")
-        screen.read_until("running")
-        screen.type("\x1a")
-        screen.read_until(lambda seen: b"Stopped" in seen and b"ready> " in seen)
-        screen.type("bg\n")
-        screen.read_until(lambda seen: re.search(rb"step \d+/\d+ loss", seen) is not None)
+        yield screen
+
+
+def command_for(folder: Path) -> str:
+    return shlex.join([sys.executable, "-m", "stepahead.launch", *long_run(folder / "run")])
+
+
+def send_to_the_background(screen: Screen, command: str) -> None:
+    """Start a command, stop it when its view is there, and let it go on behind the shell."""
+    screen.type(f"{command}\n")
+    screen.read_until("running")
+    screen.type("\x1a")
+    screen.read_until(lambda seen: b"Stopped" in seen and b"ready> " in seen)
+    screen.type("bg\n")
+    screen.read_until(lambda seen: re.search(rb"step \d+/\d+ loss", seen) is not None)
+
+
+def test_ctrl_z_and_then_bg_goes_on_in_lines_and_fg_in_the_view(tmp_path: Path) -> None:
+    with a_shell() as screen:
+        send_to_the_background(screen, command_for(tmp_path))
         assert screen.written.count(ENTER) == screen.written.count(LEAVE) == 1
         screen.type("fg\n")
         screen.read_until(lambda seen: b"running" in seen.rpartition(LEAVE)[2].rpartition(ENTER)[2])
@@ -264,11 +279,8 @@ def test_ctrl_z_and_then_bg_goes_on_in_lines_and_fg_in_the_view(tmp_path: Path) 
 
 
 def test_a_run_that_began_in_the_background_comes_to_the_front(tmp_path: Path) -> None:
-    command = shlex.join([sys.executable, "-m", "stepahead.launch", *long_run(tmp_path / "run")])
-    shell = ["bash", "--norc", "--noprofile", "-i"]
-    with terminal_of(lambda: os.execvp("bash", shell), {"PS1": "ready> "}) as screen:
-        screen.read_until("ready> ")
-        screen.type(f"{command} &\n")
+    with a_shell() as screen:
+        screen.type(f"{command_for(tmp_path)} &\n")
         screen.read_until(lambda seen: re.search(rb"step \d+/\d+ loss", seen) is not None)
         assert ENTER not in screen.written
         screen.type("fg\n")
@@ -280,16 +292,8 @@ def test_a_run_that_began_in_the_background_comes_to_the_front(tmp_path: Path) -
 
 
 def test_a_run_that_ends_in_the_background_leaves_the_terminal_alone(tmp_path: Path) -> None:
-    command = shlex.join([sys.executable, "-m", "stepahead.launch", *long_run(tmp_path / "run")])
-    shell = ["bash", "--norc", "--noprofile", "-i"]
-    with terminal_of(lambda: os.execvp("bash", shell), {"PS1": "ready> "}) as screen:
-        screen.read_until("ready> ")
-        screen.type(f"{command}\n")
-        screen.read_until("running")
-        screen.type("\x1a")
-        screen.read_until(lambda seen: b"Stopped" in seen and b"ready> " in seen)
-        screen.type("bg\n")
-        screen.read_until(lambda seen: re.search(rb"step \d+/\d+ loss", seen) is not None)
+    with a_shell() as screen:
+        send_to_the_background(screen, command_for(tmp_path))
         screen.type("kill -INT %1; wait %1; echo ended with $?\n")
         screen.read_until("ended with 130")
     assert screen.written.count(ENTER) == screen.written.count(LEAVE) == 1
