@@ -32,7 +32,10 @@ class MarkKind(StrEnum):
 
     EVALUATE = "evaluate"
     SNAPSHOT = "snapshot"
+    SETTLE = "settle"
+    """Learn from all gradients that are still to come before anything else is taken in."""
     STOP = "stop"
+    """Settle, and be done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -26,8 +26,8 @@ def drawn(messages: list[Message]) -> list[float]:
 
 
 def shape(messages: list[Message]) -> str:
-    """t: a training batch, e: a test batch, E and S: marks."""
-    letters = {MarkKind.EVALUATE: "E", MarkKind.STOP: "S"}
+    """t: a training batch, e: a test batch, > to settle, E and S: marks."""
+    letters = {MarkKind.EVALUATE: "E", MarkKind.SETTLE: ">", MarkKind.STOP: "S"}
     return "".join(letters[m.kind] if isinstance(m, Mark) else "et"[getattr(m, "training", False)] for m in messages)
 
 
@@ -59,11 +59,12 @@ def test_after_a_pass_it_knows_how_many_batches_there_will_be() -> None:
 
 def test_evaluations_and_the_stop_follow_their_batches() -> None:
     data, test = [batch(1)] * 5, [batch(9)] * 2
-    assert shape(list(Feed(train=data, test=test, epochs=1, evaluate_every=2).messages())) == "tteeEtteeEteeES"
-    assert shape(list(Feed(train=data, test=test, epochs=1).messages())) == "ttttteeES"
+    assert shape(list(Feed(train=data, test=test, epochs=1, evaluate_every=2).messages())) == "tteeEtteeEt>eeES"
+    assert shape(list(Feed(train=data, test=test, epochs=1).messages())) == "ttttt>eeES"
+    assert shape(list(Feed(train=data[:4], test=test, epochs=1, evaluate_every=2).messages())) == "tteeEtt>eeES"
     assert shape(list(Feed(train=data, epochs=1, evaluate_every=2).messages())) == "tttttS"
     marks = [m for m in Feed(train=data, test=test, epochs=1, evaluate_every=2).messages() if isinstance(m, Mark)]
-    assert [mark.step for mark in marks] == [1, 3, 4, 4]
+    assert [mark.step for mark in marks] == [1, 3, 4, 4, 4]
 
 
 def test_a_stop_ends_it_at_the_next_batch() -> None:
@@ -107,7 +108,7 @@ def test_evaluations_do_not_disturb_what_is_drawn() -> None:
     torch.manual_seed(5)
     messages = list(Feed(train=data, test=test, epochs=1, evaluate_every=2).messages())
     assert drawn(messages) == without
-    assert len(messages) == 6 + 3 * 7 + 1
+    assert len(messages) == 6 + 3 * 7 + 2
 
 
 def test_a_sampler_is_told_the_epoch() -> None:

@@ -50,16 +50,17 @@ class Feed:
         After each pass over the data `expect` hears how many training batches there will be in all, by what the passes
         so far had; if so many passes are asked for.
         """
-        step, evaluated = 0, 0
+        step = 0
         for x, y in self._batches(stopped, expect):
+            if step and self.evaluate_every and step % self.evaluate_every == 0:
+                yield from self._evaluation(step, stopped)
             yield Activation(edge=EDGE, step=step, tensors=(x,), label=y)
             step += 1
-            if self.evaluate_every and step % self.evaluate_every == 0:
-                yield from self._evaluation(step, stopped)
-                evaluated = step
-        if step > evaluated and not stopped():
+        last = max(step - 1, 0)
+        if step and self.test is not None and not stopped():
+            yield Mark(edge=EDGE, step=last, kind=MarkKind.SETTLE)  # the last figures are those of the weights saved
             yield from self._evaluation(step, stopped)
-        yield Mark(edge=EDGE, step=max(step - 1, 0), kind=MarkKind.STOP)
+        yield Mark(edge=EDGE, step=last, kind=MarkKind.STOP)
 
     def _batches(self, stopped: Callable[[], bool], expect: Callable[[int], None]) -> Iterator[Batch]:
         drawn = 0

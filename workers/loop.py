@@ -146,6 +146,7 @@ class Loop:
         self._unanswered: dict[int, int] = {}
         """By step, the step before which its gradient is used at the latest."""
         self._inbox: dict[int, Gradient] = {}
+        self._settling = False
         self._stopping = False
 
     def run(self) -> Iterator[Wait | None]:
@@ -154,10 +155,12 @@ class Loop:
             if (gradient := self._due_gradient()) is not None:
                 yield from self._learn(gradient)
                 yield None
-            elif self._stopping and not self._unanswered:
+            elif self._settling and not self._unanswered:
                 if self.stage is not None:
                     self.stage.finish()
-                return
+                if self._stopping:
+                    return
+                self._settling = False
             elif (hindrance := self._hindrance()) is not None:
                 yield hindrance
             elif (message := self.links.activations_in.try_receive()) is None:
@@ -172,7 +175,7 @@ class Loop:
 
     def _due_gradient(self) -> Gradient | None:
         """Return the gradient to learn from now, if there is one."""
-        if self.lag.mode == "free" or self._waits or self._stopping:
+        if self.lag.mode == "free" or self._waits or self._settling:
             return self._inbox.pop(next(iter(self._inbox))) if self._inbox else self._receive_gradient(own=False)
         self._take_gradients()
         due = self._first_due()
@@ -199,7 +202,7 @@ class Loop:
 
     def _hindrance(self) -> Wait | None:
         """Return what keeps the stage from its next batch."""
-        if self._unanswered and (self._stopping or self._waits or self._first_due() is not None):
+        if self._unanswered and (self._settling or self._waits or self._first_due() is not None):
             return "wait_gradient"
         for sender in self._senders:
             if sender.full and not sender.gone:  # to one that is gone the next message says so
@@ -254,8 +257,9 @@ class Loop:
         self._averages.add(output.tensors[0], output.label)
 
     def _obey(self, mark: Mark) -> Iterator[Wait]:
-        if mark.kind is MarkKind.STOP:
-            self._stopping = True
+        if mark.kind in (MarkKind.SETTLE, MarkKind.STOP):
+            self._settling = True
+            self._stopping = mark.kind is MarkKind.STOP
         elif mark.kind is MarkKind.EVALUATE and self._averages is not None:
             self.progress.evaluations.append((self.progress.steps, self._averages.take()))
         below = self.links.activations_out
