@@ -64,6 +64,8 @@ class Watched:
     """How many of its spans have been read."""
     summary: dict[str, Any] | None = None
     """Its entry in the run's summary, once it is finished."""
+    failed: bool = False
+    """Whether it said that it failed; its process may live on."""
     ended: bool = False
     status: int | None = None
     """Its exit code, or minus the signal that ended it."""
@@ -254,7 +256,11 @@ class Supervisor:
 
     @property
     def _over(self) -> bool:
-        return all(worker.ended or (not worker.ours and worker.summary is not None) for worker in self.workers.values())
+        """Whether nothing more is to come; a process that is not ours may outlive its work."""
+        return all(
+            worker.ended or (not worker.ours and (worker.failed or worker.summary is not None))
+            for worker in self.workers.values()
+        )
 
     def _take(self, name: str, message: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         """Take note of what a worker says."""
@@ -270,6 +276,8 @@ class Supervisor:
             self.evaluations.append((message["step"], dict(message["figures"])))
         elif kind == "finished":
             self.workers[name].summary = message["summary"]
+        elif kind == "failed":
+            self.workers[name].failed = True
 
     def _hear_signals(self) -> None:
         if self._signals is None:

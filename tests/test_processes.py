@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from faulty import job as faulty_job
-from launcher import FAULTY, faulty, run
+from launcher import FAULTY, faulty, note, run
 from nets import CLASSES, SIGNALS, TRUTHS, Batch, adam, cnn, images, mlp, rows
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -215,6 +215,7 @@ def test_torchrun_leaves_a_summary_however_it_ends(tmp_path: Path, act: str, cod
     with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
         assert run.stdout is not None
         text = run.stdout.read()  # to its end: when the last of all processes is gone
+    assert time.monotonic() - note(folder)[0] < 20  # torchrun itself would wait for 30
     assert run.returncode == code
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["exit_reason"] == reason
