@@ -64,8 +64,8 @@ def measure_baseline(
         schedule=schedule,
         source="measured",
         samples_per_second=state.samples_per_second,
-        useful=tuple(stage.useful for stage in state.stages),
-        idle=tuple(stage.idle for stage in state.stages),
+        useful=tuple(stage.useful for stage in state.stages if stage.useful is not None),
+        idle=tuple(stage.idle for stage in state.stages if stage.idle),
         spans=tuple({**each.spans, "other": each.idle["other"]} for each in break_down(moments) or ()),
     )
     return found, outcome
@@ -86,15 +86,16 @@ def baseline_from(name: str, stages: int) -> Baseline:
         raise UsageError(f"the baseline {file} is no summary of a finished run ({what})") from None
     if not 0 < found.samples_per_second < math.inf:
         raise UsageError(f"the baseline {file} made {found.samples_per_second} samples a second; give another run")
-    if len(found.useful) != stages:
-        raise UsageError(f"the baseline {file} had {len(found.useful)} stages, and this run has {stages}")
+    if len(summary["stages"]) != stages:
+        raise UsageError(f"the baseline {file} had {len(summary['stages'])} stages, and this run has {stages}")
     return found
 
 
 def _locked_part(summary: Mapping[str, Any], name: str) -> Baseline:
     """Return what a summary says of a locked schedule: the run itself, or the baseline that it measured."""
     if summary["signal"] == "locked":
-        parts = {part: [stage[part] for stage in summary["stages"]] for part in ("useful", "idle")}
+        known = [stage for stage in summary["stages"] if stage["useful"] is not None]  # none with telemetry off
+        parts = {part: [stage[part] for stage in known] for part in ("useful", "idle")}
         measured: Mapping[str, Any] = {**summary, **parts}
     elif summary["baseline"] is None:
         raise UsageError(f"the baseline {name} is neither a locked run nor one that measured a locked baseline")

@@ -177,7 +177,9 @@ def _detail(state: RunState, view: View, index: int) -> list[Text]:
         ("memory", size(stage.memory) if stage.memory else "-"),
     ]
     lines = [Text.assemble((f"{name:<8}", QUIET), value) for name, value in rows]
-    shares = [("useful", stage.useful), ("tax", stage.tax), *((cause, stage.idle.get(cause, 0.0)) for cause in CAUSES)]
+    if stage.useful is None or stage.tax is None:
+        return [*lines, Text("where its time goes is not known yet, or telemetry is off", style=QUIET)]
+    shares = [("useful", stage.useful), ("tax", stage.tax), *((cause, stage.idle[cause]) for cause in CAUSES)]
     room = max(width - 34, 5)
     for name, share in shares:
         shape, style = {"useful": (view.glyphs.useful, USEFUL_COLOUR), "tax": (view.glyphs.tax, TAX_COLOUR)}.get(

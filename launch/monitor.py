@@ -44,9 +44,9 @@ class Baseline:
     """Where the figures are from: "measured" or the name of a file."""
     samples_per_second: float
     useful: tuple[float, ...]
-    """Of each stage, as a share of its time."""
+    """Of each stage, as a share of its time; empty without telemetry."""
     idle: tuple[dict[str, float], ...] = ()
-    """The rest of it, by cause; older runs have not kept that."""
+    """The rest of it, by cause; older runs have not kept that either."""
     spans: tuple[dict[str, float], ...] = ()
     """Milliseconds a step by span, and "other"; empty without telemetry."""
 
@@ -77,10 +77,11 @@ class StageState:
     state: str = "starting"
     """running, waiting for .., stopped, finished, ended, lost: always a word."""
     state_seconds: float = 0.0
-    useful: float = 0.0
-    tax: float = 0.0
+    useful: float | None = None
+    """As a share of its time; None, as tax is, while nobody knows, and with telemetry off."""
+    tax: float | None = None
     idle: dict[str, float] = field(default_factory=dict[str, float])
-    """By cause; with useful and tax it makes 1."""
+    """By cause; with useful and tax it makes 1. Empty while nobody knows."""
     steps: int = 0
     steps_per_second: float = 0.0
     queue_in: tuple[int, int] = (0, 0)
@@ -102,13 +103,13 @@ class StageState:
     """Utilisation as a share and temperature in degrees Celsius, where there is a GPU that says."""
 
     @property
-    def idle_share(self) -> float:
-        return sum(self.idle.values())
+    def idle_share(self) -> float | None:
+        return sum(self.idle.values()) if self.idle else None
 
     @property
-    def cause(self) -> str:
+    def cause(self) -> str | None:
         """What it is idle for most."""
-        return max(self.idle, key=lambda cause: self.idle[cause], default="other")
+        return max(self.idle, key=lambda cause: self.idle[cause], default=None)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -206,7 +207,7 @@ class Monitor:
         self._window: deque[tuple[float, Sequence[Sample | None]]] = deque()
         self._losses = [Trail() for _ in facts.devices]
         self._cosines = [Trail() for _ in facts.devices]
-        self._shares = [{name: float(name == "other") for name in PARTS} for _ in facts.devices]
+        self._shares = [dict[str, float]() for _ in facts.devices]
         kept = max(MOMENTS // len(facts.devices), LEAST_MOMENTS)
         self.recent = [deque[Moment](maxlen=kept) for _ in facts.devices]
 
@@ -273,7 +274,7 @@ class Monitor:
     def _stage(self, index: int) -> StageState:
         first, last = self._ends(index)
         if last is None:
-            return StageState(idle={"other": 1.0})
+            return StageState()
         shares = self._shares[index] if last["life"] != "running" else _shares(first, last)
         self._shares[index] = dict(shares)
         plain = {name: last[name] for name in PLAIN}
@@ -281,9 +282,9 @@ class Monitor:
             **plain,
             state=_state_of(last),
             state_seconds=last["doing_seconds"],
-            useful=shares["useful"],
-            tax=shares["tax"],
-            idle={cause: shares[cause] for cause in CAUSES},
+            useful=shares.get("useful"),
+            tax=shares.get("tax"),
+            idle={cause: shares[cause] for cause in CAUSES if shares},
             steps_per_second=self._rate(index, "steps"),
             queue_in=tuple(last["queue_in"]),
             queue_out=tuple(last["queue_out"]),
@@ -323,7 +324,9 @@ class Monitor:
 
 
 def _shares(first: Sample | None, last: Sample) -> dict[str, float]:
-    """Return the shares of the parts between two samples: they add up to 1."""
+    """Return the shares of the parts between two samples: they add up to 1, or there are none to know."""
+    if not last["seconds"]:
+        return {}
     before = first["seconds"] if first and first is not last else {}
     parts = {name: max(last["seconds"].get(name, 0.0) - before.get(name, 0.0), 0.0) for name in PARTS}
     total = sum(parts.values())

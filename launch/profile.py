@@ -49,7 +49,7 @@ def show(plan: Plan, tracer: Tracer, console: Console, baseline: Baseline | None
         console.print(table_of(stages, locked, block))
     if baseline is not None and locked:
         say(console, f"locked: the same stages under {baseline.schedule}, {baseline.source}")
-    elif baseline is not None:
+    elif baseline is not None and baseline.useful:
         shares = ", ".join(f"{share:.0%}" for share in baseline.useful)
         say(console, f"useful under {baseline.schedule} ({baseline.source}, which kept no spans), by stage: {shares}")
     for row in draw_gantt(tracer.moments, min(console.width, 120)):

@@ -150,35 +150,46 @@ def _faults(summary: Mapping[str, Any]) -> str:
 
 
 def _stages(summary: Mapping[str, Any]) -> str:
-    baseline = summary["baseline"]
-    bars: list[str] = []
-    rows: list[str] = []
-    for index, stage in enumerate(summary["stages"]):
-        if "useful" not in stage:
-            rest = f"<td colspan='{len(STAGE_HEADS) - 1}'>did not come to an end</td>"
-            rows.append(f"<tr><td data-head='stage'>{index}</td>{rest}</tr>")
-            continue
-        locked = baseline["useful"][index] if baseline and index < len(baseline["useful"]) else None
-        mark = "" if locked is None else f'<i class="mark" style="left:{min(locked, 0.995):.2%}"></i>'
-        shape = f'<i class="useful" style="width:{stage["useful"]:.2%}"></i>'
-        shape += f'<i class="tax" style="width:{stage["tax"]:.2%}"></i>'
-        bars.append(f'<div class="stage"><span>stage {index}</span><div class="bar">{shape}{mark}</div></div>')
-        rows.append(_row(STAGE_HEADS, _stage_cells(index, stage)))
-        if baseline and index < len(baseline.get("idle", ())):
-            rows.append(_row(STAGE_HEADS, _locked_cells(index, baseline)))
+    stages, baseline = summary["stages"], summary["baseline"]
+    bars = [_bar(index, stage, baseline) for index, stage in enumerate(stages) if stage.get("useful") is not None]
+    rows = [row for index, stage in enumerate(stages) for row in _stage_rows(index, stage, baseline)]
     legend = "solid: useful, hatched: tax, empty: idle" + ("; the line: useful under the lock" if baseline else "")
     chart = f"<div class='card'>{''.join(bars)}<p class='legend'>{legend}</p></div>" if bars else ""
+    if any("useful" in stage and stage["useful"] is None for stage in stages):
+        chart = "<p class='quiet'>Telemetry was off: where the time went is not known.</p>"
     return (
         f"<h2>Where each stage's time went</h2>{chart}"
         f"<div class='card' style='margin-top:1rem'>{_table(STAGE_HEADS, rows, 'wide')}</div>"
     )
 
 
+def _bar(index: int, stage: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> str:
+    locked = baseline["useful"][index] if baseline and index < len(baseline["useful"]) else None
+    mark = "" if locked is None else f'<i class="mark" style="left:{min(locked, 0.995):.2%}"></i>'
+    shape = f'<i class="useful" style="width:{stage["useful"]:.2%}"></i>'
+    shape += f'<i class="tax" style="width:{stage["tax"]:.2%}"></i>'
+    return f'<div class="stage"><span>stage {index}</span><div class="bar">{shape}{mark}</div></div>'
+
+
+def _stage_rows(index: int, stage: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[str]:
+    """Return what a stage did, and below it what it does under the lock, if that is known."""
+    if "useful" not in stage:
+        rest = f"<td colspan='{len(STAGE_HEADS) - 1}'>did not come to an end</td>"
+        return [f"<tr><td data-head='stage'>{index}</td>{rest}</tr>"]
+    rows = [_row(STAGE_HEADS, _stage_cells(index, stage))]
+    if baseline and index < len(baseline.get("idle", ())):
+        rows.append(_row(STAGE_HEADS, _locked_cells(index, baseline)))
+    return rows
+
+
 def _stage_cells(index: int, stage: Mapping[str, Any]) -> list[Cell]:
     cells: list[Cell] = [(str(index), None), (escape(stage["device"]), None)]
-    cells += [(f"{stage[key]:.1%}", f"stages.{index}.{key}") for key in ("useful", "tax")]
-    cells.append((f"{sum(stage['idle'].values()):.1%}", None))
-    cells += [(f"{stage['idle'][cause]:.1%}", f"stages.{index}.idle.{cause}") for cause in CAUSES]
+    if stage["useful"] is None:
+        cells += [("-", None)] * (3 + len(CAUSES))
+    else:
+        cells += [(f"{stage[key]:.1%}", f"stages.{index}.{key}") for key in ("useful", "tax")]
+        cells.append((f"{sum(stage['idle'].values()):.1%}", None))
+        cells += [(f"{stage['idle'][cause]:.1%}", f"stages.{index}.idle.{cause}") for cause in CAUSES]
     if "parameters" not in stage:
         return [*cells, ("-", None), ("-", None)]
     cells.append((f"{stage['parameters']:,}", None))

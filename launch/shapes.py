@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-__all__ = ["ASCII", "GLYPHS", "Glyphs", "queue", "runs_of", "short", "size", "sparkline"]
+__all__ = ["ASCII", "GLYPHS", "Glyphs", "percent", "queue", "runs_of", "short", "size", "sparkline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,10 @@ def runs_of(shapes: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 
 def queue(pair: tuple[int, int]) -> str:
     return f"{pair[0]}/{pair[1]}" if pair[1] else "-"
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
 
 
 def short(value: float) -> str:

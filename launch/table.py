@@ -17,7 +17,7 @@ from rich.text import Text
 
 from .causes import CAUSE_WORDS, IDLE_COLOUR, TAX_COLOUR, USEFUL_COLOUR
 from .monitor import RunState, StageState
-from .shapes import Glyphs, queue, runs_of, short, size, sparkline
+from .shapes import Glyphs, percent, queue, runs_of, short, size, sparkline
 
 __all__ = ["QUIET", "WARNING", "draw_table", "worst_of"]
 
@@ -59,8 +59,9 @@ def draw_table(state: RunState, width: int, room: int, glyphs: Glyphs) -> list[T
             lines.append(_row(state, item, columns, bar, glyphs))
             if below:
                 lines += _below(state, item, left_out, width, glyphs)[:below]
-    if left_out and not below and len(lines) < room and len(state.stages) < room:
-        lines.append(Text(f"{'':{INDENT}}{_say_worst(state, worst_of(state, range(len(state.stages))))}", style=QUIET))
+    worst = _say_worst(state, worst_of(state, range(len(state.stages))))
+    if worst and left_out and not below and len(lines) < room and len(state.stages) < room:
+        lines.append(Text(f"{'':{INDENT}}{worst}", style=QUIET))
     return lines[:room]
 
 
@@ -116,26 +117,38 @@ def _folded(state: RunState, room: int) -> list[int | str]:
     middle = range(above, count - below)
     worst = worst_of(state, middle)
     before, after = worst - above, count - below - worst - 1
-    said = f"{f'{before} more, ' if before else ''}{_say_worst(state, worst)}"
-    return [*range(above), said, worst, *([f"{after} more"] if after else []), *range(count - below, count)]
+    said = _joined(f"{before} more" if before else "", _say_worst(state, worst))
+    rows = [*range(above), said, worst, f"{after} more" if after else "", *range(count - below, count)]
+    return [row for row in rows if row != ""]
 
 
 def _say_folded(state: RunState, stages: range) -> str:
-    return f"{len(stages)} more, {_say_worst(state, worst_of(state, stages))}"
+    return _joined(f"{len(stages)} more", _say_worst(state, worst_of(state, stages)))
 
 
 def _say_worst(state: RunState, worst: int) -> str:
+    """Say what the worst stage idles for, if that is known."""
     stage = state.stages[worst]
-    return f"worst {worst}: idle {stage.idle_share:.0%}, for {CAUSE_WORDS[stage.cause]}"
+    return "" if stage.cause is None else f"worst {worst}: idle {percent(stage.idle_share)}, for {_cause(stage)}"
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def _cause(stage: StageState) -> str:
+    return "-" if stage.cause is None else CAUSE_WORDS[stage.cause]
 
 
 def worst_of(state: RunState, stages: range) -> int:
     """Return the stage that idles most."""
-    return max(stages, key=lambda index: state.stages[index].idle_share)
+    return max(stages, key=lambda index: state.stages[index].idle_share or 0.0)
 
 
 def _bar(state: RunState, index: int, width: int, glyphs: Glyphs) -> Text:
     stage = state.stages[index]
+    if stage.useful is None or stage.tax is None:
+        return Text(" " * width)
     useful = round(stage.useful * width)
     tax = min(round((stage.useful + stage.tax) * width), width) - useful
     shapes = [(glyphs.useful, USEFUL_COLOUR)] * useful + [(glyphs.tax, TAX_COLOUR)] * tax
@@ -203,10 +216,10 @@ COLUMNS = (
     Column("stage", 5, 0, lambda state, index, glyphs: Text(str(index)), left=True),
     Column("device", 7, 6, lambda state, index, glyphs: Text(state.facts.devices[index]), left=True),
     Column(BAR, 0, -1, lambda state, index, glyphs: Text()),
-    Column("useful", 6, 4, _of(lambda stage: f"{stage.useful:.0%}")),
-    Column("tax", 4, 5, _of(lambda stage: f"{stage.tax:.0%}")),
-    Column("idle", 4, 1, _of(lambda stage: f"{stage.idle_share:.0%}")),
-    Column("idle mostly for", 15, 7, _of(lambda stage: CAUSE_WORDS[stage.cause]), left=True),
+    Column("useful", 6, 4, _of(lambda stage: percent(stage.useful))),
+    Column("tax", 4, 5, _of(lambda stage: percent(stage.tax))),
+    Column("idle", 4, 1, _of(lambda stage: percent(stage.idle_share))),
+    Column("idle mostly for", 15, 7, _of(_cause), left=True),
     Column("in", 5, 10, _of(lambda stage: queue(stage.queue_in))),
     Column("out", 5, 11, _of(lambda stage: queue(stage.queue_out))),
     Column("steps/s", 7, 9, _of(lambda stage: f"{stage.steps_per_second:.1f}")),

@@ -51,7 +51,7 @@ def show_result(summary: Mapping[str, Any], run: Path, console: Console) -> None
     if summary["speedup"] is not None:
         figures.append(f"{summary['speedup']:.2f}x {summary['baseline']['schedule']}")
     head = f"{summary['exit_reason']} after {summary['steps']} steps in {summary['wall_seconds']:.1f} s"
-    if all("useful" in stage for stage in summary["stages"]):
+    if all(stage.get("useful") is not None for stage in summary["stages"]):
         console.print(_table(summary["stages"], narrow=console.width < NARROW))
     say = [f"{head}: {', '.join(figures)}"]
     if summary["weights_sha256"]:

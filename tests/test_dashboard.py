@@ -70,6 +70,18 @@ def test_nothing_is_wider_or_higher_than_the_screen(width: int, stages: int, hei
         assert max(line.cell_len for line in lines) <= width
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_with_telemetry_off_no_share_is_shown(width: int) -> None:
+    for stages, height in ((4, 24), (64, 16)):
+        state = run(stages)
+        for stage in state.stages:
+            stage.useful, stage.tax, stage.idle, stage.gpu = None, None, {}, None
+        rows = frame(state, width, height)
+        assert "%" not in rows.replace(" 50%", "")  # of the run, in the header
+        assert "worst" not in rows
+        assert "where its time goes is not known yet" in frame(state, width, detail=1)
+
+
 def shown(text: str) -> list[int]:
     """Return the stages that have a row."""
     return [int(line.split()[0]) for line in text.splitlines() if line[:1].isdigit() and "%" in line]

@@ -13,7 +13,7 @@ from rich.text import Text
 from states import facts, monitor, sample
 
 from stepahead.launch.gantt import draw_gantt
-from stepahead.launch.monitor import Monitor, RunState, Trail
+from stepahead.launch.monitor import Monitor, RunState, StageState, Trail
 from stepahead.launch.recording import Recording, RecordingError, replay
 
 
@@ -23,7 +23,14 @@ def test_a_run_that_has_said_nothing_is_starting() -> None:
     assert (state.step, state.samples_per_second, state.speedup, state.eta) == (0, 0.0, None, None)
     made = Monitor(facts(2))
     made.take(0.0, [None, None])
-    assert made.state().stages[1].idle_share == 1.0
+    assert (made.state().stages[1].useful, made.state().stages[1].idle_share) == (None, None)
+
+
+def whole(stage: StageState) -> float:
+    assert stage.useful is not None
+    assert stage.tax is not None
+    assert stage.idle_share is not None
+    return stage.useful + stage.tax + stage.idle_share
 
 
 def test_rates_and_shares_are_those_of_the_last_seconds() -> None:
@@ -44,7 +51,7 @@ def test_rates_and_shares_are_those_of_the_last_seconds() -> None:
 
 def test_shares_add_up_to_one() -> None:
     for stage in monitor(5).state().stages:
-        assert stage.useful + stage.tax + stage.idle_share == pytest.approx(1.0)
+        assert whole(stage) == pytest.approx(1.0)
     assert monitor(4).state().stages[3].cause == "wait_input"
 
 
@@ -124,7 +131,16 @@ def test_a_counter_that_seems_to_go_back_is_no_negative_share() -> None:
     made.take(2.0, [back])
     stage = made.state().stages[0]
     assert stage.tax == 0.0
-    assert stage.useful + stage.idle_share == pytest.approx(1.0)
+    assert whole(stage) == pytest.approx(1.0)
+
+
+def test_with_telemetry_off_the_shares_are_not_known() -> None:
+    made = Monitor(facts(2))
+    for now in (1.0, 2.0, 3.0):
+        made.take(now, [sample(now, stage, seconds={}) for stage in range(2)])
+    for stage in made.state().stages:
+        assert (stage.useful, stage.tax, stage.idle, stage.idle_share, stage.cause) == (None, None, {}, None, None)
+        assert stage.steps_per_second == pytest.approx(40.0)
 
 
 def test_trails_keep_the_whole_course_in_few_points() -> None:

@@ -26,6 +26,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from stepahead.launch import Job, Track
 from stepahead.launch import train as train_with_baseline
+from stepahead.launch.baseline import baseline_from
+from stepahead.launch.report import write_report
 from stepahead.pipeline import (
     Group,
     Recipe,
@@ -255,6 +257,17 @@ def test_the_run_folder_has_what_it_should(tmp_path: Path) -> None:
         assert (stage["predictor"] is None) == (index == 2)
         assert (stage["lag"] is None) == (index == 2)
         assert stage["peak_activation_bytes"] > 0
+
+
+def test_with_telemetry_off_nobody_says_where_the_time_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    summary = train_with_baseline(job_of(mlp(), rows(30)), stages=2, run_dir=str(folder), telemetry=False)
+    assert [(stage["useful"], stage["tax"], stage["idle"]) for stage in summary["stages"]] == [(None, None, None)] * 2
+    assert summary["baseline"]["samples_per_second"] > 0
+    assert summary["baseline"]["useful"] == summary["baseline"]["idle"] == summary["baseline"]["spans"] == ()
+    assert "idle mostly for" not in capsys.readouterr().out
+    assert "Telemetry was off: where the time went is not known." in write_report(folder).read_text()
+    assert baseline_from(str(folder), 2).useful == ()
 
 
 def test_a_snapshot_is_loaded_by_the_users_own_module(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_every_span_is_useful_tax_or_idle_and_the_docs_say_which() -> None:
 @given(st.lists(st.tuples(st.sampled_from(NAMES), st.floats(0, 5)), max_size=30), st.floats(0.001, 5))
 def test_the_shares_add_up_to_one(spent: list[tuple[str, float]], rest: float) -> None:
     clock = Clock()
-    spans = Spans(now=clock)
+    spans = Spans(Telemetry(8), clock)
     spans.begin()
     for name, seconds in spent:
         spend(spans, clock, name, seconds)
@@ -70,11 +70,12 @@ def test_those_who_show_it_know_the_same_causes() -> None:
 
 
 def test_before_it_begins_all_is_idle() -> None:
-    assert Spans().shares() == {"useful": 0.0, "tax": 0.0, "idle": {**dict.fromkeys(CAUSES, 0.0), "other": 1.0}}
+    idle = {**dict.fromkeys(CAUSES, 0.0), "other": 1.0}
+    assert Spans(Telemetry(8)).shares() == {"useful": 0.0, "tax": 0.0, "idle": idle}
 
 
 def test_what_is_open_counts_until_now(clock: Clock) -> None:
-    spans = Spans(now=clock)
+    spans = Spans(Telemetry(8), clock)
     spans.begin()
     spans("wait_input").__enter__()
     clock.now += 3 * 10**9
@@ -85,7 +86,7 @@ def test_what_is_open_counts_until_now(clock: Clock) -> None:
 
 
 def test_time_in_which_it_was_stopped_is_other(clock: Clock) -> None:
-    spans = Spans(now=clock)
+    spans = Spans(Telemetry(8), clock)
     spans.begin()
     with spans("forward"):
         clock.now += 2 * 10**9
@@ -133,12 +134,19 @@ def test_events_that_were_overwritten_are_counted_and_the_totals_have_them(clock
     assert spans.seconds["backward"] == 5.0
 
 
-def test_without_events_only_totals_are_kept(clock: Clock) -> None:
-    telemetry = Telemetry()
-    spans = Spans(telemetry, clock)
-    spend(spans, clock, "forward", 1.0)
-    assert telemetry.read_events(0) == ([], 0, 0)
-    assert spans.seconds["forward"] == 1.0
+def test_telemetry_that_is_off_times_nothing_and_shares_are_not_known() -> None:
+    readings = iter([1, 1 + 10**9])
+    spans = Spans(Telemetry(), lambda: next(readings))
+    spans.begin()
+    for name in NAMES:
+        with spans(name):
+            pass
+    spans.end()
+    assert spans.telemetry.read_events(0) == ([], 0, 0)
+    assert spans.wall == 1.0  # the two readings were of its begin and its end
+    assert spans.shares() == {"useful": None, "tax": None, "idle": None}
+    sample = read_sample(spans.telemetry)
+    assert (sample["wall"], sample["seconds"], sample["doing"]) == (1.0, {}, "other")
 
 
 def test_figures_that_are_not_known_are_none() -> None:

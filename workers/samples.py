@@ -51,7 +51,7 @@ def read_sample(telemetry: Telemetry, now: int | None = None) -> dict[str, Any]:
         "queue_in": [int(telemetry["in_waiting"]), int(telemetry["in_capacity"])],
         "queue_out": [int(telemetry["out_waiting"]), int(telemetry["out_capacity"])],
         "wall": wall,
-        "seconds": parts_of(seconds, max(wall, sum(seconds.values()))) if begun else {},
+        "seconds": parts_of(seconds, max(wall, sum(seconds.values()))) if begun and telemetry.events else {},
         "doing": NAMES[doing] if open_span else "other",
         "doing_seconds": max(now - int(telemetry["since"]), 0) / 1e9 if open_span else 0.0,
     }

@@ -4,13 +4,14 @@ useful   forward, backward, optimizer       what plain backprop does too
 tax      predict, learn, replay             the price of not waiting
 idle     wait_input, wait_credit, wait_gradient, send (called "link"), and the rest ("other"): evaluations, the loop
 
-The three add up to the wall time.
+The three add up to the wall time. With telemetry off nothing is timed, and nobody knows.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
 
 from stepahead.pipeline import TAX, USEFUL, Part
@@ -25,6 +26,7 @@ SpanName = Part | Wait | Literal["send", "evaluate"]
 NAMES: tuple[SpanName, ...] = (*get_args(Part), *get_args(Wait), "send", "evaluate")
 CAUSES = (*get_args(Wait), "link", "other")
 DOING, SINCE = INDEX["doing"], INDEX["since"]
+OFF = nullcontext()
 
 
 class _Span:
@@ -50,23 +52,27 @@ class _Span:
         end = spans.now()
         spans.numbers[DOING] = NOTHING
         spans.numbers[TOTALS + self._index] += end - start
-        if spans.keeps_events:
-            spans.telemetry.note(start, end, spans.step, self._index)
+        spans.telemetry.note(start, end, spans.step, self._index)
 
 
 class Spans:
-    """Adds up nanoseconds by name, in telemetry's memory; `spans(name)` is a context that times what is inside it."""
+    """Adds up nanoseconds by name, in telemetry's memory; `spans(name)` is a context that times what is inside it.
+
+    Telemetry that keeps no events is off.
+    """
 
     def __init__(self, telemetry: Telemetry | None = None, now: Callable[[], int] = time.perf_counter_ns) -> None:
         self.telemetry = telemetry or Telemetry()
         self.numbers = self.telemetry.numbers
-        self.keeps_events = self.telemetry.events > 0
+        self.on = self.telemetry.events > 0
         self.now = now
         self.step = 0
         """The batch that is worked on."""
-        self._spans = {name: _Span(self, index) for index, name in enumerate(NAMES)}
+        self._spans: dict[SpanName, AbstractContextManager[None]] = {
+            name: _Span(self, index) if self.on else OFF for index, name in enumerate(NAMES)
+        }
 
-    def __call__(self, name: SpanName) -> _Span:
+    def __call__(self, name: SpanName) -> AbstractContextManager[None]:
         return self._spans[name]
 
     def begin(self) -> None:
@@ -89,8 +95,10 @@ class Spans:
         begun = self.telemetry["begun"]
         return ((self.telemetry["ended"] or self.now()) - begun) / 1e9 if begun else 0.0
 
-    def shares(self) -> dict[str, float | dict[str, float]]:
-        """Return useful, tax, and idle by cause, as shares of the wall time: they add up to 1."""
+    def shares(self) -> dict[str, float | dict[str, float] | None]:
+        """Return useful, tax, and idle by cause, as shares of the wall time: they add up to 1; None for all if off."""
+        if not self.on:
+            return dict.fromkeys(("useful", "tax", "idle"))
         wall = self.wall
         parts = parts_of(self.seconds, wall)
         share = {name: seconds / wall if wall > 0 else float(name == "other") for name, seconds in parts.items()}
