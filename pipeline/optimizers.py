@@ -8,11 +8,12 @@ learning (docs/accuracy.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Muon, Optimizer
 
 from .errors import UsageError
@@ -24,11 +25,12 @@ Which = Callable[[nn.Parameter], bool]
 
 
 def is_matrix(weight: nn.Parameter) -> bool:
-    return weight.dim() == 2
+    """Return whether it is a matrix, or filters of a convolution, which are the rows of one."""
+    return weight.dim() >= 2
 
 
 def muon(lr: float, *, rest: OptimizerRecipe, momentum: float = 0.9, of: Which = is_matrix) -> OptimizerRecipe:
-    """Return a recipe: Muon for matrices, another optimizer for the rest.
+    """Return a recipe: Muon for matrices and convolutions, another optimizer for the rest.
 
     Args:
         lr: Of Muon, on the scale of AdamW's: about ten times what AdamW would get. Schedules that set momenta
@@ -47,8 +49,41 @@ def _make(lr: float, rest: OptimizerRecipe, momentum: float, of: Which, weights:
     if any(map(needs_closure, made)):
         raise UsageError(f"{type(made[0]).__name__} runs the model many times a step; Muon's other half cannot do that")
     if matrices:
-        made.append(Muon(matrices, lr, weight_decay=0.0, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
+        made.append(_Muon(matrices, lr=lr, weight_decay=0.0, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
     return made[0] if len(made) == 1 else _Several(made)
+
+
+class _Muon(Muon):
+    """torch's, which takes matrices alone, for convolutions too: each filter is a row."""
+
+    def __init__(self, weights: Sequence[nn.Parameter], **options: Any) -> None:
+        with _as_matrices(weights):
+            super().__init__(weights, **options)
+
+    def step(self, closure: Any = None) -> Any:
+        with _as_matrices([weight for group in self.param_groups for weight in group["params"]]):
+            return super().step(closure)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _as_matrices(weights: Iterable[nn.Parameter]) -> Generator[None]:
+    """Let weights with more than two dimensions be matrices meanwhile."""
+    whole = [(weight, weight.data, weight.grad) for weight in weights if weight.dim() > 2]
+    for weight, data, grad in whole:
+        _set(weight, data.flatten(1), None if grad is None else grad.flatten(1))
+    try:
+        yield
+    finally:
+        for weight, data, grad in whole:
+            if weight.data_ptr() != data.data_ptr():  # channels last: the matrix is a copy
+                data.copy_(weight.data.view(data.shape))
+            _set(weight, data, grad)
+
+
+def _set(weight: nn.Parameter, data: Tensor, grad: Tensor | None) -> None:
+    weight.grad = None
+    weight.data = data
+    weight.grad = grad
 
 
 class _Several(Optimizer):

@@ -98,3 +98,22 @@ def test_the_blocks_of_the_job_are_muons_whatever_their_shapes(window: int) -> N
     others, matrices = ([weight.shape for weight in part["params"]] for part in optimizer.param_groups)
     assert len(matrices) == 2 * 4
     assert sum(len(shape) == 2 for shape in others) == 3  # two tables and the last layer
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_the_filters_of_a_convolution_are_the_rows_of_a_matrix(form: torch.memory_format) -> None:
+    convolution = nn.Conv2d(3, 6, 5, bias=False)
+    weight = convolution.weight
+    weight.data = weight.data.to(memory_format=form)
+    matrix = nn.Parameter(weight.detach().flatten(1).clone())
+    ours = muon(0.1, rest=rest)(convolution.parameters())
+    by_hand = Muon([matrix], 0.1, weight_decay=0.0, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        gradient = torch.randn(6, 3, 5, 5)
+        weight.grad, matrix.grad = gradient, gradient.flatten(1)
+        ours.step()
+        by_hand.step()
+        assert torch.equal(weight.flatten(1), matrix)
+        assert weight.shape == gradient.shape
+        assert weight.grad is gradient
+    assert convolution(torch.randn(1, 3, 8, 8)).shape == (1, 6, 4, 4)

@@ -110,8 +110,8 @@ def mnist_net(depth: int, folder: Path, steps: int = 4000, *, matrices: bool = F
     )
 
 
-def cifar_net(folder: Path, steps: int = 4000) -> Task:
-    """Three convolutions of 32 channels and a classifier on three stages: a quarter of the paper's width."""
+def cifar_net(folder: Path, steps: int = 4000, *, matrices: bool = False) -> Task:
+    """Two convolutions of 32 channels and a classifier, a stage each. With Adam, or with Muon for filters and matrix."""
     data = cifar10(folder / "cifar10")
     return Task(
         model=[
@@ -125,7 +125,7 @@ def cifar_net(folder: Path, steps: int = 4000) -> Task:
         batches=lambda seed: minibatches(data.train, 128, seed=seed),
         test=list(zip(data.test[0].split(1000), data.test[1].split(1000), strict=True)),
         loss=nn.CrossEntropyLoss(),
-        optimizer=_adam,
+        optimizer=_muon_too if matrices else _adam,
         rate=1e-3,
         lr_schedule=partial(MultiStepLR, milestones=[steps * 60 // 100, steps * 85 // 100], gamma=0.1),
         metric="error",
@@ -141,6 +141,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "mnist4-muon": partial(mnist_net, 4, matrices=True),
     "mnist8-muon": partial(mnist_net, 8, matrices=True),
     "cifar": cifar_net,
+    "cifar-muon": partial(cifar_net, matrices=True),
 }
 
 
