@@ -44,7 +44,7 @@ def measure_baseline(
     """Run the plan's stages under its locked baseline for a few seconds; return what it gave, and how it ended."""
     schedule = plan.config.baseline
     config = replace(plan.config, schedule=schedule, steps=MOST_STEPS, epochs=None, ledger=False)
-    config = replace(config, evaluate=False, truth="off", truth_every=None, truth_keep=None, truth_relay=None)
+    config = replace(config, evaluate=False).without_truth()
     locked = replace(plan, config=config)
     place = RunFolder.create(config.job, str(folder.path / BASELINE))
     write_config(config, place.config)

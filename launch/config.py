@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from stepahead.pipeline import KEEPS, RELAYS, USES, UsageError, did_you_mean
 
-__all__ = ["CHOICES", "Config", "read_config", "write_config"]
+__all__ = ["CHOICES", "TRUTH_SETTINGS", "Config", "read_config", "write_config"]
 
 CHOICES = {
     "schedule": ("decoupled", "lockstep"),
@@ -26,6 +26,8 @@ CHOICES = {
     "start_method": ("auto", "fork", "spawn"),
     "view": ("auto", "live", "lines"),
 }
+TRUTH_SETTINGS = ("truth_every", "truth_keep", "truth_relay", "truth_full_rate_lag")
+"""Fields of stepahead.pipeline.Truth that can be set."""
 MOST_WINDOW = 64
 NAMES = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", dict: "a table"}
 LEAST = {"stages": 1, "truth_every": 1, "max_lag": 1, "steps": 1, "epochs": 1, "evaluate_every": 1, "window": 1}
@@ -53,6 +55,7 @@ class Config:
     """Of each so many-th batch."""
     truth_keep: str | None = None
     truth_relay: str | None = None
+    truth_full_rate_lag: float | None = None
     lag: str = "free"
     max_lag: int | None = None
     """The most steps that a gradient may lag (free, 8 unless given), or how many it does (exact, 3)."""
@@ -99,6 +102,11 @@ class Config:
             raise UsageError(f"timeout is {self.timeout}; it must be a number of seconds above 0")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}; it must be a number from 0 to 2^63 - 1")
+
+    def without_truth(self) -> Config:
+        """Return the settings of a run that makes nothing of the truth."""
+        unset: dict[str, Any] = dict.fromkeys(TRUTH_SETTINGS)
+        return dataclasses.replace(self, truth="off", **unset)
 
 
 def read_config(

@@ -85,14 +85,17 @@ def job(
 
 
 class Start(nn.Module):
-    """Characters and their places as vectors."""
+    """Characters and their places as vectors, of about 1 in each feature.
+
+    With small ones (0.02, say) what later layers add to all places alike soon outgrows them, the norms pass on little
+    but that, and with late gradients the whole model swings (docs/accuracy.md).
+    """
 
     def __init__(self, characters: int, width: int, window: int) -> None:
         super().__init__()
         self.characters = nn.Embedding(characters, width)
         self.places = nn.Embedding(window, width)
         for table in (self.characters, self.places):
-            nn.init.normal_(table.weight, std=0.02)
             setattr(table.weight, TABLE, True)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from stepahead.pipeline import (
 )
 from stepahead.workers import DATA, Batches, Feed, Lag, Place, StageWork, worker_names
 
-from .config import Config
+from .config import TRUTH_SETTINGS, Config
 from .job import Job, load_job
 
 __all__ = ["Plan", "layer_costs", "make_plan", "plan_run"]
@@ -84,7 +84,7 @@ class Plan:
     def truth(self) -> Truth:
         """What they do with the truth; locked stages wait for it in any case."""
         config, own = self.config, _own_truth(self.config, self.job)
-        named = {"every": config.truth_every, "keep": config.truth_keep, "relay": config.truth_relay}
+        named = {setting.removeprefix("truth_"): getattr(config, setting) for setting in TRUTH_SETTINGS}
         given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
         chosen = own if config.truth in ("auto", own.use) else Truth(use=cast(TruthUse, config.truth))
         if given and chosen.use == "off":

@@ -109,7 +109,8 @@ class Recipe:
                 f"stage {index} ({group.title}) has no parameters to train; cut elsewhere, "
                 f"or give this stage the optimizer None"
             )
-        return Updater(parameters, optimizer, lr_schedule, clip=self.clip, owner=f"stage {index} ({group.title})")
+        rate, owner = self.truth.at(index, stages).rate, f"stage {index} ({group.title})"
+        return Updater(parameters, optimizer, lr_schedule, clip=self.clip, rate=rate, owner=owner)
 
 
 def assemble(

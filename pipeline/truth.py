@@ -14,6 +14,7 @@ is the true gradient in the mean as long as weights and predictor stand still: t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -46,6 +47,8 @@ class StageTruth:
     keep: Keep = "input"
     relay: Relay = "sum"
     spread: float = 1.0
+    rate: float = 1.0
+    """Times the stage's learning rate: less, the later its truths come."""
 
     def awaits(self, step: int) -> bool:
         """Return whether the answer to this step's batch is to be its truth."""
@@ -85,6 +88,9 @@ class Truth:
             of what the stage's signal had said and what the repair makes of the difference: half the work, and not
             exact if the weights have moved in between.
         spread: A repair is spread over about so many steps, a like share of what is left at each.
+        full_rate_lag: Steps of delay up to which a stage learns at its full rate. The truths of a stage with n stages
+            below it come 2 n steps late; if that is more, its learning rate is lower in proportion: so its weights
+            move no further until it hears what came of it.
     """
 
     use: TruthUse = "off"
@@ -92,6 +98,7 @@ class Truth:
     keep: Keep = "input"
     relay: Relay = "sum"
     spread: float = 1.0
+    full_rate_lag: float = math.inf
 
     def __post_init__(self) -> None:
         for name, choices in (("use", USES), ("keep", KEEPS), ("relay", RELAYS)):
@@ -106,6 +113,8 @@ class Truth:
         for above, below in pairwise(periods):
             if above % below:
                 raise UsageError(f"a stage that uses each {above}-th truth is above one that has each {below}-th only")
+        if not self.full_rate_lag > 0:
+            raise UsageError(f"stages learn at full rate up to a lag of {self.full_rate_lag}; that must be above 0")
         if not self.spread >= 1.0:
             raise UsageError(f"a repair is spread over {self.spread} steps; that must be at least 1")
 
@@ -127,7 +136,9 @@ class Truth:
         if len(periods) != stages - 1:
             raise UsageError(f"the truth has {len(periods)} periods, and {stages - 1} stages use it")
         above = periods[index - 1] if index else 0
-        return StageTruth(self.use, periods[index], above, self.keep, self.relay, self.spread)
+        lag = 2 * (stages - 1 - index)
+        rate = 1.0 if self.use == "learn" else min(1.0, self.full_rate_lag / lag)
+        return StageTruth(self.use, periods[index], above, self.keep, self.relay, self.spread, rate)
 
 
 class Repair:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class Updater:
         optimizer: Makes the optimizer; it may leave parameters out.
         lr_schedule: Makes a learning rate schedule for it, which counts batches.
         clip: The most that the norm of the gradient may be.
+        rate: Times the learning rates of optimizer and schedule.
         owner: Whose parameters they are, for messages.
     """
 
@@ -43,9 +45,11 @@ class Updater:
         lr_schedule: LRScheduleRecipe | None = None,
         *,
         clip: float | None = None,
+        rate: float = 1.0,
         owner: str = "a predictor",
     ) -> None:
         self.clip = clip
+        self.rate = rate
         self.norm: Tensor | None = None
         """Of the gradient when it was last measured, before clipping."""
         self.parameters = list(parameters)
@@ -66,7 +70,8 @@ class Updater:
             self.norm = nn.utils.get_total_norm(gradients)
             if self.clip is not None:
                 nn.utils.clip_grads_with_norm_(self._trained, self.clip, self.norm)
-        self.optimizer.step()
+        with self._at_rate():
+            self.optimizer.step()
         self._steps += 1
         return True
 
@@ -86,6 +91,19 @@ class Updater:
         with warnings.catch_warnings():  # torch warns when the first batch of all brought no step
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.lr_schedule.step()
+
+    @contextmanager
+    def _at_rate(self) -> Generator[None]:
+        """Let the learning rates be times `rate` meanwhile, whatever schedule sets them between steps."""
+        groups = [] if self.rate == 1.0 else self.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * self.rate
+        try:
+            yield
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
 
 
 def _make(recipe: OptimizerRecipe, parameters: list[nn.Parameter], owner: str) -> Optimizer:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
 from typing import Any, cast
@@ -14,6 +16,7 @@ from nets import CLASSES, TRUTHS, Batch, activation, adam, assert_equal, cdni, m
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, SparseAdam
+from torch.optim.lr_scheduler import OneCycleLR
 
 from stepahead.pipeline import (
     KEEPS,
@@ -247,6 +250,29 @@ def test_stepping_late_is_the_published_rule(use: Any, lags: list[int]) -> None:
     for ours, theirs in zip(groups, by_hand.groups, strict=True):
         assert closely(list(ours.parameters()), list(theirs.parameters()))
         assert closely([b.float() for b in ours.buffers()], [b.float() for b in theirs.buffers()])
+
+
+def test_stages_whose_truths_come_late_learn_at_lower_rates() -> None:
+    truth = Truth(use="true-up", every=1, full_rate_lag=3)
+    rates = [3 / 6, 3 / 4, 1.0, 1.0]
+    assert [truth.at(index, 4).rate for index in range(4)] == rates
+    assert [Truth(use="true-up", full_rate_lag=math.inf).at(index, 4).rate for index in range(4)] == [1.0] * 4
+    assert Truth(use="learn", full_rate_lag=1).at(0, 4).rate == 1.0  # it steps on its guess alone
+    batches = rows(12)
+    ours, by_hand = cut_model(quiet(), 4), cut_model(quiet(), 4)
+    for group, twin in zip(ours, by_hand, strict=True):
+        twin.load_state_dict(group.state_dict())
+    cycle_of = [partial(OneCycleLR, max_lr=0.1 * rate, total_steps=12) for rate in rates]
+    common: dict[str, Any] = {"signal": cdni, "optimizer": sgd}
+    one = make_stages(
+        ours, batches[0], truth=truth, lr_schedule=partial(OneCycleLR, max_lr=0.1, total_steps=12), **common
+    )
+    other = make_stages(by_hand, batches[0], truth=replace(truth, full_rate_lag=9), lr_schedule=cycle_of, **common)
+    for stages in (one, other):
+        list(Reference(stages).train(batches))
+    for group, twin in zip(ours, by_hand, strict=True):
+        assert closely(list(group.parameters()), list(twin.parameters()))
+    assert len({stage.updater.optimizer.param_groups[0]["lr"] for stage in one if stage.updater}) == 1
 
 
 class TruedUpByHand:
@@ -523,6 +549,7 @@ def test_a_frozen_stage_in_the_middle_passes_the_truth_on() -> None:
         (lambda: Truth(use="true-up", every=0), "the truth is used of every 0-th batch; that must be at least 1"),
         (lambda: Truth(use="replay", every=2), "with replay, stages step on the truth alone, so they need that of"),
         (lambda: Truth(use="true-up", every=(2, 3, 1)), "a stage that uses each 2-th truth is above one that has each"),
+        (lambda: Truth(use="stash", full_rate_lag=0), "stages learn at full rate up to a lag of 0; that must be"),
         (lambda: Truth(use="true-up", spread=0.5), "a repair is spread over 0.5 steps; that must be at least 1"),
         (lambda: Truth(use="learn", every=(2, 1)).at(0, 4), "the truth has 2 periods, and 3 stages use it"),
         (

@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -64,7 +64,7 @@ def prepare(task: Task, row: Row, lag: int, seed: int) -> Reference:
     recipe = Recipe(
         loss=task.loss,
         signal=row.recipe(task),
-        truth=row.truth,
+        truth=replace(row.truth, full_rate_lag=row.truth.full_rate_lag / lag),
         optimizer=task.optimizer(row.rate * task.rate),
         lr_schedule=task.lr_schedule,
         seed=seed,

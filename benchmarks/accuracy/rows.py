@@ -79,6 +79,9 @@ def _true_up(every: int | tuple[int, ...], **options: Any) -> Truth:
     return Truth(use="true-up", every=every, **chosen)
 
 
+BY_LAG = 2.0
+"""Steps of delay up to which a stage learns at its full rate, in the rows "by lag"."""
+
 ROWS: dict[str, Row] = {
     "backprop": Row(signal="backprop"),
     "silent": Row(signal="silent"),
@@ -98,6 +101,8 @@ ROWS: dict[str, Row] = {
     **{f"true-up k={k}, rate x0.25": Row(truth=_true_up(k), rate=0.25) for k in (1, 4)},
     "true-up k=1, graph": Row(truth=_true_up(1, keep="graph")),
     "true-up k=4, graph": Row(truth=_true_up(4, keep="graph")),
+    **{f"{use}, by lag": Row(truth=Truth(use=use, full_rate_lag=BY_LAG)) for use in ("replay", "stash")},
+    **{f"true-up k={k}, by lag": Row(truth=_true_up(k, full_rate_lag=BY_LAG)) for k in (1, 2, 4, 8)},
     "true-up k=4, rate x0.5": Row(truth=_true_up(4), rate=0.5),
     "true-up k=4, predictor's rate x3": Row(truth=_true_up(4), own_rate=3.0),
     "true-up k=4, predictor's rate x10": Row(truth=_true_up(4), own_rate=10.0),

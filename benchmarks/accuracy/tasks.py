@@ -64,8 +64,10 @@ class Task:
         return 100 * (1 - figures["accuracy"]) if self.metric == "error" else figures["loss"]
 
 
-def chars(folder: Path, steps: int = 3000, *, matrices: bool = False) -> Task:
-    """A GPT of four blocks on four stages; the text is cut nine to one. With AdamW, or with Muon for its matrices."""
+def chars(
+    folder: Path, steps: int = 3000, *, matrices: bool = False, stages: int = 4, tables: float | None = None
+) -> Task:
+    """A GPT of four blocks, with AdamW or Muon, with tables as torch makes them or smaller ones."""
     text = (folder / "text" / "tinyshakespeare.txt").read_text()
     alphabet = sorted(set(text))
     number = {character: index for index, character in enumerate(alphabet)}
@@ -73,9 +75,10 @@ def chars(folder: Path, steps: int = 3000, *, matrices: bool = False) -> Task:
     train, test = numbers.split([len(numbers) * 9 // 10, len(numbers) - len(numbers) * 9 // 10])
     window, batch = 64, 32
     adamw = partial(AdamW, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    model = gpt(len(alphabet), 96, 4, 4, window)
     return Task(
-        model=gpt(len(alphabet), 96, 4, 4, window),
-        stages=4,
+        model=model if tables is None else [partial(_with_tables, tables, model[0]), *model[1:]],
+        stages=stages,
         steps=steps,
         classes=len(alphabet),
         batches=partial(_windows, train, window, batch),
@@ -111,7 +114,7 @@ def mnist_net(depth: int, folder: Path, steps: int = 4000, *, matrices: bool = F
 
 
 def cifar_net(folder: Path, steps: int = 4000, *, matrices: bool = False) -> Task:
-    """Two convolutions of 32 channels and a classifier, a stage each. With Adam, or with Muon for filters and matrix."""
+    """Two convolutions of 32 channels and a classifier, a stage each. With Adam, or with Muon for all but the rest."""
     data = cifar10(folder / "cifar10")
     return Task(
         model=[
@@ -136,6 +139,9 @@ def cifar_net(folder: Path, steps: int = 4000, *, matrices: bool = False) -> Tas
 TASKS: dict[str, Callable[..., Task]] = {
     "chars": chars,
     "chars-muon": partial(chars, matrices=True),
+    "chars8-muon": partial(chars, matrices=True, stages=8),
+    "chars-small": partial(chars, tables=0.02),
+    "chars-small-muon": partial(chars, matrices=True, tables=0.02),
     "mnist4": partial(mnist_net, 4),
     "mnist8": partial(mnist_net, 8),
     "mnist4-muon": partial(mnist_net, 4, matrices=True),
@@ -151,6 +157,15 @@ def _adam(rate: float) -> OptimizerRecipe:
 
 def _muon_too(rate: float) -> OptimizerRecipe:
     return muon(MATRICES * rate, rest=_adam(REST * rate))
+
+
+def _with_tables(std: float, make: Callable[[], nn.Module]) -> nn.Module:
+    """Make a layer, with what its tables of embeddings hold so many times as large."""
+    layer = make()
+    for module in layer.modules():
+        if isinstance(module, nn.Embedding):
+            module.weight.data.mul_(std)
+    return layer
 
 
 def _windows(text: Tensor, window: int, batch: int, seed: int) -> Iterator[Batch]:
