@@ -76,7 +76,7 @@ def job(
             optimizer=partial(AdamW, lr=learning_rate, weight_decay=0.0, fused=True),
             lr_schedule=rate,
         ),
-        truth=Truth(use="true-up", every=1),
+        truth=Truth(use="true-up", every=1, full_rate_lag=6),
         classes=characters,
         stages=4,
         steps=steps,

@@ -153,6 +153,7 @@ def test_a_plan_fills_in_what_is_open() -> None:
             "with replay, stages step on the truth alone, so they need that of every",
         ),
         ({"truth": "off", "truth_keep": "graph"}, "truth_keep is given, but nothing is made of the truth"),
+        ({"truth_full_rate_lag": 0}, "stages learn at full rate up to a lag of 0; that must be above 0"),
         ({"signal": "silent", "truth_every": 2}, "truth_every is given, but nothing is made of the truth"),
         ({"schedule": "lockstep", "truth_every": 3}, "truth_every is given, but nothing is made of the truth"),
         ({"signal": "probe"}, "a probe needs to know the number of classes"),
@@ -172,6 +173,7 @@ OWN = Truth(use="true-up", every=2, keep="graph")
     [
         ({}, {}, Truth(use="true-up")),
         ({}, {"truth_every": 3}, Truth(use="true-up", every=3)),
+        ({}, {"truth_full_rate_lag": 4}, Truth(use="true-up", full_rate_lag=4)),
         ({}, {"truth": "off"}, Truth()),
         ({}, {"signal": "probe"}, Truth()),
         ({}, {"schedule": "lockstep"}, Truth()),

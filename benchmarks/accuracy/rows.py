@@ -79,7 +79,7 @@ def _true_up(every: int | tuple[int, ...], **options: Any) -> Truth:
     return Truth(use="true-up", every=every, **chosen)
 
 
-BY_LAG = 2.0
+BY_LAG = 6.0
 """Steps of delay up to which a stage learns at its full rate, in the rows "by lag"."""
 
 ROWS: dict[str, Row] = {
