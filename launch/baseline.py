@@ -77,7 +77,7 @@ def baseline_from(name: str, stages: int) -> Baseline:
     file = path / "summary.json" if path.is_dir() else path
     try:
         summary = json.loads(file.read_text())
-        found = _locked_part(summary, name)
+        found, had = _locked_part(summary, name), len(summary["stages"])
     except OSError as error:
         what = f"the baseline {name} cannot be read: {error.strerror}"
         raise UsageError(f"{what}; give lockstep, none, or an earlier run") from None
@@ -86,8 +86,8 @@ def baseline_from(name: str, stages: int) -> Baseline:
         raise UsageError(f"the baseline {file} is no summary of a finished run ({what})") from None
     if not 0 < found.samples_per_second < math.inf:
         raise UsageError(f"the baseline {file} made {found.samples_per_second} samples a second; give another run")
-    if len(summary["stages"]) != stages:
-        raise UsageError(f"the baseline {file} had {len(summary['stages'])} stages, and this run has {stages}")
+    if had != stages:
+        raise UsageError(f"the baseline {file} had {had} stages, and this run has {stages}")
     return found
 
 

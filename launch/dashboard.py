@@ -22,7 +22,7 @@ from rich.text import Text
 from .causes import CAUSE_WORDS, CAUSES, IDLE_COLOUR, TAX_COLOUR, USEFUL_COLOUR
 from .gantt import draw_gantt
 from .monitor import RunState
-from .shapes import GLYPHS, Glyphs, queue, short, size, sparkline
+from .shapes import GLYPHS, Glyphs, percent, queue, short, size, sparkline
 from .table import QUIET, WARNING, draw_table, worst_of
 
 __all__ = ["View", "cut_off", "draw"]
@@ -84,8 +84,9 @@ def _one_line(state: RunState, glyphs: Glyphs) -> Text:
     if state.speedup is not None:
         words.append(f"{state.speedup:.2f}x")
     worst = worst_of(state, range(len(state.stages)))
-    words.append(state.reason or f"{worst} idles {state.stages[worst].idle_share:.0%}")
-    return Text(" ".join(words))
+    idle = state.stages[worst].idle_share
+    words.append(state.reason or ("" if idle is None else f"{worst} idles {percent(idle)}"))
+    return Text(" ".join(words).rstrip())
 
 
 def _header(state: RunState, view: View) -> list[Text]:

@@ -87,8 +87,8 @@ def job(
 class Start(nn.Module):
     """Characters and their places as vectors, of about 1 in each feature.
 
-    With small ones (0.02, say) what later layers add to all places alike soon outgrows them, the norms pass on little
-    but that, and with late gradients the whole model swings (docs/accuracy.md).
+    With small ones (0.02, say) nearly all that stages put out is what their layers add; that moves with every step, and
+    late gradients train it badly (docs/accuracy.md).
     """
 
     def __init__(self, characters: int, width: int, window: int) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 from rich.text import Text
-from states import monitor
+from states import facts, monitor
 
 from stepahead.launch.dashboard import View, draw
 from stepahead.launch.lines import line_of
-from stepahead.launch.monitor import RunState
+from stepahead.launch.monitor import Monitor, RunState
 from stepahead.launch.shapes import ASCII, GLYPHS, sparkline
 
 FRAMES = Path(__file__).parent / "frames"
@@ -68,6 +68,14 @@ def test_nothing_is_wider_or_higher_than_the_screen(width: int, stages: int, hei
         lines = draw(run(stages), View(width=width, height=height, keys="q leave", detail=detail))
         assert 1 <= len(lines) <= height
         assert max(line.cell_len for line in lines) <= width
+
+
+@pytest.mark.parametrize("width", [*range(1, 60, 6), 49])
+def test_a_run_that_has_said_nothing_can_be_shown(width: int) -> None:
+    state = Monitor(facts(3)).state()
+    for height in (1, 8, 20):
+        for detail in (None, 1):
+            assert draw(state, View(width=width, height=height, detail=detail))
 
 
 @pytest.mark.parametrize("width", WIDTHS)

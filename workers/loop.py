@@ -150,7 +150,10 @@ class Loop:
         self._stopping = False
 
     def run(self) -> Iterator[Wait | None]:
-        """Work until a stop came by and every batch has had its answer; yield why there is nothing to do, or None."""
+        """Work until a stop came by and all is settled; yield why there is nothing to do, or None.
+
+        A stage settles at the marks that ask for it: each batch has its answer before the next message is taken in.
+        """
         while True:
             if (gradient := self._due_gradient()) is not None:
                 yield from self._learn(gradient)
