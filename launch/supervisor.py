@@ -79,8 +79,10 @@ class Watched:
         """Whether it is running, stopped, finished, lost, or ended because another one was."""
         if self.summary is not None:
             return "finished"
-        if self.ended or self.failed:
-            return "ended" if self.killed and not self.failed else "lost"
+        if self.ended:
+            return "ended" if self.killed else "lost"
+        if self.failed:
+            return "ended"
         return "stopped" if self.stopped else "running"
 
     @property
