@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +69,10 @@ class Updater:
             self.norm = nn.utils.get_total_norm(gradients)
             if self.clip is not None:
                 nn.utils.clip_grads_with_norm_(self._trained, self.clip, self.norm)
-        with self._at_rate():
+        if self.rate == 1.0:
             self.optimizer.step()
+        else:
+            self._step_at_rate()
         self._steps += 1
         return True
 
@@ -92,18 +93,15 @@ class Updater:
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.lr_schedule.step()
 
-    @contextmanager
-    def _at_rate(self) -> Generator[None]:
-        """Let the learning rates be times `rate` meanwhile, whatever schedule sets them between steps."""
-        groups = [] if self.rate == 1.0 else self.optimizer.param_groups
+    def _step_at_rate(self) -> None:
+        """Step at `rate` times the learning rates, and leave these as they were: some schedules go on from the last."""
+        groups = self.optimizer.param_groups
         rates = [group["lr"] for group in groups]
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate * self.rate
-        try:
-            yield
-        finally:
-            for group, rate in zip(groups, rates, strict=True):
-                group["lr"] = rate
+        self.optimizer.step()
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def _make(recipe: OptimizerRecipe, parameters: list[nn.Parameter], owner: str) -> Optimizer:

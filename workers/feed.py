@@ -51,9 +51,8 @@ class Feed:
         so far had; if so many passes are asked for.
         """
         step = 0
-        for x, y in self._batches(
-            stopped, expect
-        ):  # an evaluation waits for the next batch: after the last it is settled
+        for x, y in self._batches(stopped, expect):
+            # the evaluation due after the batch before: only now is that one known not to be the last
             if step and self.evaluate_every and step % self.evaluate_every == 0:
                 yield from self._evaluation(step, stopped)
             yield Activation(edge=EDGE, step=step, tensors=(x,), label=y)

@@ -38,10 +38,8 @@ def run_worker(place: Place, work: Callable[[Post], None]) -> int:
         work(post)
     except BaseException as error:  # SystemExit in a user's code is a failure too
         leave_failure(place.run, place.name, error, post.progress.steps if post else 0)
-        if post is not None:
-            post.control.send(
-                "failed", timeout=1.0
-            )  # this process may live on: torchrun's rank 0 waits for the supervisor
+        if post is not None:  # this process may live on: torchrun's rank 0 waits for the supervisor
+            post.control.send("failed", timeout=1.0)
         return 1
     finally:
         sys.stdout.flush()
