@@ -114,7 +114,7 @@ def mnist_net(depth: int, folder: Path, steps: int = 4000, *, matrices: bool = F
 
 
 def cifar_net(folder: Path, steps: int = 4000, *, matrices: bool = False) -> Task:
-    """Two convolutions of 32 channels and a classifier, a stage each. With Adam, or with Muon for filters and matrix."""
+    """Two convolutions of 32 channels and a classifier, a stage each. With Adam, or Muon for filters and matrix."""
     data = cifar10(folder / "cifar10")
     return Task(
         model=[
