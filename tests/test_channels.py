@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from stepahead.pipeline import (
     Activation,
@@ -31,10 +34,15 @@ from stepahead.workers import (
     make_sockets,
     memory_link,
 )
+from stepahead.workers.distributed import DistributedCarrier
 from stepahead.workers.ledger import Entry, compare, entry_of
+from stepahead.workers.parcels import ParcelReceiver, ParcelSender
+from stepahead.workers.waiting import Waitable
+from stepahead.workers.zeromq import ZeroCarrier
 
 Ends = tuple[Sender, Receiver]
 Make = Callable[[str, int], Ends]
+COUNT = count()
 
 
 def in_memory(edge: str, capacity: int) -> Ends:
@@ -46,7 +54,33 @@ def in_shared_memory(edge: str, capacity: int) -> Ends:
     return SharedSender(edge, "stage 1", capacity, bells[0]), SharedReceiver(edge, "stage 0", capacity, bells[1])
 
 
-@pytest.fixture(params=[in_memory, in_shared_memory])
+def over_ipc(edge: str, capacity: int) -> Ends:
+    return over_zeromq(edge, capacity, f"ipc://@stepahead-test-{os.getpid()}-{next(COUNT)}")
+
+
+def over_tcp(edge: str, capacity: int) -> Ends:
+    return over_zeromq(edge, capacity, "tcp://127.0.0.1:*")
+
+
+def over_zeromq(edge: str, capacity: int, address: str) -> Ends:
+    there = ZeroCarrier(address, listens=True)
+    here = ZeroCarrier(there.address, listens=False)
+    return ParcelSender(edge, "stage 1", capacity, here), ParcelReceiver(edge, "stage 0", capacity, there)
+
+
+def over_gloo(edge: str, capacity: int) -> Ends:
+    store = HashStore()
+    here, there = (DistributedCarrier(store, edge, rank) for rank in (0, 1))
+    return ParcelSender(edge, "stage 1", capacity, here), ParcelReceiver(edge, "stage 0", capacity, there)
+
+
+def until(end: Waitable, condition: Callable[[], bool]) -> None:
+    """Wait for what the other end's doing brings about; over some links that takes a while."""
+    with Waiter([end]) as waiter:
+        assert any(condition() for _ in waiter.rounds(5))
+
+
+@pytest.fixture(params=[in_memory, in_shared_memory, over_ipc, over_tcp, over_gloo])
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     made: list[Ends] = []
 
@@ -157,12 +191,10 @@ def test_a_full_link_takes_nothing_more(link: Ends) -> None:
     assert sender.credits == 0
     receiver.receive(timeout=1)
     receiver.receive(timeout=1)
-    sender.refresh()
-    assert sender.credits == 2  # they may come back several at a time
+    until(sender, lambda: sender.credits == 2)  # they may come back several at a time
     assert sender.try_send(batch(3))
     assert [receiver.receive(timeout=1).step for _ in range(2)] == [2, 3]
-    sender.refresh()
-    assert sender.credits == 3
+    until(sender, lambda: sender.credits == 3)
 
 
 def test_two_full_links_that_face_each_other_move_on(make: Make) -> None:
@@ -219,7 +251,9 @@ def test_a_closed_link_still_gives_what_was_sent(link: Ends) -> None:
 def test_a_sender_hears_that_the_receiver_closed(link: Ends) -> None:
     sender, receiver = link
     sender.send(batch(0), timeout=1)
+    until(receiver, lambda: receiver.waiting == 1)
     receiver.close()
+    until(sender, lambda: sender.gone)
     with pytest.raises(PeerEndedError, match="cannot send any more on edge 0>1: stage 1 has closed it"):
         sender.send(batch(1), timeout=1)
 
@@ -251,7 +285,8 @@ def test_statistics_count(link: Ends) -> None:
         sender.send(batch(step), timeout=1)
     for _ in range(2):
         receiver.receive(timeout=1)
-    sender.refresh()
+    until(sender, lambda: sender.waiting == 1)
+    until(receiver, lambda: receiver.waiting == 1)
     sent, received = sender.statistics(), receiver.statistics()
     assert (sent.messages, sent.waiting, sent.capacity) == (3, 1, 3)
     assert (received.messages, received.waiting, received.capacity) == (2, 1, 3)
@@ -262,17 +297,16 @@ def test_statistics_count(link: Ends) -> None:
 def test_a_borrowed_message_stays_whole_until_it_is_given_back(make: Make) -> None:
     sender, receiver = make("0>1", 1)
     sender.send(batch(0), timeout=1)
-    receiver.refresh()
+    until(receiver, lambda: receiver.waiting == 1)
     borrowed = receiver.try_receive(own=False)
     assert isinstance(borrowed, Activation)
     with Waiter([sender]) as waiter:
         waiter.wait(0)
-    sender.try_send(batch(1))  # where the values are the link's own, there is no place for it yet
+    sent = sender.try_send(batch(1))  # where the values are the link's own, there is no place for it yet
     assert torch.equal(borrowed.tensors[0], batch(0).tensors[0])
     receiver.give_back()
     receiver.give_back()
-    sender.refresh()
-    sender.try_send(batch(1))
+    until(sender, lambda: sent or sender.try_send(batch(1)))
     assert receiver.receive(timeout=1).step == 1
 
 

@@ -159,14 +159,14 @@ class Receiver(LinkEnd):
             f"after {self._messages} messages"
         )
 
-    def _check_turn(self, header: Header) -> None:
-        """Refuse a message that is not the next one of this edge."""
+    def _check_turn(self, header: Header, due: int) -> None:
+        """Refuse a message that is not the one of this edge that is due."""
         if header.form.edge != self.edge:
             raise FrameError(f"on edge {self.edge} {self.peer} sent a message for edge {header.form.edge}")
-        if header.sequence != self._messages:
-            lost = header.sequence > self._messages
+        if header.sequence != due:
+            lost = header.sequence > due
             raise FrameError(
-                f"on edge {self.edge} {self.peer} sent message {header.sequence} in the place of {self._messages}: "
+                f"on edge {self.edge} {self.peer} sent message {header.sequence} in the place of {due}: "
                 f"{'something was lost' if lost else 'a message came twice'}"
             )
 
@@ -256,7 +256,7 @@ class _MemoryReceiver(_MemoryEnd, Receiver):
                 raise self._over(True, "receive")
             return None
         header, message = self._shared.queue.popleft()
-        self._check_turn(header)
+        self._check_turn(header, self._messages)
         self._count(header, message)
         self._ring()
         return message

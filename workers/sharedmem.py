@@ -241,7 +241,7 @@ class SharedReceiver(_SharedEnd, Receiver):
                 raise self._over(self._ended, "receive")
             return None
         header = self.memory.read_header(self._messages)
-        self._check_turn(header)
+        self._check_turn(header, self._messages)
         message = self.memory.read(self._messages, header, own=own)
         self._lent = True
         self._count(header, message)

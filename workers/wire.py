@@ -39,12 +39,16 @@ from .packing import pack, unpack
 
 __all__ = [
     "FORM_LIMIT",
+    "HEADER_LIMIT",
+    "MOST_TENSORS",
     "Form",
     "Header",
     "bytes_of",
     "header_from",
+    "header_in",
     "header_of",
     "load",
+    "pack_header",
     "places_in",
     "store",
 ]
@@ -52,6 +56,7 @@ __all__ = [
 VERSION = 1
 FORM_LIMIT = 4096
 """Bytes that a form may have: a hostile megabyte of msgpack unfolds to a hundred of objects."""
+HEADER_LIMIT = FORM_LIMIT + 64
 ALIGNMENT = 64
 MOST_TENSORS, MOST_DIMENSIONS, MOST_VALUES, MOST_COUNT = 16, 16, 2**40, 2**62
 MOST_FORMS = 1024
@@ -126,6 +131,24 @@ def header_from(sequence: int, step: int, raw: bytes) -> Header:
         which, value = ("number", sequence) if sequence > MOST_COUNT else ("step", step)
         raise FrameError(f"a link frame lies: its {which} is {value}, at most {MOST_COUNT} are allowed")
     return Header(sequence, step, _received[raw])
+
+
+def pack_header(header: Header) -> bytes:
+    """Return a header as bytes by itself: a msgpack array of number, step and form."""
+    return pack((header.sequence, header.step, header.form.raw))
+
+
+def header_in(raw: bytes) -> Header:
+    """Return the header that these bytes are, or raise what is wrong with them."""
+    if len(raw) > HEADER_LIMIT:
+        raise FrameError(f"a link frame lies: its header has {len(raw)} bytes, at most {HEADER_LIMIT} are allowed")
+    try:
+        parts: Any = unpack(raw, max_array_len=3, max_map_len=0, max_ext_len=0, max_str_len=0)
+    except Exception as error:  # msgpack raises a dozen types for what is not msgpack
+        raise FrameError(f"a link frame lies: its header is not msgpack ({type(error).__name__})") from None
+    if type(parts) is not list or [type(part) for part in parts] != [int, int, bytes] or min(parts[:2]) < 0:
+        raise FrameError("a link frame lies: its header is not a number, a step and a form")
+    return header_from(*parts)
 
 
 def store(message: Message, places: Sequence[Tensor]) -> None:

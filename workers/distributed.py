@@ -1,0 +1,218 @@
+"""Parcels over torch.distributed: gloo between CPUs, NCCL between GPUs.
+
+gloo tells nobody when something has come, so a thread stands at each way: one sends what is in a queue, the other one
+receives, and rings. A parcel goes as a front of fixed size, which says what follows: so a receive is only begun once
+its send was announced.
+
+    front     the length of the head and of each value, and the head; small values too
+    values    each by itself; between GPUs over NCCL
+
+Where a host, or the way to it, may be gone without a word, beats are sent too: fronts with nothing behind them.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+
+import torch
+from torch import Tensor
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+
+from stepahead.pipeline import FrameError, StepaheadError
+
+from .pairs import GlooPair, NcclPair, Pair
+from .parcels import Carrier, Parcel
+from .wire import HEADER_LIMIT, MOST_TENSORS, MOST_VALUES, bytes_of
+
+__all__ = ["DistributedCarrier"]
+
+MOST_PARTS = MOST_TENSORS + 1
+FRONT = struct.Struct(f"<ii{MOST_PARTS}q")
+FRONT_BYTES = 8192
+"""Room for the longest of heads, and for some values."""
+BEAT, GOODBYE = -1, -2
+"""In place of the length of a head: nothing follows; nothing will ever follow."""
+BEAT_EVERY, SILENCE = 0.4, 1.5
+"""Seconds between two beats, and without anything until the other end is taken for dead."""
+LINGER = 2.0
+"""Seconds for which what was sent may still go out after an end was closed."""
+FOREVER = timedelta(days=365)
+CPU = torch.device("cpu")
+
+
+class DistributedCarrier(Carrier):
+    """One end.
+
+    Args:
+        store: Where the two ends find each other.
+        name: Of the connection, in the store.
+        rank: 0 at one end, 1 at the other.
+        host: The address by which the other end reaches this host.
+        device: Where the values of parcels are; those of a CUDA device go over NCCL to another one.
+        beats: Whether the other end is taken for dead when it is silent for long, as is needed between hosts.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        rank: int,
+        *,
+        host: str = "127.0.0.1",
+        device: torch.device = CPU,
+        beats: bool = False,
+    ) -> None:
+        self._store = PrefixStore(f"stepahead/{name}", store)
+        self._rank, self._host, self._device = rank, host, device
+        self._beats = beats
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lock = Lock()
+        """Held while the bell is rung or closed: a closed descriptor's number may soon be another one's."""
+        self._outbox: SimpleQueue[Parcel | None] = SimpleQueue()
+        self._inbox: deque[Parcel] = deque()
+        self._error: StepaheadError | None = None
+        self._gone = self._closed = False
+        self._sending = self._start(self._send_all)
+
+    def fileno(self) -> int:
+        return self._bell
+
+    @property
+    def gone(self) -> bool:
+        return self._gone
+
+    def refresh(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+
+    def send(self, head: bytes, values: Sequence[Tensor] = ()) -> None:
+        self._outbox.put((head, [_bytes_in(value, self._device) for value in values]))
+
+    def take(self) -> list[Parcel]:
+        parcels = [self._inbox.popleft() for _ in range(len(self._inbox))]
+        if self._error is not None and not parcels:
+            raise self._error
+        return parcels
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            os.close(self._bell)
+        self._outbox.put(None)
+        self._sending.join(LINGER)
+
+    def _start(self, work: Callable[[], None]) -> Thread:
+        thread = Thread(target=self._until_gone, args=(work,), daemon=True, name="link")
+        thread.start()
+        return thread
+
+    def _until_gone(self, work: Callable[[], None]) -> None:
+        """Work in a thread, until the connection is over."""
+        try:
+            work()
+        except StepaheadError as error:
+            self._error = error
+        except RuntimeError:
+            self._gone = True
+        self._ring()
+
+    def _ring(self) -> None:
+        with self._lock:
+            if not self._closed:
+                os.eventfd_write(self._bell, 1)
+
+    def _send_all(self) -> None:
+        silence = timedelta(seconds=SILENCE) if self._beats else FOREVER
+        fronts = GlooPair(self._store, self._rank, self._host, silence)
+        rest: Pair = fronts if self._device.type == "cpu" else NcclPair(self._store, self._rank, self._device)
+        self._start(partial(self._receive_all, fronts, rest))
+        while True:
+            try:
+                parcel = self._outbox.get(timeout=BEAT_EVERY if self._beats else None)
+            except Empty:
+                fronts.put(_front(BEAT))
+                continue
+            if parcel is None:
+                fronts.put(_front(GOODBYE))
+                return
+            self._send_parcel(*parcel, fronts, rest)
+
+    def _send_parcel(self, head: bytes, values: Sequence[Tensor], fronts: Pair, rest: Pair) -> None:
+        sizes = [len(value) for value in values]
+        front = _front(len(head), sizes, head)
+        inline = self._is_inline(len(head), sizes)
+        if inline:
+            for place, value in zip(_places(front, len(head), sizes), values, strict=True):
+                place.copy_(value)
+        fronts.put(front)
+        for value in () if inline else filter(len, values):
+            rest.put(value)
+
+    def _receive_all(self, fronts: Pair, rest: Pair) -> None:
+        front = _front(BEAT)
+        while (length := _length(front)) != GOODBYE:
+            if length != BEAT:
+                self._inbox.append(self._rest_of(front, length, rest))
+                self._ring()
+            fronts.get(front)
+        self._gone = True
+        self._ring()
+
+    def _rest_of(self, front: Tensor, length: int, rest: Pair) -> Parcel:
+        """Return the parcel that a front announces."""
+        sizes = _sizes(front)
+        head = bytes_of(front[FRONT.size : FRONT.size + length])
+        if self._is_inline(length, sizes):
+            return head, [place.clone() for place in _places(front, length, sizes)]
+        values = [torch.empty(size, dtype=torch.uint8, device=self._device) for size in sizes]
+        for value in filter(len, values):
+            rest.get(value)
+        return head, values
+
+    def _is_inline(self, length: int, sizes: Sequence[int]) -> bool:
+        """Return whether the values go in the front."""
+        return self._device.type == "cpu" and FRONT.size + length + sum(sizes) <= FRONT_BYTES
+
+
+def _front(length: int, sizes: Sequence[int] = (), head: bytes = b"") -> Tensor:
+    front = torch.zeros(FRONT_BYTES, dtype=torch.uint8)
+    packed = bytearray(FRONT.pack(length, len(sizes), *sizes, *[0] * (MOST_PARTS - len(sizes))) + head)
+    front[: len(packed)] = torch.frombuffer(packed, dtype=torch.uint8)
+    return front
+
+
+def _length(front: Tensor) -> int:
+    """Return the length of the head behind a front, or what stands in its place."""
+    length = int(front[:4].view(torch.int32))
+    if not GOODBYE <= length <= HEADER_LIMIT:
+        raise FrameError(f"a link frame lies: its header has {length} bytes, at most {HEADER_LIMIT} are allowed")
+    return length
+
+
+def _sizes(front: Tensor) -> list[int]:
+    """Return the bytes of each value that a front announces."""
+    _, count, *sizes = FRONT.unpack(bytes_of(front[: FRONT.size]))
+    if not 0 <= count <= MOST_PARTS or not all(0 <= size <= MOST_VALUES for size in sizes[:count]):
+        raise FrameError(f"a link frame lies: it announces {count} values of {max(sizes)} bytes")
+    return sizes[:count]
+
+
+def _places(front: Tensor, length: int, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Return where in a front the values are."""
+    begin = FRONT.size + length
+    return front[begin : begin + sum(sizes)].split(list(sizes)) if sizes else ()
+
+
+def _bytes_in(value: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor's values as bytes on a device, a copy in any case."""
+    plain = value.detach().to(device).contiguous()
+    flat = plain.view(-1).view(torch.uint8)
+    return flat.clone() if plain.data_ptr() == value.data_ptr() else flat

@@ -1,0 +1,107 @@
+"""Parcels over ZeroMQ: between processes of a host through a socket file, or between hosts over TCP.
+
+Both ends are PAIR sockets; the receiving one listens. ZeroMQ's own thread takes in what comes. The socket's monitor
+tells of the other end's death: at once where the process died, and after `SILENCE` without heartbeats where a host or
+the way to it is gone.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+import zmq
+from torch import Tensor
+from zmq.utils.monitor import recv_monitor_message
+
+from stepahead.pipeline import FrameError, LinkError
+
+from .parcels import Carrier, Parcel
+from .wire import MOST_TENSORS, bytes_of
+
+__all__ = ["ZeroCarrier"]
+
+LINGER = 2000
+"""Milliseconds for which what was sent may still go out after an end was closed."""
+NEVER = 2**30
+"""Milliseconds until a new attempt to connect. With -1, which means none, ZeroMQ drops what came before the end."""
+BEAT, SILENCE = 400, 1500
+"""Milliseconds between two heartbeats, and without one until the other end is taken for dead."""
+EVENTS = zmq.EVENT_DISCONNECTED
+
+
+class ZeroCarrier(Carrier):
+    """One end.
+
+    Args:
+        address: Where to listen, or to connect to: `ipc://path`, `tcp://host:port`; a port to listen at may be `*`.
+        listens: Whether to listen.
+        beats: Whether the other end is taken for dead when it is silent for long, as is needed between hosts.
+        most_bytes: That one value may have.
+    """
+
+    def __init__(self, address: str, *, listens: bool, beats: bool = False, most_bytes: int = -1) -> None:
+        self._gone = False
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
+        options = {
+            zmq.SNDHWM: 0,  # the link's credits bound what is on its way
+            zmq.RCVHWM: 0,
+            zmq.LINGER: LINGER,
+            zmq.RECONNECT_IVL: NEVER,
+            zmq.MAXMSGSIZE: most_bytes,
+            zmq.HEARTBEAT_IVL: BEAT if beats else 0,
+            zmq.HEARTBEAT_TIMEOUT: SILENCE,
+        }
+        for option, value in options.items():
+            self.socket.set(option, value)
+        self._monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(EVENTS)
+        self._poll = select.epoll()
+        sockets: list[zmq.Socket[bytes]] = [self.socket, self._monitor]
+        for each in sockets:
+            self._poll.register(each.fileno(), select.EPOLLIN)
+        try:
+            (self.socket.bind if listens else self.socket.connect)(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise LinkError(f"cannot {'listen at' if listens else 'connect to'} {address}: {error.strerror}") from error
+        self.address = bytes(self.socket.get(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
+        """Where it listens, with the port that it was given."""
+
+    def fileno(self) -> int:
+        return self._poll.fileno()
+
+    @property
+    def gone(self) -> bool:
+        with suppress(zmq.Again):
+            recv_monitor_message(self._monitor, zmq.NOBLOCK)
+            self._gone = True
+        return self._gone
+
+    def send(self, head: bytes, values: Sequence[Tensor] = ()) -> None:
+        frames: list[Any] = [head, *map(bytes_of, values)]
+        with suppress(zmq.Again):  # nobody is there any more
+            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+
+    def take(self) -> list[Parcel]:
+        parcels: list[Parcel] = []
+        with suppress(zmq.Again):
+            while True:
+                head, *values = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                if len(values) > MOST_TENSORS + 1:
+                    raise FrameError(f"a link frame lies: it has {len(values)} parts; {MOST_TENSORS + 1} are allowed")
+                parcels.append((head.bytes, [_tensor(value) for value in values]))
+        return parcels
+
+    def close(self) -> None:
+        self._poll.close()
+        self.socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self.socket.close()
+
+
+def _tensor(frame: zmq.Frame) -> Tensor:
+    """Return the bytes of a frame, where they are."""
+    return torch.frombuffer(frame.buffer, dtype=torch.uint8) if len(frame) else torch.empty(0, dtype=torch.uint8)
