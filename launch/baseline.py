@@ -51,7 +51,7 @@ def measure_baseline(
     facts = Facts(job=config.job, schedule=schedule, signal="locked", run="", devices=plan.devices, layers=())
     monitor = Monitor(facts, window=MOST_SECONDS)
     try:
-        with Supervisor(place, listen(place.path), plan.stages, lambda line: None, signals) as supervisor:
+        with Supervisor(place, listen(place.path), plan.wiring, lambda line: None, signals) as supervisor:
             start(locked, place, supervisor)
             moments = _run(supervisor, monitor)
             outcome = supervisor.outcome()

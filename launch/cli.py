@@ -42,7 +42,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "truth-every": {"type": int, "metavar": "K", "help": "on every K-th batch"},
     "lag": {"metavar": "MODE", "help": "free (gradients are used when they come) or exact (reproducible)"},
     "max-lag": {"type": int, "metavar": "N", "help": "the most steps that a gradient may lag; exact: just so many"},
-    "link": {"metavar": "KIND", "help": "auto or shm (shared memory)"},
+    "link": {"metavar": "KIND", "help": "auto, shm (shared memory), zmq (ZeroMQ) or dist (NCCL or gloo)"},
     "window": {"type": int, "metavar": "N", "help": "messages that a link holds"},
     "timeout": {"type": float, "metavar": "S", "help": "seconds that a worker waits for another one"},
     "device": {"metavar": "NAME", "help": "auto, cpu, cuda, or one for each stage: cuda:0,cuda:1"},

@@ -22,7 +22,7 @@ CHOICES = {
     "truth_keep": (None, *KEEPS),
     "truth_relay": (None, *RELAYS),
     "lag": ("free", "exact"),
-    "link": ("auto", "shm"),
+    "link": ("auto", "shm", "zmq", "dist"),
     "start_method": ("auto", "fork", "spawn"),
     "view": ("auto", "live", "lines"),
 }
@@ -60,6 +60,7 @@ class Config:
     max_lag: int | None = None
     """The most steps that a gradient may lag (free, 8 unless given), or how many it does (exact, 3)."""
     link: str = "auto"
+    """Shared memory, ZeroMQ, torch.distributed ("dist": NCCL between GPUs, else gloo), or as it fits ("auto")."""
     window: int = 2
     """Messages that a link holds."""
     ledger: bool = False

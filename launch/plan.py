@@ -34,7 +34,7 @@ from stepahead.pipeline import (
     silent,
     synthetic,
 )
-from stepahead.workers import DATA, Batches, Feed, Lag, Place, StageWork, worker_names
+from stepahead.workers import DATA, Batches, Choice, Feed, Lag, Place, StageWork, Wiring, worker_names
 
 from .config import TRUTH_SETTINGS, Config
 from .job import Job, load_job
@@ -72,6 +72,12 @@ class Plan:
     def names(self) -> list[str]:
         """Of all workers."""
         return worker_names(self.stages)
+
+    @property
+    def wiring(self) -> Wiring:
+        """What joins them."""
+        choice = cast(Choice, self.config.link)
+        return Wiring(devices=self.devices, hosts=(0,) * self.stages, choice=choice)
 
     @property
     def signal(self) -> str:
@@ -125,7 +131,7 @@ class Plan:
         return Place(
             name=name,
             run=run.resolve(),
-            stages=self.stages,
+            wiring=self.wiring,
             cores=self.data_cores if name == DATA else self.cores[int(name)],
             window=self.config.window,
             prefetch=PREFETCH,
@@ -190,7 +196,6 @@ def _resolve(config: Config, job: Job, stages: int) -> Config:
         steps=steps,
         epochs=epochs,
         evaluate_every=config.evaluate_every or job.evaluate_every,
-        link="shm",
     )
 
 

@@ -187,7 +187,7 @@ def _supervise(
 ) -> RunResult:
     begun = time.monotonic()
     monitor, baseline = Monitor(tracer.facts), tracer.facts.baseline
-    with Supervisor(folder, listener, plan.stages, monitor.note, signals) as supervisor:
+    with Supervisor(folder, listener, plan.wiring, monitor.note, signals) as supervisor:
         start(supervisor)
         gpus = Gpus(plan.devices)  # before the view, which waits for a first word: NVIDIA's library may take its time
         with Showing(monitor, folder, console, plan.config.view) as showing:

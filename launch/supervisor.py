@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import shutil
 import signal
 import socket
 import time
@@ -20,10 +21,12 @@ from typing import Any, Literal
 
 from stepahead.workers import (
     DATA,
+    LINKS,
     SOCKET,
     SPANS,
     Failure,
     Telemetry,
+    Wiring,
     cause_of,
     log_folder,
     read_failure,
@@ -125,7 +128,7 @@ class Supervisor:
     Args:
         folder: The run folder.
         listener: The socket in it.
-        stages: How many stages there are.
+        wiring: Of its links.
         say: Prints a line for people.
         signals: Yields a byte for each signal that asks to stop.
     """
@@ -134,7 +137,7 @@ class Supervisor:
         self,
         folder: RunFolder,
         listener: socket.socket,
-        stages: int,
+        wiring: Wiring,
         say: Callable[[str], None],
         signals: socket.socket | None = None,
     ) -> None:
@@ -144,11 +147,11 @@ class Supervisor:
         """What each evaluation gave, and after how many steps."""
         self.missed = 0
         """How many spans were overwritten before they were read."""
-        self._names = worker_names(stages)
+        self._names = worker_names(wiring.stages)
         self._signals = signals
         self._say = say
         self._selector = selectors.DefaultSelector()
-        self._switchboard = Switchboard(listener, stages, self._selector)
+        self._switchboard = Switchboard(listener, wiring, self._selector)
         if signals is not None:
             self._selector.register(signals, selectors.EVENT_READ)
         self._interrupted_at: float | None = None
@@ -243,6 +246,7 @@ class Supervisor:
         self._switchboard.close()
         self._selector.close()
         (self.folder.path / SOCKET).unlink(missing_ok=True)
+        shutil.rmtree(self.folder.path / LINKS, ignore_errors=True)
 
     def _sample(self, worker: Watched | None, now: float, gpu: object) -> Sample | None:
         if worker is None or worker.telemetry is None:

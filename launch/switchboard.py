@@ -1,7 +1,8 @@
 """The switchboard: accepts workers, hands each its ends of the links, and brings what they report.
 
-It makes the sockets of each link when the first of its two workers joins, and keeps none of them: an end that dies must
-be seen to die. Of the links' memory it keeps duplicates, so that a worker that replaces another can take it over.
+It makes the sockets of a link through shared memory when the first of its two workers joins, and keeps none of them: an
+end that dies must be seen to die. Of the links' memory it keeps duplicates, so that a worker that replaces another can
+take it over. Over ZeroMQ, a worker is told to connect as soon as all listen that it sends to.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from stepahead.workers import Control, ends_of, make_sockets
+from stepahead.workers import Control, End, Wiring, ends_of, make_sockets
 
 __all__ = ["Switchboard"]
 
@@ -25,12 +26,12 @@ class Switchboard:
 
     Args:
         listener: The socket that workers connect to.
-        stages: How many stages there are.
+        wiring: Of which kind the links are.
         selector: Waits for what happens.
     """
 
-    def __init__(self, listener: socket.socket, stages: int, selector: selectors.BaseSelector) -> None:
-        self.stages = stages
+    def __init__(self, listener: socket.socket, wiring: Wiring, selector: selectors.BaseSelector) -> None:
+        self.wiring = wiring
         self.memory: dict[Link, int] = {}
         """Duplicates of the descriptors of the links' memory."""
         self._listener = listener
@@ -38,6 +39,9 @@ class Switchboard:
         self._strangers: list[Control] = []
         self._members: dict[str, Control] = {}
         self._bells: dict[tuple[Link, bool], socket.socket] = {}
+        self._listening: set[Link] = set()
+        self._connecting: set[str] = set()
+        """Who waits for others to listen."""
         selector.register(listener, selectors.EVENT_READ)
 
     def messages(self) -> Iterator[tuple[str, dict[str, Any], list[int]]]:
@@ -45,7 +49,7 @@ class Switchboard:
         self._accept()
         for control in list(self._strangers):
             control.refresh()
-            for message, descriptors in control.take():  # one: it waits for its links now
+            for message, descriptors in control.take(1):  # the rest of what it said is a member's
                 self._strangers.remove(control)
                 self._join(message["name"], control)
                 yield message["name"], message, descriptors
@@ -57,6 +61,9 @@ class Switchboard:
             for message, descriptors in control.take():
                 if message["kind"] == "memory":
                     self._keep((message["edge"], message["flow"]), descriptors[0])
+                elif message["kind"] == "listening":
+                    self._listening.add((message["edge"], message["flow"]))
+                    self._let_connect()
                 else:
                     yield name, message, descriptors
             if control.gone:
@@ -92,10 +99,24 @@ class Switchboard:
 
     def _join(self, name: str, control: Control) -> None:
         self._members[name] = control
-        bells = {end.role: self._bell((end.edge, end.flow), end.sends) for end in ends_of(name, self.stages)}
-        control.send("links", [bell.fileno() for bell in bells.values()], ends=list(bells))
+        bells = {end.role: self._bell((end.edge, end.flow), end.sends) for end in self._ends(name, "shm")}
+        control.send("links", [bell.fileno() for bell in bells.values()], bells=list(bells))
         for bell in bells.values():
             bell.close()
+        self._connecting.add(name)
+        self._let_connect()
+
+    def _ends(self, name: str, kind: str) -> list[End]:
+        return [end for end in ends_of(name, self.wiring.stages) if self.wiring.kind(name, end.peer) == kind]
+
+    def _let_connect(self) -> None:
+        """Tell those to connect who have somebody to connect to, and all of them listen."""
+        for name in list(self._connecting):
+            sends = {(end.edge, end.flow) for end in self._ends(name, "zmq") if end.sends}
+            if sends <= self._listening:
+                self._connecting.remove(name)
+                if sends:
+                    self.tell("connect", name)
 
     def _bell(self, link: Link, sends: bool) -> socket.socket:
         """Return one socket of a link's pair; the other waits for its worker."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stepahead.pipeline import Gradient, GradientKind, LinkTimeoutError
-from stepahead.workers import Control, Place, Post, SharedReceiver, SharedSender, Wait, Waiter, make_sockets
+from stepahead.workers import Control, Place, Post, SharedReceiver, SharedSender, Wait, Waiter, Wiring, make_sockets
 from stepahead.workers import post as post_module
 
 
@@ -29,7 +29,7 @@ def make_post(kept: ExitStack, folder: Path, timeout: float = 20.0) -> tuple[Pos
     place = Place(
         name="0",
         run=folder,
-        stages=2,
+        wiring=Wiring(devices=("cpu", "cpu"), hosts=(0, 0)),
         cores=(),
         window=2,
         prefetch=4,

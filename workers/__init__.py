@@ -16,13 +16,15 @@ files       files that are there whole
 from .channels import LinkEnd, LinkStatistics, Receiver, Sender, memory_link
 from .checkpoints import complete_snapshot, newest_snapshot, read_snapshot, save_stage, weights_sha256
 from .control import SOCKET, Control, connect, listen
-from .ends import DATA, ends_of, stage_title, worker_names
+from .ends import DATA, End, ends_of, stage_title, worker_names
 from .failures import Failure, cause_of, read_failure
 from .feed import Batches, Feed, drawing_apart, seed_everything
 from .files import write_whole
+from .joining import LINKS
 from .ledger import Ledger, check_ledgers
 from .loop import Lag, Links, Loop, Progress
-from .post import Place, Post, log_folder
+from .place import Place, log_folder
+from .post import Post
 from .process import leave_failure, run_worker
 from .samples import read_sample
 from .sharedmem import SharedReceiver, SharedSender, make_sockets
@@ -30,20 +32,25 @@ from .spans import NAMES as SPANS
 from .spans import Spans, Wait
 from .telemetry import Event, Telemetry
 from .waiting import Waiter
+from .wiring import Choice, LinkKind, Wiring
 from .work import StageWork, feed_pipeline, run_stage
 
 __all__ = [
     "DATA",
+    "LINKS",
     "SOCKET",
     "SPANS",
     "Batches",
+    "Choice",
     "Control",
+    "End",
     "Event",
     "Failure",
     "Feed",
     "Lag",
     "Ledger",
     "LinkEnd",
+    "LinkKind",
     "LinkStatistics",
     "Links",
     "Loop",
@@ -59,6 +66,7 @@ __all__ = [
     "Telemetry",
     "Wait",
     "Waiter",
+    "Wiring",
     "cause_of",
     "check_ledgers",
     "complete_snapshot",

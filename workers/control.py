@@ -49,9 +49,10 @@ class Control(Waitable):
             while not self._gone:
                 self._read()
 
-    def take(self) -> list[tuple[dict[str, Any], list[int]]]:
-        """Return the messages that have been read since."""
-        messages, self._messages = self._messages, []
+    def take(self, most: int | None = None) -> list[tuple[dict[str, Any], list[int]]]:
+        """Return the messages that have been read since, or the first of them."""
+        most = len(self._messages) if most is None else most
+        messages, self._messages = self._messages[:most], self._messages[most:]
         return messages
 
     def receive(self, timeout: float) -> tuple[dict[str, Any], list[int]]:

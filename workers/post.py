@@ -4,64 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stepahead.pipeline import LinkTimeoutError, PeerEndedError, PeerGoneError
 
-from .channels import LinkEnd
+from .channels import LinkEnd, Receiver, Sender
 from .control import Control
-from .ends import DATA, End, ends_of, stage_title
+from .ends import stage_title
+from .joining import Joining
 from .ledger import Ledger
 from .loop import Progress
-from .sharedmem import SharedReceiver, SharedSender
+from .place import Place, log_folder
 from .spans import Spans, Wait
 from .telemetry import EVENTS_KEPT, Telemetry
 from .waiting import Waiter
 
-__all__ = ["Place", "Post", "log_folder"]
+__all__ = ["Post"]
 
 REPORT_EVERY = 0.25
 LONGEST_WAIT = 0.5
 """Seconds after which a rank of torchrun that waits looks up: a signal to it does not end a wait."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a worker runs."""
-
-    name: str
-    """Its stage's number, or "data"."""
-    run: Path
-    """The run folder."""
-    stages: int
-    cores: tuple[int, ...]
-    """The cores to stay on; none to stay where the system likes."""
-    window: int
-    """Messages that a link holds."""
-    prefetch: int
-    """Batches that the link from the data holds."""
-    timeout: float
-    """Seconds to wait for another worker before giving up."""
-    ledger: bool
-    """Whether to write down every message that is sent or received."""
-    telemetry: bool
-    """Whether to keep what was done when, and not only how much in all."""
-    torchrun: bool
-    """Whether torchrun started this: then it keeps what is printed, and signals come to the worker itself."""
-
-    @property
-    def stage(self) -> int:
-        """The stage's number; -1 for the data."""
-        return -1 if self.name == DATA else int(self.name)
-
-
-def log_folder(run: Path, name: str) -> Path:
-    return run / "logs" / name
 
 
 class Post:
@@ -101,17 +65,13 @@ class Post:
         self.spans.resume()
         self._resumed = True
 
-    def ends(self) -> dict[str, SharedSender | SharedReceiver]:
+    def ends(self) -> dict[str, Sender | Receiver]:
         """Return the worker's ends of its links by their role."""
-        place = self.place
-        message, descriptors = self.control.receive(place.timeout)
-        bells = dict(zip(message["ends"], descriptors, strict=True))
-        ledger = Ledger(log_folder(place.run, place.name)) if place.ledger else None
-        made: dict[str, SharedSender | SharedReceiver] = {}
-        for end in ends_of(place.name, place.stages):
-            made[end.role] = self._make(end, socket.socket(fileno=bells[end.role]))
-            if ledger is not None:
-                made[end.role].on_message = ledger.recorder("sent" if end.sends else "received")
+        made = Joining(self.place, self.tell, self._hear).ends()
+        if self.place.ledger:
+            ledger = Ledger(log_folder(self.place.run, self.place.name))
+            for end in made.values():
+                end.on_message = ledger.recorder("sent" if isinstance(end, Sender) else "received")
         return made
 
     def drive(self, actions: Iterator[Wait | None], ends: list[LinkEnd], report: Callable[[], None]) -> None:
@@ -155,34 +115,35 @@ class Post:
                 f"{self.progress.steps} ({wait}): {_whom(wait, ends)}; --timeout raises the limit"
             )
 
+    def _hear(self, kind: str) -> tuple[Mapping[str, Any], Sequence[int]]:
+        """Wait for a word of that kind, and take note of others."""
+        while True:
+            message, descriptors = self.control.receive(self.place.timeout)
+            if message["kind"] == kind:
+                return message, descriptors
+            self._note(message)
+
     def _listen(self) -> None:
         for message, _ in self.control.take():
-            self.stopping = self.stopping or message["kind"] == "stop"
-            self.abandoned = self.abandoned or message["kind"] == "abandon"
+            self._note(message)
         if self.interrupted:
             self.interrupted = False
             self.control.report("interrupted")
+
+    def _note(self, message: Mapping[str, Any]) -> None:
+        self.stopping = self.stopping or message["kind"] == "stop"
+        self.abandoned = self.abandoned or message["kind"] == "abandon"
 
     def _note_interruption(self, *_: object) -> None:
         """Under torchrun a signal comes to the workers; the supervisor hears of it from them."""
         self.interrupted = True
 
-    def _make(self, end: End, bell: socket.socket) -> SharedSender | SharedReceiver:
-        capacity = self.place.prefetch if DATA in (self.place.name, end.peer) else self.place.window
-        if not end.sends:
-            return SharedReceiver(end.edge, stage_title(end.peer), capacity, bell)
-
-        def keep(descriptor: int) -> None:
-            self.tell("memory", [descriptor], edge=end.edge, flow=end.flow)
-
-        return SharedSender(end.edge, stage_title(end.peer), capacity, bell, on_memory=keep)
-
 
 def _whom(wait: Wait, ends: list[LinkEnd]) -> str:
     """Say who keeps the worker waiting."""
     if wait == "wait_credit":
-        full = [end for end in ends if isinstance(end, SharedSender) and end.full]
+        full = [end for end in ends if isinstance(end, Sender) and end.full]
         return ", ".join(f"{end.peer} took nothing more on edge {end.edge}" for end in full) or "a link was full"
     gradients = wait == "wait_gradient"
-    silent = [end for end in ends if isinstance(end, SharedReceiver)]
+    silent = [end for end in ends if isinstance(end, Receiver)]
     return f"{silent[-1 if gradients else 0].peer} sent no {'gradient' if gradients else 'batch'}"

@@ -21,7 +21,8 @@ from .control import connect
 from .ends import stage_title
 from .failures import failure_of, write_failure
 from .heap import keep_freed_memory
-from .post import Place, Post, log_folder
+from .place import Place, log_folder
+from .post import Post
 
 __all__ = ["leave_failure", "run_worker"]
 

@@ -45,7 +45,7 @@ class StageWork:
 
 def run_stage(work: StageWork, post: Post) -> None:
     """Run the place's stage until the pipeline stops; then save its weights and report."""
-    index, stages = post.place.stage, post.place.stages
+    index, stages = post.place.stage, post.place.wiring.stages
     group = build_group(work.layers, work.cut, index, seed=work.recipe.seed)
     links = Links(**cast(dict[str, Any], post.ends()))
     meter = ActivationMeter()

@@ -45,7 +45,8 @@ class ZeroCarrier(Carrier):
 
     def __init__(self, address: str, *, listens: bool, beats: bool = False, most_bytes: int = -1) -> None:
         self._gone = False
-        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
+        self._context = zmq.Context()  # of its own, so that to close it waits for what was sent
+        self.socket: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
         options = {
             zmq.SNDHWM: 0,  # the link's credits bound what is on its way
             zmq.RCVHWM: 0,
@@ -100,6 +101,7 @@ class ZeroCarrier(Carrier):
         self.socket.disable_monitor()
         self._monitor.close(linger=0)
         self.socket.close()
+        self._context.term()
 
 
 def _tensor(frame: zmq.Frame) -> Tensor:

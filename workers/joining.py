@@ -1,0 +1,116 @@
+"""Joining a worker to its links, of whichever kind each is.
+
+    shm         the supervisor sends a socket for each end
+    zmq         a receiver listens and says where; the supervisor passes that on to the sender
+    gloo, nccl  the two ends find each other in a store
+
+What they need files for lies in the run's folder `links`, and goes with its supervisor.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.distributed import FileStore, Store  # type: ignore[attr-defined]
+
+from .channels import Receiver, Sender
+from .distributed import DistributedCarrier
+from .ends import End, ends_of, stage_title
+from .parcels import Carrier, ParcelReceiver, ParcelSender
+from .place import Place
+from .sharedmem import SharedReceiver, SharedSender
+from .zeromq import ZeroCarrier
+
+__all__ = ["LINKS", "Joining"]
+
+LINKS = "links"
+STORE = "store"
+Tell = Callable[..., None]
+Hear = Callable[[str], tuple[Mapping[str, Any], Sequence[int]]]
+"""Waits for a word of that kind, which may have descriptors with it."""
+
+
+class Joining:
+    """Makes the ends of one worker's links.
+
+    Args:
+        place: Where it runs.
+        tell: Tells the supervisor something.
+        hear: Waits for a word of the supervisor's.
+    """
+
+    def __init__(self, place: Place, tell: Tell, hear: Hear) -> None:
+        self.place = place
+        self._tell, self._hear = tell, hear
+        self._folder = place.run / LINKS
+
+    def ends(self) -> dict[str, Sender | Receiver]:
+        """Return the ends by their role."""
+        message, descriptors = self._hear("links")
+        bells = dict(zip(message["bells"], descriptors, strict=True))
+        ends = ends_of(self.place.name, self.place.wiring.stages)
+        self._folder.mkdir(exist_ok=True)
+        carriers = self._over_zeromq([end for end in ends if self._kind(end) == "zmq"])
+        for end in ends:
+            if self._kind(end) in ("gloo", "nccl"):
+                carriers[end.role] = self._over_a_group(end)
+        return {
+            end.role: self._carried(end, carriers[end.role])
+            if end.role in carriers
+            else self._in_shared_memory(end, socket.socket(fileno=bells[end.role]))
+            for end in ends
+        }
+
+    def _kind(self, end: End) -> str:
+        return self.place.wiring.kind(self.place.name, end.peer)
+
+    def _in_shared_memory(self, end: End, bell: socket.socket) -> Sender | Receiver:
+        capacity, peer = self.place.capacity(end.peer), stage_title(end.peer)
+        if not end.sends:
+            return SharedReceiver(end.edge, peer, capacity, bell)
+
+        def keep(descriptor: int) -> None:
+            self._tell("memory", [descriptor], edge=end.edge, flow=end.flow)
+
+        return SharedSender(end.edge, peer, capacity, bell, on_memory=keep)
+
+    def _carried(self, end: End, carrier: Carrier) -> Sender | Receiver:
+        kind = ParcelSender if end.sends else ParcelReceiver
+        return kind(end.edge, stage_title(end.peer), self.place.capacity(end.peer), carrier)
+
+    def _over_zeromq(self, ends: Sequence[End]) -> dict[str, Carrier]:
+        """Return a carrier for each end, by its role; those that send wait until the other ends listen."""
+        carriers: dict[str, Carrier] = {}
+        for end in ends:
+            if not end.sends:
+                carriers[end.role] = ZeroCarrier(self._socket_file(end), listens=True)
+                self._tell("listening", edge=end.edge, flow=end.flow)
+        senders = [end for end in ends if end.sends]
+        if senders:
+            self._hear("connect")
+        for end in senders:
+            carriers[end.role] = ZeroCarrier(self._socket_file(end), listens=False)
+        return carriers
+
+    def _over_a_group(self, end: End) -> Carrier:
+        on_gpu = self._kind(end) == "nccl"
+        device = torch.device(self.place.wiring.devices[self.place.stage] if on_gpu else "cpu")
+        return DistributedCarrier(self._store, f"{end.edge}/{end.flow}", 0 if end.sends else 1, device=device)
+
+    def _socket_file(self, end: End) -> str:
+        """Return the address of a link's socket: a short one, for it may have 107 bytes, and run folders lie deep."""
+        return f"ipc:///proc/self/fd/{self._descriptor}/{end.edge}-{end.flow}"
+
+    @cached_property
+    def _descriptor(self) -> int:
+        """Of the folder; ZeroMQ needs it for as long as the links are there."""
+        return os.open(self._folder, os.O_PATH | os.O_DIRECTORY)
+
+    @cached_property
+    def _store(self) -> Store:
+        return FileStore(str(self._folder / STORE), -1)

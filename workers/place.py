@@ -1,0 +1,49 @@
+"""Where a worker runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .ends import DATA
+from .wiring import Wiring
+
+__all__ = ["Place", "log_folder"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a worker runs."""
+
+    name: str
+    """Its stage's number, or "data"."""
+    run: Path
+    """The run folder."""
+    wiring: Wiring
+    cores: tuple[int, ...]
+    """The cores to stay on; none to stay where the system likes."""
+    window: int
+    """Messages that a link holds."""
+    prefetch: int
+    """Batches that the link from the data holds."""
+    timeout: float
+    """Seconds to wait for another worker before giving up."""
+    ledger: bool
+    """Whether to write down every message that is sent or received."""
+    telemetry: bool
+    """Whether to keep what was done when, and not only how much in all."""
+    torchrun: bool
+    """Whether torchrun started this: then it keeps what is printed, and signals come to the worker itself."""
+
+    @property
+    def stage(self) -> int:
+        """The stage's number; -1 for the data."""
+        return -1 if self.name == DATA else int(self.name)
+
+    def capacity(self, peer: str) -> int:
+        """Return how many messages a link to another worker holds."""
+        return self.prefetch if DATA in (self.name, peer) else self.window
+
+
+def log_folder(run: Path, name: str) -> Path:
+    return run / "logs" / name
