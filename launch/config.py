@@ -29,6 +29,7 @@ CHOICES = {
 TRUTH_SETTINGS = ("truth_every", "truth_keep", "truth_relay", "truth_full_rate_lag")
 """Fields of stepahead.pipeline.Truth that can be set."""
 MOST_WINDOW = 64
+MOST_SPIN_US = 1_000_000
 NAMES = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", dict: "a table"}
 LEAST = {"stages": 1, "truth_every": 1, "max_lag": 1, "steps": 1, "epochs": 1, "evaluate_every": 1, "window": 1}
 
@@ -63,6 +64,8 @@ class Config:
     """Shared memory, ZeroMQ, torch.distributed ("dist": NCCL between GPUs, else gloo), or as it fits ("auto")."""
     window: int = 2
     """Messages that a link holds."""
+    spin_us: float = 0.0
+    """Microseconds for which a worker that waits keeps its core and looks again and again, before it sleeps."""
     ledger: bool = False
     """Whether workers write down every message that they send or receive."""
     telemetry: bool = True
@@ -99,6 +102,8 @@ class Config:
                 raise UsageError(f"{name} is {value}; it must be at least {least}")
         if self.window > MOST_WINDOW:
             raise UsageError(f"window is {self.window}; a link may hold at most {MOST_WINDOW} messages")
+        if not 0 <= self.spin_us <= MOST_SPIN_US:
+            raise UsageError(f"spin_us is {self.spin_us}; it must be a number from 0 to {MOST_SPIN_US:,}")
         if not 0 < self.timeout < math.inf:
             raise UsageError(f"timeout is {self.timeout}; it must be a number of seconds above 0")
         if not 0 <= self.seed < 2**63:

@@ -136,6 +136,7 @@ class Plan:
             window=self.config.window,
             prefetch=PREFETCH,
             timeout=self.config.timeout,
+            spin=self.config.spin_us / 1e6,
             ledger=self.config.ledger,
             telemetry=self.config.telemetry,
             torchrun=torchrun,

@@ -34,6 +34,7 @@ def make_post(kept: ExitStack, folder: Path, timeout: float = 20.0) -> tuple[Pos
         window=2,
         prefetch=4,
         timeout=timeout,
+        spin=0.0,
         ledger=False,
         telemetry=False,
         torchrun=False,

@@ -30,7 +30,7 @@ from stepahead.pipeline import FrameError, StepaheadError
 
 from .pairs import GlooPair, NcclPair, Pair
 from .parcels import Carrier, Parcel
-from .wire import HEADER_LIMIT, MOST_TENSORS, MOST_VALUES, bytes_of
+from .wire import HEADER_LIMIT, MOST_TENSORS, MOST_VALUES, bytes_of, plain_of
 
 __all__ = ["DistributedCarrier"]
 
@@ -213,6 +213,6 @@ def _places(front: Tensor, length: int, sizes: Sequence[int]) -> Sequence[Tensor
 
 def _bytes_in(value: Tensor, device: torch.device) -> Tensor:
     """Return a tensor's values as bytes on a device, a copy in any case."""
-    plain = value.detach().to(device).contiguous()
+    plain = plain_of(value).to(device)
     flat = plain.view(-1).view(torch.uint8)
     return flat.clone() if plain.data_ptr() == value.data_ptr() else flat

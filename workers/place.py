@@ -28,6 +28,8 @@ class Place:
     """Batches that the link from the data holds."""
     timeout: float
     """Seconds to wait for another worker before giving up."""
+    spin: float
+    """Seconds for which it looks again and again before it sleeps."""
     ledger: bool
     """Whether to write down every message that is sent or received."""
     telemetry: bool

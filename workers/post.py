@@ -76,7 +76,7 @@ class Post:
 
     def drive(self, actions: Iterator[Wait | None], ends: list[LinkEnd], report: Callable[[], None]) -> None:
         """Run a loop to its end: wait when it has nothing to do, and report from time to time."""
-        with Waiter([*ends, self.control]) as waiter:
+        with Waiter([*ends, self.control], self.place.spin) as waiter:
             try:
                 self._drive(actions, waiter, ends, report)
             except (PeerGoneError, PeerEndedError):

@@ -39,10 +39,16 @@ class Waitable(ABC):
 
 
 class Waiter:
-    """Waits until something happened at the other side of any of several."""
+    """Waits until something happened at the other side of any of several.
 
-    def __init__(self, ends: Iterable[Waitable]) -> None:
+    Args:
+        ends: What to wait for.
+        spin: Seconds for which it keeps looking, with the whole of its core, before it dozes.
+    """
+
+    def __init__(self, ends: Iterable[Waitable], spin: float = 0.0) -> None:
         self._ends = list(ends)
+        self._spin = spin
         self._by_descriptor = {end.fileno(): end for end in self._ends}
         self._known = [end.news() for end in self._ends]
         self._poll = select.epoll()
@@ -61,7 +67,7 @@ class Waiter:
 
     def wait(self, timeout: float) -> bool:
         """Wait for at most `timeout` seconds, let the ends take note, and return whether anything happened."""
-        if self._is_news():
+        if self._is_news() or (self._spin and self._is_news_within(min(self._spin, timeout))):
             self.look()
             happened = True
         else:
@@ -90,6 +96,13 @@ class Waiter:
         finally:
             for end in self._ends:
                 end.doze(False)
+
+    def _is_news_within(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self._is_news():
+                return True
+        return False
 
     def _is_news(self) -> bool:
         before, self._known = self._known, [end.news() for end in self._ends]

@@ -50,6 +50,7 @@ __all__ = [
     "load",
     "pack_header",
     "places_in",
+    "plain_of",
     "store",
 ]
 
@@ -169,9 +170,14 @@ def load(header: Header, places: tuple[Tensor, ...], *, own: bool = True) -> Mes
     return Activation(edge=form.edge, step=step, tensors=tensors, label=label, training=bool(form.flag))
 
 
+def plain_of(tensor: Tensor) -> Tensor:
+    """Return a tensor with the same values, which lie one behind the other in its memory."""
+    return tensor.detach().resolve_conj().resolve_neg().contiguous()
+
+
 def bytes_of(tensor: Tensor) -> bytes:
     """Return a tensor's values as they would lie in a payload."""
-    plain = tensor.detach().cpu().contiguous()
+    plain = plain_of(tensor).cpu()
     return ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.nbytes else b""
 
 

@@ -1,8 +1,8 @@
 """Parcels over ZeroMQ: between processes of a host through a socket file, or between hosts over TCP.
 
-Both ends are PAIR sockets; the receiving one listens. ZeroMQ's own thread takes in what comes. The socket's monitor
-tells of the other end's death: at once where the process died, and after `SILENCE` without heartbeats where a host or
-the way to it is gone.
+Both ends are PAIR sockets; the receiving one listens. ZeroMQ's own thread takes in what comes. When the other end has
+died, a socket that listened has nobody to write to any more; one that connected has a monitor that tells. That is at
+once where the process died, and after `SILENCE` without heartbeats where a host or the way to it is gone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from stepahead.pipeline import FrameError, LinkError
 
+from .guard import Guard
 from .parcels import Carrier, Parcel
 from .wire import MOST_TENSORS, bytes_of
 
@@ -26,11 +27,14 @@ __all__ = ["ZeroCarrier"]
 
 LINGER = 2000
 """Milliseconds for which what was sent may still go out after an end was closed."""
+MOST_WAITING = 256
+"""Parcels that have come and were not taken; more than any link has credits."""
 NEVER = 2**30
 """Milliseconds until a new attempt to connect. With -1, which means none, ZeroMQ drops what came before the end."""
 BEAT, SILENCE = 400, 1500
 """Milliseconds between two heartbeats, and without one until the other end is taken for dead."""
-EVENTS = zmq.EVENT_DISCONNECTED
+OVER = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+"""What the monitor of a socket that connects tells when it is not, or no longer, connected."""
 
 
 class ZeroCarrier(Carrier):
@@ -39,17 +43,27 @@ class ZeroCarrier(Carrier):
     Args:
         address: Where to listen, or to connect to: `ipc://path`, `tcp://host:port`; a port to listen at may be `*`.
         listens: Whether to listen.
+        guard: Who may connect, and whether what travels is encrypted.
         beats: Whether the other end is taken for dead when it is silent for long, as is needed between hosts.
         most_bytes: That one value may have.
     """
 
-    def __init__(self, address: str, *, listens: bool, beats: bool = False, most_bytes: int = -1) -> None:
-        self._gone = False
+    def __init__(
+        self,
+        address: str,
+        *,
+        listens: bool,
+        guard: Guard | None = None,
+        beats: bool = False,
+        most_bytes: int = -1,
+    ) -> None:
+        self._joined = self._gone = False
+        """Whether there has been another end, and is no more."""
         self._context = zmq.Context()  # of its own, so that to close it waits for what was sent
         self.socket: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
         options = {
             zmq.SNDHWM: 0,  # the link's credits bound what is on its way
-            zmq.RCVHWM: 0,
+            zmq.RCVHWM: MOST_WAITING,  # of a peer that does not keep to them
             zmq.LINGER: LINGER,
             zmq.RECONNECT_IVL: NEVER,
             zmq.MAXMSGSIZE: most_bytes,
@@ -58,10 +72,12 @@ class ZeroCarrier(Carrier):
         }
         for option, value in options.items():
             self.socket.set(option, value)
-        self._monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(EVENTS)
+        self._judge = guard.watch(self._context) if guard and listens else None
+        if guard:
+            guard.arm(self.socket, listens=listens)
+        self._monitor: zmq.Socket[bytes] | None = None if listens else self.socket.get_monitor_socket(OVER)
         self._poll = select.epoll()
-        sockets: list[zmq.Socket[bytes]] = [self.socket, self._monitor]
-        for each in sockets:
+        for each in filter(None, (self.socket, self._monitor)):
             self._poll.register(each.fileno(), select.EPOLLIN)
         try:
             (self.socket.bind if listens else self.socket.connect)(address)
@@ -76,9 +92,14 @@ class ZeroCarrier(Carrier):
 
     @property
     def gone(self) -> bool:
-        with suppress(zmq.Again):
-            recv_monitor_message(self._monitor, zmq.NOBLOCK)
-            self._gone = True
+        if self._monitor is None:
+            writable = bool(int(self.socket.get(zmq.EVENTS)) & zmq.POLLOUT)
+            self._gone = self._gone or (self._joined and not writable)
+            self._joined = self._joined or writable
+        else:
+            with suppress(zmq.Again):
+                recv_monitor_message(self._monitor, zmq.NOBLOCK)
+                self._gone = True
         return self._gone
 
     def send(self, head: bytes, values: Sequence[Tensor] = ()) -> None:
@@ -93,14 +114,18 @@ class ZeroCarrier(Carrier):
                 head, *values = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
                 if len(values) > MOST_TENSORS + 1:
                     raise FrameError(f"a link frame lies: it has {len(values)} parts; {MOST_TENSORS + 1} are allowed")
+                self._joined = True
                 parcels.append((head.bytes, [_tensor(value) for value in values]))
         return parcels
 
     def close(self) -> None:
         self._poll.close()
-        self.socket.disable_monitor()
-        self._monitor.close(linger=0)
+        if self._monitor is not None:
+            self.socket.disable_monitor()
+            self._monitor.close(linger=0)
         self.socket.close()
+        if self._judge is not None:
+            self._judge.stop()
         self._context.term()
 
 
