@@ -69,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:  # before there was anything to end in order
         code = 130
     sys.stdout.flush()
+    sys.stderr.flush()
+    if "parent" in options or "RANK" in os.environ:
+        os._exit(code)  # a thread of a link that comes back from gloo while the interpreter ends would abort it
     sys.exit(code)
 
 
@@ -164,8 +167,9 @@ def _profile(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from .config import read_config
     from .plan import plan_run
+    from .ranks import train_under_torchrun
     from .rendezvous import Torchrun
-    from .run import launch, train_under_torchrun
+    from .run import launch
     from .screen import Screen
 
     torchrun = Torchrun.from_environment()

@@ -62,6 +62,8 @@ class Config:
     """The most steps that a gradient may lag (free, 8 unless given), or how many it does (exact, 3)."""
     link: str = "auto"
     """Shared memory, ZeroMQ, torch.distributed ("dist": NCCL between GPUs, else gloo), or as it fits ("auto")."""
+    link_secret: str | None = None
+    """A file with a secret that each of several hosts has: then what goes between them is encrypted."""
     window: int = 2
     """Messages that a link holds."""
     spin_us: float = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +34,7 @@ from stepahead.pipeline import (
     silent,
     synthetic,
 )
-from stepahead.workers import DATA, Batches, Choice, Feed, Lag, Place, StageWork, Wiring, worker_names
+from stepahead.workers import DATA, Batches, Choice, Feed, Lag, Place, Site, StageWork, Wiring, worker_names
 
 from .config import TRUTH_SETTINGS, Config
 from .job import Job, load_job
@@ -61,12 +61,20 @@ class Plan:
     """For the data process: those that no stage has, or else the last stage's, which has no predictor to pay for."""
     total_steps: int | None
     """As far as it is known beforehand."""
+    hosts: tuple[int, ...]
+    """Of each stage: those with the same number are on one host."""
+    site: Site | None = None
+    """This host, if it is one of several."""
     notes: tuple[str, ...] = ()
     """What its user should know."""
 
     @property
     def stages(self) -> int:
         return len(self.cut)
+
+    @property
+    def is_on_several_hosts(self) -> bool:
+        return len(set(self.hosts)) > 1
 
     @property
     def names(self) -> list[str]:
@@ -76,8 +84,8 @@ class Plan:
     @property
     def wiring(self) -> Wiring:
         """What joins them."""
-        choice = cast(Choice, self.config.link)
-        return Wiring(devices=self.devices, hosts=(0,) * self.stages, choice=choice)
+        choice, secret = cast(Choice, self.config.link), self.config.link_secret
+        return Wiring(devices=self.devices, hosts=self.hosts, choice=choice, encrypts=secret is not None)
 
     @property
     def signal(self) -> str:
@@ -96,6 +104,13 @@ class Plan:
         if given and chosen.use == "off":
             raise UsageError(f"truth_{next(iter(given))} is given, but nothing is made of the truth here; leave it out")
         return replace(chosen, **given)
+
+    @property
+    def devices_here(self) -> list[str]:
+        """The devices of the stages on the first host; of the others nothing can be said here."""
+        return [
+            device if host == self.hosts[0] else "cpu" for device, host in zip(self.devices, self.hosts, strict=True)
+        ]
 
     def work(self, stage: int) -> StageWork:
         """Return what the worker of a stage needs to know."""
@@ -140,6 +155,7 @@ class Plan:
             ledger=self.config.ledger,
             telemetry=self.config.telemetry,
             torchrun=torchrun,
+            site=self.site,
         )
 
 
@@ -148,13 +164,16 @@ def default_lag(mode: LagMode) -> int:
     return 3 if mode == "exact" else 8
 
 
-def plan_run(config: Config) -> Plan:
+def plan_run(config: Config, hosts: Sequence[int] = (), here: int = 0) -> Plan:
     """Load the job that the settings name, and plan its run."""
-    return make_plan(config, load_job(config.job, config.options, seed=config.seed))
+    return make_plan(config, load_job(config.job, config.options, seed=config.seed), hosts, here)
 
 
-def make_plan(config: Config, job: Job) -> Plan:
-    """Settle what the settings and the job leave open, and refuse what cannot be done."""
+def make_plan(config: Config, job: Job, hosts: Sequence[int] = (), here: int = 0) -> Plan:
+    """Settle what the settings and the job leave open, and refuse what cannot be done.
+
+    `hosts` has the number of each stage's host, if there are several, and `here` is that of this one.
+    """
     layers = layers_of(job.model)
     cut = _cut(config, job, layers)
     if config.cut == "cost":  # whoever makes the plan again from these settings must not measure again
@@ -163,8 +182,10 @@ def make_plan(config: Config, job: Job) -> Plan:
     if all(isinstance(layer.source, nn.Module) for layer in layers):
         build_groups(layers, cut)  # refuses a weight that would be in two stages
     config = _resolve(config, job, len(cut))
-    devices = _devices(config.device, len(cut))
-    cores, notes = _cores(devices)
+    hosts = tuple(hosts) or (here,) * len(cut)
+    ours = tuple(stage for stage, host in enumerate(hosts) if host == here)
+    devices = _devices(config.device, len(cut), ours)
+    cores, notes = _cores(devices, ours)
     others = tuple(sorted(os.sched_getaffinity(0) - {core for own in cores for core in own}))
     total = config.steps
     if total is None and config.epochs is not None:
@@ -176,11 +197,13 @@ def make_plan(config: Config, job: Job) -> Plan:
         cut=cut,
         devices=devices,
         cores=cores,
-        data_cores=others or cores[-1],
+        data_cores=others or cores[ours[-1]],
+        hosts=hosts,
         total_steps=total,
         notes=notes,
     )
     _check_truth(plan.truth, config)
+    _check_links(plan)
     plan.truth.at(0, plan.stages)  # refuses what cannot be
     return plan
 
@@ -209,6 +232,15 @@ def _check_truth(truth: Truth, config: Config) -> None:
         raise UsageError(f"signal is {signal!r}, but with truth {use!r} stages step on that alone")
     if use == "learn" and signal in ("probe", "silent"):
         raise UsageError(f"truth is 'learn', but with signal {signal!r} there is nothing that could learn from it")
+
+
+def _check_links(plan: Plan) -> None:
+    """Refuse links that cannot do what is asked of them."""
+    link = plan.config.link
+    if plan.is_on_several_hosts and link == "shm":
+        raise UsageError("link is 'shm', and shared memory is on one host; leave it out, or say zmq or dist")
+    if plan.config.link_secret is not None and link == "dist":
+        raise UsageError("link is 'dist', which cannot encrypt, and there is a link_secret; say zmq")
 
 
 def _cut(config: Config, job: Job, layers: tuple[Layer, ...]) -> Cut:
@@ -266,7 +298,8 @@ def _signal(name: str, job: Job) -> SignalRecipe:
     return synthetic(job.predictor, optimizer=job.predictor_optimizer, classes=job.classes, lr_schedule=job.lr_schedule)
 
 
-def _devices(setting: str, stages: int) -> tuple[str, ...]:
+def _devices(setting: str, stages: int, ours: Sequence[int]) -> tuple[str, ...]:
+    """Return the device of each stage, after checking that those of ours are there."""
     gpus = torch.cuda.device_count()
     if setting == "auto":
         setting = "cuda" if gpus else "cpu"
@@ -277,18 +310,19 @@ def _devices(setting: str, stages: int) -> tuple[str, ...]:
         names = names * stages
     if len(names) != stages:
         raise UsageError(f"device names {len(names)} devices for {stages} stages; name one, or one for each")
-    return tuple(str(parse_device(name)) for name in names)
+    return tuple(str(parse_device(name)) if stage in ours else name for stage, name in enumerate(names))
 
 
-def _cores(devices: tuple[str, ...]) -> tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]:
-    """Give each stage a core of its own, as far as they go; a stage on a GPU roams freely."""
+def _cores(devices: Sequence[str], ours: Sequence[int]) -> tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]:
+    """Give each stage of ours a core of its own, as far as they go; a stage on a GPU roams freely."""
     free = sorted(os.sched_getaffinity(0))
-    on_cpu = [stage for stage, device in enumerate(devices) if device == "cpu"]
+    on_cpu = [stage for stage in ours if devices[stage] == "cpu"]
+    on_gpu = [stage for stage in ours if devices[stage] != "cpu"]
     notes: list[str] = []
     if len(on_cpu) > len(free):
         notes.append(f"{len(on_cpu)} stages share {len(free)} cores: they take turns, {len(free)} at a time")
-    gpus = {device for device in devices if device != "cpu"}
-    if len(gpus) < len(devices) - len(on_cpu):
-        notes.append(f"{len(devices) - len(on_cpu)} stages share {len(gpus)} GPUs: they take turns")
+    gpus = {devices[stage] for stage in on_gpu}
+    if len(gpus) < len(on_gpu):
+        notes.append(f"{len(on_gpu)} stages share {len(gpus)} GPUs: they take turns")
     cores = [(free[on_cpu.index(stage) % len(free)],) if stage in on_cpu else () for stage in range(len(devices))]
     return tuple(cores), tuple(notes)

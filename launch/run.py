@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,29 +13,37 @@ from typing import Any
 from rich.console import Console
 
 from stepahead.pipeline import StepaheadError, TrainingError, UsageError, WorkerLostError
-from stepahead.workers import DATA, leave_failure, listen
+from stepahead.workers import leave_failure, listen
 
 from .baseline import baseline_from, measure_baseline
-from .config import Config, read_config, write_config
+from .config import read_config, write_config
 from .folder import RunFolder
 from .gpus import Gpus
+from .hosts import Host
 from .interrupts import stop_signals
 from .job import Job
 from .monitor import Baseline, Monitor
 from .plan import Plan, make_plan, plan_run
-from .rendezvous import Torchrun
 from .report import write_report
 from .screen import Screen, say
 from .showing import Showing, facts_of
-from .start import fork, start_workers, work_at
+from .start import start_workers, work_at
 from .summary import exit_code, finite, summarize, write_summary
 from .supervisor import Outcome, Supervisor
 from .trace import Tracer
 from .words import first_words, last_words, show_result
 
-__all__ = ["RunResult", "launch", "rejoin", "train", "train_under_torchrun"]
+__all__ = [
+    "RunResult",
+    "end_before_it_began",
+    "find_baseline",
+    "launch",
+    "open_folder",
+    "rejoin",
+    "supervise",
+    "train",
+]
 
-FIND_TIMEOUT = 120.0
 NO_BASELINE = {
     "done": "the data was at its end too soon",
     "failed": "it failed; if the run does too, it says why",
@@ -88,14 +95,14 @@ def launch(plan: Plan, console: Console, *, named: bool = True, traced: tuple[in
         named: Whether a fresh process could find the job by its name.
         traced: The first and the last step to trace; a few after the first ones, unless given.
     """
-    folder = _open_folder(plan)
+    folder = open_folder(plan)
     for line in first_words(plan, folder):
         say(console, line)
     with stop_signals() as signals:
         try:
-            baseline = _baseline(plan, folder, console, signals, named=named)
+            baseline = find_baseline(plan, folder, console, signals, named=named)
         except KeyboardInterrupt:
-            return _end_before_it_began(plan, folder, console)
+            return end_before_it_began(plan, folder, console)
         listener = listen(folder.path)
 
         def start(supervisor: Supervisor) -> None:
@@ -103,7 +110,7 @@ def launch(plan: Plan, console: Console, *, named: bool = True, traced: tuple[in
 
         facts = facts_of(plan, folder, baseline)
         tracer = Tracer(facts) if traced is None else Tracer(facts, first=traced[0], last=traced[1])
-        return _supervise(plan, folder, console, listener, start, signals, tracer)
+        return supervise(plan, folder, console, listener, start, signals, tracer)
 
 
 def rejoin(run: Path, name: str) -> int:
@@ -116,37 +123,7 @@ def rejoin(run: Path, name: str) -> int:
     return work_at(plan.place(name, run), plan)
 
 
-def train_under_torchrun(
-    torchrun: Torchrun, config: Config, console: Console, finish: Callable[[RunResult], None]
-) -> int:
-    """Be the worker of the stage that torchrun's rank says; rank 0 also starts the data process and the supervisor."""
-    if config.stages != torchrun.world_size:
-        what = f"torchrun started {torchrun.world_size} processes for {config.stages} stages"
-        raise UsageError(f"{what}; leave out --stages, or start as many")
-    helpers: list[int] = []
-    if torchrun.rank == 0:
-        plan = plan_run(config)
-        folder = _open_folder(plan)
-        for line in first_words(plan, folder):
-            say(console, line)
-        try:
-            with stop_signals() as signals:
-                baseline = _baseline(plan, folder, console, signals, named=True)
-        except KeyboardInterrupt:
-            result = _end_before_it_began(plan, folder, console)
-            finish(result)
-            return result.exit_code
-        helpers = _start_helpers(plan, folder, console, baseline, finish)
-        torchrun.publish(folder.path)
-    else:
-        folder = RunFolder(torchrun.find(FIND_TIMEOUT))
-        plan = plan_run(read_config(folder.config))
-    code = work_at(plan.place(str(torchrun.rank), folder.path, torchrun=True), plan)
-    ends = [os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1]) for helper in helpers]
-    return code or next((end for end in ends if end), 0)
-
-
-def _open_folder(plan: Plan) -> RunFolder:
+def open_folder(plan: Plan) -> RunFolder:
     """Make the run folder, with the settings in it: workers that start fresh plan from them again."""
     _earlier_baseline(plan)  # a mistake in it is found before there is a folder
     folder = RunFolder.create(plan.config.job, plan.config.run_dir)
@@ -154,29 +131,7 @@ def _open_folder(plan: Plan) -> RunFolder:
     return folder
 
 
-def _start_helpers(
-    plan: Plan, folder: RunFolder, console: Console, baseline: Baseline | None, finish: Callable[[RunResult], None]
-) -> list[int]:
-    """Start the supervisor and the data process beside rank 0."""
-    listener, rank_0 = listen(folder.path), os.getpid()
-
-    def supervise() -> int:
-        os.setsid()  # torchrun kills rank 0 with all its group, and then there is most to tell
-
-        def start(supervisor: Supervisor) -> None:
-            supervisor.watch("0", rank_0, ours=False)
-
-        tracer = Tracer(facts_of(plan, folder, baseline))
-        finish(_supervise(plan, folder, console, listener, start, None, tracer))
-        return 0
-
-    supervisor = fork(supervise, tied=False)
-    listener.close()
-    data = fork(partial(work_at, plan.place(DATA, folder.path), plan))
-    return [supervisor, data]
-
-
-def _supervise(
+def supervise(
     plan: Plan,
     folder: RunFolder,
     console: Console,
@@ -184,12 +139,16 @@ def _supervise(
     start: Callable[[Supervisor], None],
     signals: socket.socket | None,
     tracer: Tracer,
+    hosts: Sequence[Host] = (),
 ) -> RunResult:
+    """Supervise a run to its end, show how it goes, and leave what came of it."""
     begun = time.monotonic()
     monitor, baseline = Monitor(tracer.facts), tracer.facts.baseline
-    with Supervisor(folder, listener, plan.wiring, monitor.note, signals) as supervisor:
+    with Supervisor(folder, listener, plan.wiring, monitor.note, signals, hosts) as supervisor:
         start(supervisor)
-        gpus = Gpus(plan.devices)  # before the view, which waits for a first word: NVIDIA's library may take its time
+        gpus = Gpus(
+            plan.devices_here
+        )  # before the view, which waits for a first word: NVIDIA's library may take its time
         with Showing(monitor, folder, console, plan.config.view) as showing:
             for _ in supervisor.looks():
                 for step, figures in supervisor.evaluations[len(monitor.evaluations) :]:
@@ -210,7 +169,7 @@ def _supervise(
     return _conclude(folder, console, summary, outcome, tracer)
 
 
-def _end_before_it_began(plan: Plan, folder: RunFolder, console: Console) -> RunResult:
+def end_before_it_began(plan: Plan, folder: RunFolder, console: Console) -> RunResult:
     """Leave what can be said of a run that was interrupted before its workers started."""
     say(console, "interrupted while the baseline was measured; nothing has been trained")
     outcome = Outcome(reason="interrupted")
@@ -242,13 +201,16 @@ def _leave(folder: RunFolder, tracer: Tracer, console: Console) -> None:
         say(console, f"no trace or no report: {type(error).__name__}: {error}")
 
 
-def _baseline(
+def find_baseline(
     plan: Plan, folder: RunFolder, console: Console, signals: socket.socket | None, *, named: bool
 ) -> Baseline | None:
     """Return what the run is compared with, measured if need be; an interruption is a KeyboardInterrupt."""
     name = plan.config.baseline
     if name != "lockstep" or not _is_compared(plan):
         return _earlier_baseline(plan)
+    if plan.is_on_several_hosts:
+        say(console, "no baseline: it would be measured on this host alone; give an earlier run of --schedule lockstep")
+        return None
     if isinstance(plan.job.data, Iterator):
         say(console, "no baseline: the data can be gone through only once")
         return None

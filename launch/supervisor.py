@@ -37,7 +37,9 @@ from stepahead.workers import (
 
 from .folder import RunFolder
 from .gantt import Moment
+from .hosts import Host
 from .interrupts import ASK_TO_STOP
+from .matchmaker import Matchmaker
 from .monitor import Sample
 from .switchboard import Switchboard
 
@@ -60,6 +62,7 @@ class Watched:
     name: str
     pid: int
     pidfd: int
+    """-1 on another host."""
     ours: bool
     """Whether it is our child, so that we hear its exit status."""
     telemetry: Telemetry | None = None
@@ -131,6 +134,7 @@ class Supervisor:
         wiring: Of its links.
         say: Prints a line for people.
         signals: Yields a byte for each signal that asks to stop.
+        hosts: Further ones, where workers are too.
     """
 
     def __init__(
@@ -140,9 +144,10 @@ class Supervisor:
         wiring: Wiring,
         say: Callable[[str], None],
         signals: socket.socket | None = None,
+        hosts: Sequence[Host] = (),
     ) -> None:
         self.folder = folder
-        self.workers: dict[str, Watched] = {}
+        self.workers = {name: Watched(name, 0, -1, ours=False) for host in hosts for name in host.names}
         self.evaluations: list[tuple[int, dict[str, float]]] = []
         """What each evaluation gave, and after how many steps."""
         self.missed = 0
@@ -152,6 +157,10 @@ class Supervisor:
         self._say = say
         self._selector = selectors.DefaultSelector()
         self._switchboard = Switchboard(listener, wiring, self._selector)
+        self._matchmaker = Matchmaker(wiring, self._tell)
+        self._hosts = list(hosts)
+        for host in hosts:
+            self._selector.register(host.uplink, selectors.EVENT_READ)
         if signals is not None:
             self._selector.register(signals, selectors.EVENT_READ)
         self._interrupted_at: float | None = None
@@ -181,6 +190,8 @@ class Supervisor:
             self._hear_signals()
             for name, message, descriptors in self._switchboard.messages():
                 self._take(name, message, descriptors)
+            for host in list(self._hosts):
+                self._hear_from(host)
             self._bury(dead)
             if self._asked:  # after the dead: torchrun tells the others to end then
                 self.interrupt()
@@ -211,7 +222,7 @@ class Supervisor:
         """Let the run end as if its data had."""
         if not self._stopping:
             self._stopping = True
-            self._switchboard.tell("stop", DATA)
+            self._tell("stop", DATA)
 
     def interrupt(self) -> None:
         """End the run in order."""
@@ -243,6 +254,8 @@ class Supervisor:
                 os.close(worker.pidfd)
             if worker.telemetry is not None:
                 worker.telemetry.close()
+        for host in self._hosts:
+            host.close()
         self._switchboard.close()
         self._selector.close()
         (self.folder.path / SOCKET).unlink(missing_ok=True)
@@ -273,9 +286,15 @@ class Supervisor:
         kind = message["kind"]
         if kind == "hello":
             self.watch(name, message["pid"], ours=False)
-            self.workers[name].telemetry = Telemetry(descriptor=descriptors[0])
+            if descriptors:
+                self.workers[name].telemetry = Telemetry(descriptor=descriptors[0])
+            self._matchmaker.join(name)
             if self._stopping and name == DATA:
-                self._switchboard.tell("stop", DATA)
+                self._tell("stop", DATA)
+        elif kind == "listening":
+            self._matchmaker.listen(message["link"], message["address"])
+        elif kind == "ended":
+            self._bury([self.workers[name]])
         elif kind == "interrupted":
             self._asked = True
         elif kind == "evaluated":
@@ -284,6 +303,28 @@ class Supervisor:
             self.workers[name].summary = message["summary"]
         elif kind == "failed":
             self.workers[name].failed = True
+
+    def _hear_from(self, host: Host) -> None:
+        """Take note of what the workers of another host say, and of its end."""
+        gone = host.gone
+        for name, message in host.messages():
+            if message["kind"] == "hello":
+                self.workers[name].telemetry = host.telemetry[name]
+            self._take(name, message, ())
+        if gone:
+            self._selector.unregister(host.uplink)
+            self._hosts.remove(host)
+            host.close()
+            unfinished = [worker for worker in map(self.workers.__getitem__, host.names) if not worker.ended]
+            if any(worker.summary is None for worker in unfinished):
+                self._say(f"host {host.address} is gone, or the way to it is cut")
+            self._bury(unfinished)
+
+    def _tell(self, kind: str, *names: str, **fields: Any) -> None:
+        """Send a word to some workers, wherever they are, or to all."""
+        self._switchboard.tell(kind, *names, **fields)
+        for host in self._hosts:
+            host.tell(kind, *names, **fields)
 
     def _hear_signals(self) -> None:
         if self._signals is None:
@@ -299,7 +340,8 @@ class Supervisor:
     def _bury(self, dead: list[Watched]) -> None:
         """Take note of who died, and end the run if somebody did so before being finished."""
         for worker in dead:
-            self._selector.unregister(worker.pidfd)
+            if worker.pidfd >= 0:
+                self._selector.unregister(worker.pidfd)
             self._reap(worker)
             if worker.summary is None and not self._torn_down:
                 failed = read_failure(log_folder(self.folder.path, worker.name)) is not None
@@ -319,13 +361,15 @@ class Supervisor:
         if not self._torn_down:
             self._torn_down = True
             for worker in self.workers.values():
-                if worker.ours and not worker.ended:
+                if worker.pidfd < 0:
+                    worker.killed, worker.ended = worker.killed or not worker.ended, True
+                elif worker.ours and not worker.ended:
                     worker.killed = True
                     signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
 
     def _look_for_stopped(self) -> None:
         """Tell a stopped worker from a busy one, by its state."""
-        for worker in self.workers.values():
+        for worker in (worker for worker in self.workers.values() if worker.pidfd >= 0):
             state, before = _state_of(worker.pid), worker.stopped
             worker.seen_stopped = worker.seen_stopped + 1 if state == "T" and not worker.ended else 0
             if worker.stopped and not before:
@@ -344,7 +388,7 @@ class Supervisor:
             self._tear_down()
         elif waited > ABANDON_AFTER and not self._abandoned:
             self._abandoned = True
-            self._switchboard.tell("abandon")
+            self._tell("abandon")
 
     def __enter__(self) -> Supervisor:
         return self

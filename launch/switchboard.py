@@ -2,7 +2,7 @@
 
 It makes the sockets of a link through shared memory when the first of its two workers joins, and keeps none of them: an
 end that dies must be seen to die. Of the links' memory it keeps duplicates, so that a worker that replaces another can
-take it over. Over ZeroMQ, a worker is told to connect as soon as all listen that it sends to.
+take it over.
 """
 
 from __future__ import annotations
@@ -13,12 +13,9 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from stepahead.workers import Control, End, Wiring, ends_of, make_sockets
+from stepahead.workers import Control, Wiring, ends_of, make_sockets
 
 __all__ = ["Switchboard"]
-
-Link = tuple[str, str]
-"""The name of an edge, and what flows: "activations" or "gradients"."""
 
 
 class Switchboard:
@@ -32,16 +29,13 @@ class Switchboard:
 
     def __init__(self, listener: socket.socket, wiring: Wiring, selector: selectors.BaseSelector) -> None:
         self.wiring = wiring
-        self.memory: dict[Link, int] = {}
-        """Duplicates of the descriptors of the links' memory."""
+        self.memory: dict[str, int] = {}
+        """Duplicates of the descriptors of the memory of each link."""
         self._listener = listener
         self._selector = selector
         self._strangers: list[Control] = []
         self._members: dict[str, Control] = {}
-        self._bells: dict[tuple[Link, bool], socket.socket] = {}
-        self._listening: set[Link] = set()
-        self._connecting: set[str] = set()
-        """Who waits for others to listen."""
+        self._bells: dict[tuple[str, bool], socket.socket] = {}
         selector.register(listener, selectors.EVENT_READ)
 
     def messages(self) -> Iterator[tuple[str, dict[str, Any], list[int]]]:
@@ -60,21 +54,18 @@ class Switchboard:
             control.refresh()
             for message, descriptors in control.take():
                 if message["kind"] == "memory":
-                    self._keep((message["edge"], message["flow"]), descriptors[0])
-                elif message["kind"] == "listening":
-                    self._listening.add((message["edge"], message["flow"]))
-                    self._let_connect()
+                    self._keep(message["link"], descriptors[0])
                 else:
                     yield name, message, descriptors
             if control.gone:
                 self._drop(control)
                 del self._members[name]
 
-    def tell(self, kind: str, *names: str) -> None:
+    def tell(self, kind: str, *names: str, **fields: Any) -> None:
         """Send a word to some workers, or to all."""
         for name, control in self._members.items():
             if not names or name in names:
-                control.send(kind, timeout=0.5)
+                control.send(kind, timeout=0.5, **fields)
 
     def close(self) -> None:
         """Let go of all connections and of the links' memory."""
@@ -99,32 +90,19 @@ class Switchboard:
 
     def _join(self, name: str, control: Control) -> None:
         self._members[name] = control
-        bells = {end.role: self._bell((end.edge, end.flow), end.sends) for end in self._ends(name, "shm")}
+        ends = [end for end in ends_of(name, self.wiring.stages) if self.wiring.kind(name, end.peer) == "shm"]
+        bells = {end.role: self._bell(end.link, end.sends) for end in ends}
         control.send("links", [bell.fileno() for bell in bells.values()], bells=list(bells))
         for bell in bells.values():
             bell.close()
-        self._connecting.add(name)
-        self._let_connect()
 
-    def _ends(self, name: str, kind: str) -> list[End]:
-        return [end for end in ends_of(name, self.wiring.stages) if self.wiring.kind(name, end.peer) == kind]
-
-    def _let_connect(self) -> None:
-        """Tell those to connect who have somebody to connect to, and all of them listen."""
-        for name in list(self._connecting):
-            sends = {(end.edge, end.flow) for end in self._ends(name, "zmq") if end.sends}
-            if sends <= self._listening:
-                self._connecting.remove(name)
-                if sends:
-                    self.tell("connect", name)
-
-    def _bell(self, link: Link, sends: bool) -> socket.socket:
+    def _bell(self, link: str, sends: bool) -> socket.socket:
         """Return one socket of a link's pair; the other waits for its worker."""
         if (link, sends) not in self._bells:
             self._bells[link, True], self._bells[link, False] = make_sockets()
         return self._bells.pop((link, sends))
 
-    def _keep(self, link: Link, descriptor: int) -> None:
+    def _keep(self, link: str, descriptor: int) -> None:
         if link in self.memory:
             os.close(self.memory[link])
         self.memory[link] = descriptor

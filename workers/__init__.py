@@ -20,10 +20,13 @@ from .ends import DATA, End, ends_of, stage_title, worker_names
 from .failures import Failure, cause_of, read_failure
 from .feed import Batches, Feed, drawing_apart, seed_everything
 from .files import write_whole
+from .guard import Guard
 from .joining import LINKS
 from .ledger import Ledger, check_ledgers
 from .loop import Lag, Links, Loop, Progress
-from .place import Place, log_folder
+from .packing import pack, unpack
+from .parcels import Carrier
+from .place import Place, Site, log_folder
 from .post import Post
 from .process import leave_failure, run_worker
 from .samples import read_sample
@@ -32,8 +35,10 @@ from .spans import NAMES as SPANS
 from .spans import Spans, Wait
 from .telemetry import Event, Telemetry
 from .waiting import Waiter
+from .wire import bytes_of
 from .wiring import Choice, LinkKind, Wiring
 from .work import StageWork, feed_pipeline, run_stage
+from .zeromq import ZeroCarrier
 
 __all__ = [
     "DATA",
@@ -41,12 +46,14 @@ __all__ = [
     "SOCKET",
     "SPANS",
     "Batches",
+    "Carrier",
     "Choice",
     "Control",
     "End",
     "Event",
     "Failure",
     "Feed",
+    "Guard",
     "Lag",
     "Ledger",
     "LinkEnd",
@@ -61,12 +68,15 @@ __all__ = [
     "Sender",
     "SharedReceiver",
     "SharedSender",
+    "Site",
     "Spans",
     "StageWork",
     "Telemetry",
     "Wait",
     "Waiter",
     "Wiring",
+    "ZeroCarrier",
+    "bytes_of",
     "cause_of",
     "check_ledgers",
     "complete_snapshot",
@@ -80,6 +90,7 @@ __all__ = [
     "make_sockets",
     "memory_link",
     "newest_snapshot",
+    "pack",
     "read_failure",
     "read_sample",
     "read_snapshot",
@@ -88,6 +99,7 @@ __all__ = [
     "save_stage",
     "seed_everything",
     "stage_title",
+    "unpack",
     "weights_sha256",
     "worker_names",
     "write_whole",

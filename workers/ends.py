@@ -28,6 +28,11 @@ class End:
     """The name of the worker at the other end."""
 
     @property
+    def link(self) -> str:
+        """The name of the link, the same at both ends."""
+        return f"{self.edge}-{self.flow}"
+
+    @property
     def role(self) -> str:
         """What the end is to its worker."""
         return f"{self.flow}_{'out' if self.sends else 'in'}"

@@ -16,13 +16,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch.distributed import FileStore, Store  # type: ignore[attr-defined]
+from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from .channels import Receiver, Sender
 from .distributed import DistributedCarrier
 from .ends import End, ends_of, stage_title
 from .parcels import Carrier, ParcelReceiver, ParcelSender
-from .place import Place
+from .place import Place, Site
 from .sharedmem import SharedReceiver, SharedSender
 from .zeromq import ZeroCarrier
 
@@ -75,7 +75,7 @@ class Joining:
             return SharedReceiver(end.edge, peer, capacity, bell)
 
         def keep(descriptor: int) -> None:
-            self._tell("memory", [descriptor], edge=end.edge, flow=end.flow)
+            self._tell("memory", [descriptor], link=end.link)
 
         return SharedSender(end.edge, peer, capacity, bell, on_memory=keep)
 
@@ -88,29 +88,40 @@ class Joining:
         carriers: dict[str, Carrier] = {}
         for end in ends:
             if not end.sends:
-                carriers[end.role] = ZeroCarrier(self._socket_file(end), listens=True)
-                self._tell("listening", edge=end.edge, flow=end.flow)
+                carrier = carriers[end.role] = self._zero_carrier(end, self._own_address(end), listens=True)
+                self._tell("listening", link=end.link, address=carrier.address)
         senders = [end for end in ends if end.sends]
-        if senders:
-            self._hear("connect")
+        addresses: Mapping[str, str] = self._hear("connect")[0]["addresses"] if senders else {}
         for end in senders:
-            carriers[end.role] = ZeroCarrier(self._socket_file(end), listens=False)
+            address = addresses[end.link] if self._site(end) else self._own_address(end)
+            carriers[end.role] = self._zero_carrier(end, address, listens=False)
         return carriers
 
-    def _over_a_group(self, end: End) -> Carrier:
-        on_gpu = self._kind(end) == "nccl"
-        device = torch.device(self.place.wiring.devices[self.place.stage] if on_gpu else "cpu")
-        return DistributedCarrier(self._store, f"{end.edge}/{end.flow}", 0 if end.sends else 1, device=device)
+    def _zero_carrier(self, end: End, address: str, *, listens: bool) -> ZeroCarrier:
+        site = self._site(end)
+        return ZeroCarrier(address, listens=listens, guard=site.guard if site else None, beats=site is not None)
 
-    def _socket_file(self, end: End) -> str:
-        """Return the address of a link's socket: a short one, for it may have 107 bytes, and run folders lie deep."""
-        return f"ipc:///proc/self/fd/{self._descriptor}/{end.edge}-{end.flow}"
+    def _over_a_group(self, end: End) -> Carrier:
+        site, rank = self._site(end), 0 if end.sends else 1
+        device = torch.device(self.place.wiring.devices[self.place.stage] if self._kind(end) == "nccl" else "cpu")
+        if site is None:
+            return DistributedCarrier(FileStore(str(self._folder / STORE), -1), end.link, rank, device=device)
+        store = PrefixStore(site.run_id, TCPStore(*site.store, is_master=False, wait_for_workers=False))
+        return DistributedCarrier(store, end.link, rank, host=site.address, device=device, beats=True)
+
+    def _site(self, end: End) -> Site | None:
+        """Return where we are among the hosts, if the other end is on another one."""
+        far = self.place.wiring.is_between_hosts(self.place.name, end.peer)
+        assert self.place.site is not None or not far, "whoever makes a run of several hosts says where each place is"
+        return self.place.site if far else None
+
+    def _own_address(self, end: End) -> str:
+        """Return where a link's socket is on this host: by a short path, for run folders lie deep."""
+        if (site := self._site(end)) is not None:
+            return f"tcp://{site.address}:*"
+        return f"ipc:///proc/self/fd/{self._descriptor}/{end.link}"
 
     @cached_property
     def _descriptor(self) -> int:
         """Of the folder; ZeroMQ needs it for as long as the links are there."""
         return os.open(self._folder, os.O_PATH | os.O_DIRECTORY)
-
-    @cached_property
-    def _store(self) -> Store:
-        return FileStore(str(self._folder / STORE), -1)

@@ -6,9 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .ends import DATA
+from .guard import Guard
 from .wiring import Wiring
 
-__all__ = ["Place", "log_folder"]
+__all__ = ["Place", "Site", "log_folder"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One of several hosts."""
+
+    address: str
+    """By which the others reach it."""
+    store: tuple[str, int]
+    """Host and port of the store in which process groups find each other."""
+    run_id: str
+    """What keeps the runs apart that use the store."""
+    guard: Guard
+    """Who may connect to a port here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +51,8 @@ class Place:
     """Whether to keep what was done when, and not only how much in all."""
     torchrun: bool
     """Whether torchrun started this: then it keeps what is printed, and signals come to the worker itself."""
+    site: Site | None = None
+    """What there is to know besides, where there are several hosts."""
 
     @property
     def stage(self) -> int:

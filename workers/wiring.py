@@ -22,6 +22,8 @@ class Wiring:
     hosts: tuple[int, ...]
     """Stages with the same number are on one host."""
     choice: Choice = "auto"
+    encrypts: bool = False
+    """Whether what goes between hosts must be encrypted, which ZeroMQ can."""
 
     @property
     def stages(self) -> int:
@@ -32,6 +34,8 @@ class Wiring:
         (host, device), (other_host, other_device) = self._place(one), self._place(other)
         if self.choice in ("shm", "zmq"):
             return self.choice
+        if host != other_host and self.encrypts:
+            return "zmq"
         on_gpus = device.startswith("cuda") and other_device.startswith("cuda")
         if on_gpus and (host, device) != (other_host, other_device):  # NCCL refuses two ranks on one GPU
             return "nccl"

@@ -1,0 +1,184 @@
+"""A run under torchrun: each rank is the worker of the stage of its number; rank 0 also starts what our launcher would.
+
+On further hosts the first rank starts an outpost (`outpost.py`) for the workers there.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from stepahead.pipeline import UsageError
+from stepahead.workers import DATA, Guard, Site, ZeroCarrier, listen
+
+from .config import Config, read_config
+from .folder import RunFolder
+from .hosts import Host
+from .interrupts import stop_signals
+from .monitor import Baseline
+from .outpost import Outpost
+from .plan import Plan, plan_run
+from .rendezvous import Arrival, Torchrun
+from .run import RunResult, end_before_it_began, find_baseline, open_folder, supervise
+from .screen import say
+from .showing import facts_of
+from .start import fork, work_at
+from .supervisor import Supervisor
+from .trace import Tracer
+from .uplink import Uplink
+from .words import first_words
+
+__all__ = ["train_under_torchrun"]
+
+Finish = Callable[[RunResult], None]
+
+
+def train_under_torchrun(torchrun: Torchrun, config: Config, console: Console, finish: Finish) -> int:
+    """Be the worker of the stage that torchrun's rank says, and return the exit code."""
+    if config.stages != torchrun.world_size:
+        what = f"torchrun started {torchrun.world_size} processes for {config.stages} stages"
+        raise UsageError(f"{what}; leave out --stages, or start as many")
+    torchrun.arrive()
+    if torchrun.rank > 0:
+        return _follow(torchrun)
+    arrivals = torchrun.arrivals()
+    hosts = [arrival.node for arrival in arrivals]
+    token = secrets.token_hex()
+    plan = plan_run(_on_devices(config, arrivals), hosts)
+    plan = replace(plan, site=_site(torchrun, plan.config, token) if plan.is_on_several_hosts else None)
+    folder = open_folder(plan)
+    for line in first_words(plan, folder):
+        say(console, line)
+    try:
+        with stop_signals() as signals:
+            baseline = find_baseline(plan, folder, console, signals, named=True)
+    except KeyboardInterrupt:
+        result = end_before_it_began(plan, folder, console)
+        finish(result)
+        return result.exit_code
+    helpers = _start_helpers(torchrun, arrivals, plan, folder, console, baseline, finish)
+    torchrun.say("terms", [str(folder.path.resolve()), folder.config.read_text(), hosts, token])
+    return _work(torchrun, plan, folder, helpers)
+
+
+def _follow(torchrun: Torchrun) -> int:
+    """Be the worker of another rank than the first."""
+    run, config, hosts, token = torchrun.hear("terms")
+    helpers: list[int] = []
+    folder = RunFolder(Path(run))
+    if torchrun.node != hosts[0]:
+        key = f"folder {torchrun.node}"
+        if torchrun.rank == hosts.index(torchrun.node):
+            made = Path(tempfile.mkdtemp(prefix="stepahead-"))
+            RunFolder(made).config.write_text(config)
+            helpers.append(_start_outpost(torchrun, RunFolder(made), hosts, token))
+            torchrun.say(key, str(made))
+        folder = RunFolder(Path(torchrun.hear(key)))
+    plan = plan_run(read_config(folder.config), hosts, torchrun.node)
+    if plan.is_on_several_hosts:
+        plan = replace(plan, site=_site(torchrun, plan.config, token))
+    return _work(torchrun, plan, folder, helpers)
+
+
+def _work(torchrun: Torchrun, plan: Plan, folder: RunFolder, helpers: Sequence[int]) -> int:
+    code = work_at(plan.place(str(torchrun.rank), folder.path, torchrun=True), plan)
+    ends = [os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1]) for helper in helpers]
+    return code or next((end for end in ends if end), 0)
+
+
+def _on_devices(config: Config, arrivals: Sequence[Arrival]) -> Config:
+    """Name the device of each stage, where there are several hosts and it is left open."""
+    if len({arrival.node for arrival in arrivals}) == 1 or config.device not in ("auto", "cuda"):
+        return config
+    names = [f"cuda:{each.local_rank % each.gpus}" if each.gpus else "cpu" for each in arrivals]
+    if config.device == "cuda" and "cpu" in names:
+        raise UsageError(f"device is 'cuda', but host {arrivals[names.index('cpu')].address} has none")
+    return replace(config, device=",".join(names))
+
+
+def _site(torchrun: Torchrun, config: Config, token: str) -> Site:
+    """Return what there is to know on this host, if there are several."""
+    guard = Guard(bytes.fromhex(token))
+    if config.link_secret is not None:
+        try:
+            guard = Guard(Path(config.link_secret).read_bytes(), encrypts=True)
+        except OSError as error:
+            raise UsageError(f"link_secret {config.link_secret} cannot be read: {error.strerror}") from None
+    store = torchrun.host, torchrun.port
+    return Site(address=torchrun.address, store=store, run_id=torchrun.run_id, guard=guard)
+
+
+def _start_helpers(
+    torchrun: Torchrun,
+    arrivals: Sequence[Arrival],
+    plan: Plan,
+    folder: RunFolder,
+    console: Console,
+    baseline: Baseline | None,
+    finish: Finish,
+) -> list[int]:
+    """Start the supervisor and the data process beside rank 0."""
+    listener, rank_0 = listen(folder.path), os.getpid()
+
+    def work() -> int:
+        os.setsid()  # torchrun kills rank 0 with all its group, and then there is most to tell
+        hosts = _meet_hosts(torchrun.as_client(), arrivals, plan, folder.path) if plan.site else []
+
+        def start(supervisor: Supervisor) -> None:
+            supervisor.watch("0", rank_0, ours=False)
+
+        tracer = Tracer(facts_of(plan, folder, baseline))
+        finish(supervise(plan, folder, console, listener, start, None, tracer, hosts))
+        return 0
+
+    supervisor = fork(work, tied=False)
+    listener.close()
+    data = fork(partial(work_at, plan.place(DATA, folder.path), plan))
+    return [supervisor, data]
+
+
+def _meet_hosts(torchrun: Torchrun, arrivals: Sequence[Arrival], plan: Plan, run: Path) -> list[Host]:
+    """Listen for the outpost of each further host, and let it know where."""
+    assert plan.site is not None
+    hosts: list[Host] = []
+    addresses: dict[str, str] = {}
+    for node in sorted(set(plan.hosts) - {plan.hosts[0]}):
+        names = [str(stage) for stage, host in enumerate(plan.hosts) if host == node]
+        line = ZeroCarrier(f"tcp://{plan.site.address}:*", listens=True, guard=plan.site.guard, beats=True)
+        addresses[str(node)] = line.address
+        hosts.append(Host(arrivals[int(names[0])].address, names, Uplink(line), run))
+    torchrun.say("uplinks", addresses)
+    return hosts
+
+
+def _start_outpost(torchrun: Torchrun, folder: RunFolder, hosts: Sequence[int], token: str) -> int:
+    """Start the outpost of this host beside the first of its ranks."""
+    listener = listen(folder.path)
+    address: Any = torchrun.hear("uplinks")[str(torchrun.node)]
+
+    def work() -> int:
+        os.setsid()  # torchrun kills a rank with all its group, and then there is most to tell
+        try:
+            plan = plan_run(read_config(folder.config), hosts, torchrun.node)
+            site = _site(torchrun, plan.config, token)
+            names = [name for name in plan.names if name != DATA and hosts[int(name)] == torchrun.node]
+            uplink = Uplink(ZeroCarrier(address, listens=False, guard=site.guard, beats=True))
+            with closing(Outpost(folder.path, listener, names, plan.wiring, uplink)) as outpost:
+                outpost.run()
+        finally:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        return 0
+
+    outpost = fork(work, tied=False)
+    listener.close()
+    return outpost
