@@ -55,7 +55,7 @@ class Outpost:
         self._uplink = uplink
         self._selector.register(uplink, selectors.EVENT_READ)
         self._missing = set(names)
-        """Who has not come yet, or is still there."""
+        """Who has not come yet, or has more to say."""
         self._pids: dict[int, str] = {}
         """By a descriptor of their process."""
         self._telemetry: dict[str, tuple[Telemetry, int]] = {}
@@ -82,7 +82,7 @@ class Outpost:
             if not self._waiting and time.monotonic() - self._looked >= LOOK_EVERY:
                 self._looked = time.monotonic()
                 self._clock.ask()
-                self._waiting.append(self._figures())
+                self._waiting.append(self._figures(*self._telemetry))
 
     def close(self) -> None:
         """Let go of everything."""
@@ -102,7 +102,8 @@ class Outpost:
             self._watch(name, message["pid"])
             message["events"] = self._telemetry[name][0].events
         elif message["kind"] in LAST_WORDS:
-            self._waiting += self._figures(), self._files()
+            self._waiting += self._figures(name), self._files()
+            self._missing.discard(name)  # its process may live on: the first rank's waits for this one
         self._say("said", name=name, message=message)
 
     def _watch(self, name: str, pid: int) -> None:
@@ -121,7 +122,7 @@ class Outpost:
 
     def _end(self, name: str) -> None:
         self._missing.discard(name)
-        self._waiting += self._figures(), self._files()
+        self._waiting += self._figures(name), self._files()
         self._say("ended", name=name)
 
     def _obey(self, word: dict[str, Any]) -> None:
@@ -132,9 +133,10 @@ class Outpost:
         elif word["kind"] == "pong":
             self._clock.hear(word)
 
-    def _figures(self) -> Iterator[Word]:
-        """Yield what the workers have written into their telemetry since."""
-        for name, (telemetry, sent) in list(self._telemetry.items()):
+    def _figures(self, *names: str) -> Iterator[Word]:
+        """Yield what workers have written into their telemetry since."""
+        for name in names:
+            telemetry, sent = self._telemetry[name]
             figures, events, written = telemetry.copy(sent, self._clock.ahead)
             self._telemetry[name] = telemetry, written
             yield {"kind": "telemetry", "name": name}, [figures, events]

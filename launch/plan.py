@@ -42,6 +42,7 @@ from .job import Job, load_job
 __all__ = ["Plan", "layer_costs", "make_plan", "plan_run"]
 
 PREFETCH = 8
+ENCRYPTED = "what goes between hosts is encrypted, which makes large tensors many times as slow (benchmarks/links)"
 SIGNALS: dict[str, SignalRecipe] = {"locked": locked, "delayed": delayed, "silent": silent}
 
 
@@ -204,6 +205,8 @@ def make_plan(config: Config, job: Job, hosts: Sequence[int] = (), here: int = 0
     )
     _check_truth(plan.truth, config)
     _check_links(plan)
+    if plan.is_on_several_hosts and config.link_secret is not None:
+        plan = replace(plan, notes=(*plan.notes, ENCRYPTED))
     plan.truth.at(0, plan.stages)  # refuses what cannot be
     return plan
 

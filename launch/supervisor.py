@@ -8,6 +8,7 @@ It has one thread and starts none, so that workers can be forked from it.
 
 from __future__ import annotations
 
+import math
 import os
 import selectors
 import shutil
@@ -51,6 +52,8 @@ ABANDON_AFTER, KILL_AFTER = 4.0, 8.0
 """Seconds after an interruption: until workers leave what is on its way, until they are killed."""
 DEAD = "ZX?"
 """States of a process that is gone, or about to be."""
+HOSTS_GRACE = 3.0
+"""Seconds for which other hosts may still say why, when a run breaks down."""
 BOUNCE = 0.3
 """Seconds in which a second Ctrl-C is taken for an echo of the first."""
 
@@ -79,6 +82,11 @@ class Watched:
     """How many looks in a row have found it stopped."""
     killed: bool = False
     """Whether it was us who ended it."""
+
+    @property
+    def is_far(self) -> bool:
+        """Whether it is on another host."""
+        return self.pidfd < 0
 
     @property
     def life(self) -> str:
@@ -166,6 +174,7 @@ class Supervisor:
         self._interrupted_at: float | None = None
         self._asked = self._stopping = self._abandoned = False
         self._torn_down = False
+        self._torn_down_at = math.inf
         self._lost: list[Loss] = []
         self._looked = time.monotonic()
 
@@ -234,8 +243,7 @@ class Supervisor:
 
     def outcome(self) -> Outcome:
         """Return how the run ended, once `looks` is through."""
-        failures = [read_failure(log_folder(self.folder.path, name)) for name in self._names]
-        cause = cause_of(failure for failure in failures if failure is not None)
+        cause = cause_of(failure for failure in map(self._failure_of, self._names) if failure is not None)
         if self._interrupted_at is not None:
             return Outcome(reason="interrupted")
         if self._lost:
@@ -276,10 +284,22 @@ class Supervisor:
     @property
     def _over(self) -> bool:
         """Whether nothing more is to come; a process that is not ours may outlive its work."""
+        late = time.monotonic() - self._torn_down_at > HOSTS_GRACE
         return all(
-            worker.ended or (not worker.ours and (worker.failed or worker.summary is not None))
+            worker.ended
+            or (not worker.ours and (worker.failed or worker.summary is not None))
+            or (worker.is_far and late)
             for worker in self.workers.values()
         )
+
+    @property
+    def _is_explained(self) -> bool:
+        """Whether there is a cause for the run's end: a broken link is none, but follows from one."""
+        failures = map(self._failure_of, self._names)
+        return bool(self._lost) or any(failure.kind != "link" for failure in failures if failure is not None)
+
+    def _failure_of(self, name: str) -> Failure | None:
+        return read_failure(log_folder(self.folder.path, name))
 
     def _take(self, name: str, message: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         """Take note of what a worker says."""
@@ -340,13 +360,12 @@ class Supervisor:
     def _bury(self, dead: list[Watched]) -> None:
         """Take note of who died, and end the run if somebody did so before being finished."""
         for worker in dead:
-            if worker.pidfd >= 0:
+            if not worker.is_far:
                 self._selector.unregister(worker.pidfd)
             self._reap(worker)
-            if worker.summary is None and not self._torn_down:
-                failed = read_failure(log_folder(self.folder.path, worker.name)) is not None
-                if not failed:
-                    self._lost.append(Loss(worker.name, worker.status, worker.steps))
+            follows = worker.killed or (self._torn_down and self._is_explained)
+            if worker.summary is None and not follows and self._failure_of(worker.name) is None:
+                self._lost.append(Loss(worker.name, worker.status, worker.steps))
         if any(worker.summary is None for worker in dead):
             self._tear_down()
 
@@ -360,16 +379,15 @@ class Supervisor:
         """Kill what is ours and still lives; who died of itself until now has been taken note of."""
         if not self._torn_down:
             self._torn_down = True
+            self._torn_down_at = time.monotonic()
             for worker in self.workers.values():
-                if worker.pidfd < 0:
-                    worker.killed, worker.ended = worker.killed or not worker.ended, True
-                elif worker.ours and not worker.ended:
+                if worker.ours and not worker.ended:
                     worker.killed = True
                     signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
 
     def _look_for_stopped(self) -> None:
         """Tell a stopped worker from a busy one, by its state."""
-        for worker in (worker for worker in self.workers.values() if worker.pidfd >= 0):
+        for worker in (worker for worker in self.workers.values() if not worker.is_far):
             state, before = _state_of(worker.pid), worker.stopped
             worker.seen_stopped = worker.seen_stopped + 1 if state == "T" and not worker.ended else 0
             if worker.stopped and not before:

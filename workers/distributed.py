@@ -107,7 +107,8 @@ class DistributedCarrier(Carrier):
             self._closed = True
             os.close(self._bell)
         self._outbox.put(None)
-        self._sending.join(LINGER)
+        if not self._gone:
+            self._sending.join(LINGER)
 
     def _start(self, work: Callable[[], None]) -> Thread:
         thread = Thread(target=self._until_gone, args=(work,), daemon=True, name="link")

@@ -47,6 +47,7 @@ class Post:
         self.abandoned = False
         """The launcher wants it to end now, with what there is."""
         self.interrupted = False
+        self._ends: dict[str, Sender | Receiver] = {}
         self._resumed = False
         self._reported = 0.0
         if place.torchrun:
@@ -67,12 +68,17 @@ class Post:
 
     def ends(self) -> dict[str, Sender | Receiver]:
         """Return the worker's ends of its links by their role."""
-        made = Joining(self.place, self.tell, self._hear).ends()
+        made = self._ends = Joining(self.place, self.tell, self._hear).ends()
         if self.place.ledger:
             ledger = Ledger(log_folder(self.place.run, self.place.name))
             for end in made.values():
                 end.on_message = ledger.recorder("sent" if isinstance(end, Sender) else "received")
         return made
+
+    def leave(self) -> None:
+        """Close the ends: a process that failed may live on, and its peers are not to wait for it."""
+        for end in self._ends.values():
+            end.close()
 
     def drive(self, actions: Iterator[Wait | None], ends: list[LinkEnd], report: Callable[[], None]) -> None:
         """Run a loop to its end: wait when it has nothing to do, and report from time to time."""

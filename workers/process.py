@@ -41,6 +41,7 @@ def run_worker(place: Place, work: Callable[[Post], None]) -> int:
         leave_failure(place.run, place.name, error, post.progress.steps if post else 0)
         if post is not None:  # this process may live on: torchrun's rank 0 waits for the supervisor
             post.control.send("failed", timeout=1.0)
+            post.leave()
         return 1
     finally:
         sys.stdout.flush()
