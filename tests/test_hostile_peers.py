@@ -7,6 +7,7 @@ import resource
 import socket
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -114,6 +115,27 @@ def test_more_messages_than_there_are_credits_for() -> None:
             peer.send_multipart([pack_header(header_of(BATCH, sequence)), *PARTS[1:]])
         with pytest.raises(FrameError, match="on edge 0>1 the peer sent more than the 2 messages it may"):
             drain(receiver)
+
+
+OTHER_EDGE = pack_header(header_of(replace(BATCH, edge="1>2"), 0))
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([OTHER_EDGE, *PARTS[1:]], "on edge 0>1 the peer sent a message for edge 1>2"),
+        ([bytes(5000), *PARTS[1:]], "its header has 5000 bytes, at most"),
+        ([HEAD, bytes(48)], r"it has parts of \[48\] bytes, and says \[48, 32\]"),
+        ([HEAD, bytes(48), b""], r"it has parts of \[48, 0\] bytes"),
+        ([b"\x91" * 2000, *PARTS[1:]], "its header is not"),
+    ],
+    ids=["another edge", "a large header", "a part too few", "an empty part", "deep nesting"],
+)
+def test_what_a_message_is_not(parts: list[bytes], said: str) -> None:
+    with over_zeromq() as (receiver, peer):
+        peer.send_multipart(parts)
+        with pytest.raises(FrameError, match=said):
+            receiver.receive(timeout=5)
 
 
 def test_too_many_parts() -> None:

@@ -40,8 +40,9 @@ FRONT_BYTES = 8192
 """Room for the longest of heads, and for some values."""
 BEAT, GOODBYE = -1, -2
 """In place of the length of a head: nothing follows; nothing will ever follow."""
-BEAT_EVERY, SILENCE = 0.4, 1.5
-"""Seconds between two beats, and without anything until the other end is taken for dead."""
+BEAT_EVERY, SILENCE = 1.0, 10.0
+"""Seconds between two beats, and without anything until the other end is taken for dead: longer than any code keeps
+Python's lock for, which a beat needs. The line to a host's outpost does not need it, and tells of a cut much sooner."""
 LINGER = 2.0
 """Seconds for which what was sent may still go out after an end was closed."""
 FOREVER = timedelta(days=365)
@@ -88,6 +89,10 @@ class DistributedCarrier(Carrier):
     @property
     def gone(self) -> bool:
         return self._gone
+
+    @property
+    def stirs(self) -> bool:
+        return self._gone or bool(self._inbox) or self._error is not None
 
     def refresh(self) -> None:
         with suppress(BlockingIOError):

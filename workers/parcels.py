@@ -42,6 +42,11 @@ class Carrier(Waitable):
     def take(self) -> list[Parcel]:
         """Return the parcels that have come since; they are the caller's own."""
 
+    @property
+    def stirs(self) -> bool:
+        """Whether something may have come, or the other end gone: to be asked often, so it is quick."""
+        return True
+
     @abstractmethod
     def close(self) -> None:
         """Let go of the connection, when what was sent is out."""
@@ -67,8 +72,8 @@ class _ParcelEnd(LinkEnd):
         self._take_in()
 
     def news(self) -> int:
-        if not self.closed:
-            self._take_in()  # a carrier's descriptor may tell once only, and that may have been while we sent
+        if not self.closed and self.carrier.stirs:  # its descriptor may tell once only, perhaps while we sent
+            self._take_in()
         return self._news
 
     @property
@@ -114,7 +119,8 @@ class ParcelSender(_ParcelEnd, Sender):
     def try_send(self, message: Message) -> bool:
         self._check_open("send")
         header = self.header_for(message)
-        self._take_in()
+        if self.carrier.stirs:
+            self._take_in()
         if self._lost or self._ended:
             raise self._over(self._ended, "send")
         if self.full:
@@ -165,7 +171,7 @@ class ParcelReceiver(_ParcelEnd, Receiver):
         if not self._lent:
             return
         self._lent = False
-        if self._messages - self._told > self.capacity // 4 or not self._inbox:
+        if self._messages - self._told > self.capacity // 4:
             self._told = self._messages
             if not (self._ended or self._lost):
                 self.carrier.send(self._told.to_bytes(COUNT_BYTES, "little"))

@@ -33,6 +33,8 @@ NEVER = 2**30
 """Milliseconds until a new attempt to connect. With -1, which means none, ZeroMQ drops what came before the end."""
 BEAT, SILENCE = 400, 1500
 """Milliseconds between two heartbeats, and without one until the other end is taken for dead."""
+IN, OUT = int(zmq.POLLIN), int(zmq.POLLOUT)
+"""As plain numbers: to ask an enumeration takes as long as to ask the socket."""
 OVER = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
 """What the monitor of a socket that connects tells when it is not, or no longer, connected."""
 
@@ -93,14 +95,25 @@ class ZeroCarrier(Carrier):
     @property
     def gone(self) -> bool:
         if self._monitor is None:
-            writable = bool(int(self.socket.get(zmq.EVENTS)) & zmq.POLLOUT)
+            writable = bool(self._events() & OUT)
             self._gone = self._gone or (self._joined and not writable)
             self._joined = self._joined or writable
-        else:
-            with suppress(zmq.Again):
-                recv_monitor_message(self._monitor, zmq.NOBLOCK)
-                self._gone = True
+        elif self._is_told():
+            recv_monitor_message(self._monitor)
+            self._gone = True
         return self._gone
+
+    @property
+    def stirs(self) -> bool:
+        events = self._events()
+        return bool(events & IN) or (not events & OUT if self._monitor is None else self._is_told())
+
+    def _events(self) -> int:
+        return int(self.socket.getsockopt(zmq.EVENTS))
+
+    def _is_told(self) -> bool:
+        """Return whether the monitor has something to tell."""
+        return self._monitor is not None and bool(int(self._monitor.getsockopt(zmq.EVENTS)) & IN)
 
     def send(self, head: bytes, values: Sequence[Tensor] = ()) -> None:
         frames: list[Any] = [head, *map(bytes_of, values)]
@@ -109,8 +122,8 @@ class ZeroCarrier(Carrier):
 
     def take(self) -> list[Parcel]:
         parcels: list[Parcel] = []
-        with suppress(zmq.Again):
-            while True:
+        with suppress(zmq.Again):  # what made it stir may have been no message, the end of a connection for example
+            while self._events() & IN:  # to ask is quicker than to be told by an exception
                 head, *values = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
                 if len(values) > MOST_TENSORS + 1:
                     raise FrameError(f"a link frame lies: it has {len(values)} parts; {MOST_TENSORS + 1} are allowed")
