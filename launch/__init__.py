@@ -9,17 +9,19 @@ run         a run from beginning to end     terminal    keys, a screen of its ow
 start       forks or starts workers         broadcast   states over ZeroMQ, for any number of viewers
 supervisor  watches a run, and ends it      recording   telemetry.jsonl, written and played again
 switchboard hands workers their link ends   baseline    what the lock costs, measured first
-rendezvous  torchrun's variables            profile     where every millisecond goes; advice
+matchmaker  says who listens where          profile     where every millisecond goes; advice
+rendezvous  torchrun's variables            advice      from a profile to what to change
+ranks       a run under torchrun            causes      what idle time is idle for
+hosts       further ones, from here         gpus        how busy and how hot
+outpost     on each of them; uplink         environment this machine, for bug reports
+            is the line between             doctor      a self-test of it
 lifeline    a process that dies with another trace      trace.json.gz, for Perfetto
 interrupts  signals that ask to stop        report      report.html; charts are its pictures
 folder      where everything that a run     lines       how far a run is, in plain lines
             leaves is                       progress    the same for one process, with a bar
-summary     what came of it                 gpus        how busy and how hot
-words       what a run says to people       screen      a console that outlives its reader
-export      weights for the uncut model     environment this machine, for bug reports
-datasets    data for demo and examples      doctor      a self-test of it
-causes      what idle time is idle for      advice      from a profile to what to change
-job_digits, job_chars   the built-in jobs
+summary     what came of it                 screen      a console that outlives its reader
+words       what a run says to people       export      weights for the uncut model
+job_digits, job_chars   the built-in jobs   datasets    data for demo and examples
 
 Names are imported when they are asked for: a command that needs no torch need not wait for it.
 """

@@ -14,7 +14,6 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -54,7 +53,7 @@ def train_under_torchrun(torchrun: Torchrun, config: Config, console: Console, f
     arrivals = torchrun.arrivals()
     hosts = [arrival.node for arrival in arrivals]
     token = secrets.token_hex()
-    plan = plan_run(_on_devices(config, arrivals), hosts)
+    plan = plan_run(_on_devices(config, arrivals), hosts, torchrun.node)
     plan = replace(plan, site=_site(torchrun, plan.config, token) if plan.is_on_several_hosts else None)
     folder = open_folder(plan)
     for line in first_words(plan, folder):
@@ -74,20 +73,29 @@ def train_under_torchrun(torchrun: Torchrun, config: Config, console: Console, f
 def _follow(torchrun: Torchrun) -> int:
     """Be the worker of another rank than the first."""
     run, config, hosts, token = torchrun.hear("terms")
-    helpers: list[int] = []
-    folder = RunFolder(Path(run))
-    if torchrun.node != hosts[0]:
-        key = f"folder {torchrun.node}"
-        if torchrun.rank == hosts.index(torchrun.node):
-            made = Path(tempfile.mkdtemp(prefix="stepahead-"))
-            RunFolder(made).config.write_text(config)
-            helpers.append(_start_outpost(torchrun, RunFolder(made), hosts, token))
-            torchrun.say(key, str(made))
+    if torchrun.node == hosts[0]:
+        folder = RunFolder(Path(run))
+        return _work(torchrun, _plan_here(torchrun, folder, hosts, token), folder, [])
+    key, helpers = f"folder {torchrun.node}", list[int]()
+    if torchrun.rank != hosts.index(torchrun.node):
         folder = RunFolder(Path(torchrun.hear(key)))
-    plan = plan_run(read_config(folder.config), hosts, torchrun.node)
-    if plan.is_on_several_hosts:
-        plan = replace(plan, site=_site(torchrun, plan.config, token))
+        plan = _plan_here(torchrun, folder, hosts, token)
+    else:
+        folder = RunFolder(Path(tempfile.mkdtemp(prefix="stepahead-")))
+        try:
+            folder.config.write_text(config)
+            plan = _plan_here(torchrun, folder, hosts, token)
+            helpers = [_start_outpost(torchrun, plan, folder)]
+        except BaseException:
+            shutil.rmtree(folder.path, ignore_errors=True)
+            raise
+        torchrun.say(key, str(folder.path))
     return _work(torchrun, plan, folder, helpers)
+
+
+def _plan_here(torchrun: Torchrun, folder: RunFolder, hosts: Sequence[int], token: str) -> Plan:
+    plan = plan_run(read_config(folder.config), hosts, torchrun.node)
+    return replace(plan, site=_site(torchrun, plan.config, token) if plan.is_on_several_hosts else None)
 
 
 def _work(torchrun: Torchrun, plan: Plan, folder: RunFolder, helpers: Sequence[int]) -> int:
@@ -161,18 +169,17 @@ def _meet_hosts(torchrun: Torchrun, arrivals: Sequence[Arrival], plan: Plan, run
     return hosts
 
 
-def _start_outpost(torchrun: Torchrun, folder: RunFolder, hosts: Sequence[int], token: str) -> int:
+def _start_outpost(torchrun: Torchrun, plan: Plan, folder: RunFolder) -> int:
     """Start the outpost of this host beside the first of its ranks."""
     listener = listen(folder.path)
-    address: Any = torchrun.hear("uplinks")[str(torchrun.node)]
+    address: str = torchrun.hear("uplinks")[str(torchrun.node)]
+    names = [str(stage) for stage, host in enumerate(plan.hosts) if host == torchrun.node]
 
     def work() -> int:
         os.setsid()  # torchrun kills a rank with all its group, and then there is most to tell
+        assert plan.site is not None
         try:
-            plan = plan_run(read_config(folder.config), hosts, torchrun.node)
-            site = _site(torchrun, plan.config, token)
-            names = [name for name in plan.names if name != DATA and hosts[int(name)] == torchrun.node]
-            uplink = Uplink(ZeroCarrier(address, listens=False, guard=site.guard, beats=True))
+            uplink = Uplink(ZeroCarrier(address, listens=False, guard=plan.site.guard, beats=True))
             with closing(Outpost(folder.path, listener, names, plan.wiring, uplink)) as outpost:
                 outpost.run()
         finally:

@@ -1,16 +1,20 @@
 """Workers: the processes that run stages, and the links between them.
 
-wire        messages as bytes               control     a worker's connection to its supervisor
+links                                       workers
 channels    what a link is; one in memory   process     the process around a worker
-sharedmem   a link through shared memory    work        what workers do: run a stage, feed the pipeline
-ring        slots in shared memory          checkpoints weights on disk
-post        where a worker runs and waits   failures    what a worker raised, and what was the cause
-ends        which ends each worker has      waiting     for several ends at once
-loop        feeds a stage from its links    telemetry   what a worker notes for whoever looks
-feed        draws batches from the data     spans       where a worker's time goes
-memory      what a stage holds, in bytes    samples     how far a worker is, written and read
-heap        what is freed and wanted again  ledger      what went through the links, for proofs
-files       files that are there whole
+wire        messages as bytes               place       where it runs
+sharedmem   a link through shared memory    post        how it waits, and what it tells
+ring        slots in shared memory          work        what it does: run a stage, feed the pipeline
+parcels     a link over what carries them   loop        feeds a stage from its links
+zeromq      parcels over ZeroMQ             feed        draws batches from the data
+guard       who may connect to a port       control     the connection to the supervisor
+distributed parcels over torch.distributed  failures    what it raised, and what was the cause
+pairs       process groups of two           checkpoints weights on disk; files that are there whole
+waiting     for several ends at once        memory      what a stage holds, in bytes
+ends        which ends each worker has      heap        what is freed and wanted again
+wiring      of which kind each link is      telemetry   what it notes for whoever looks
+joining     makes a worker's ends           spans       where its time goes
+ledger      what went through, for proofs   samples     how far it is, written and read
 """
 
 from .channels import LinkEnd, LinkStatistics, Receiver, Sender, memory_link

@@ -101,6 +101,8 @@ ROWS: dict[str, Row] = {
     **{f"true-up k={k}, rate x0.25": Row(truth=_true_up(k), rate=0.25) for k in (1, 4)},
     "true-up k=1, graph": Row(truth=_true_up(1, keep="graph")),
     "true-up k=4, graph": Row(truth=_true_up(4, keep="graph")),
+    "true-up k=1, graph, by lag": Row(truth=_true_up(1, keep="graph", full_rate_lag=BY_LAG)),
+    "true-up k=1, relay again, by lag": Row(truth=_true_up(1, relay="again", full_rate_lag=BY_LAG)),
     **{f"{use}, by lag": Row(truth=Truth(use=use, full_rate_lag=BY_LAG)) for use in ("replay", "stash")},
     **{f"true-up k={k}, by lag": Row(truth=_true_up(k, full_rate_lag=BY_LAG)) for k in (1, 2, 4, 8)},
     "true-up k=4, rate x0.5": Row(truth=_true_up(4), rate=0.5),
