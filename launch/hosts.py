@@ -52,8 +52,9 @@ class Host:
                 yield word["name"], word
             elif kind == "telemetry":
                 self.telemetry[word["name"]].paste(*beside)
-            elif kind == "file":
-                self._write(word["path"], beside[0])
+            elif kind in ("file", "bye"):
+                if kind == "file":
+                    self._write(word["path"], beside[0])
                 self.uplink.send({"kind": "took"})
             elif kind == "ping":
                 self.uplink.send({"kind": "pong", "asked": word["asked"], "time": time.perf_counter_ns()})

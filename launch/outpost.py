@@ -29,12 +29,11 @@ from .uplink import Uplink, Word
 __all__ = ["PIECES_AHEAD", "Outpost"]
 
 LOOK_EVERY = 0.25
-PIECE = 2**22
-"""Bytes of a file that go at a time."""
-PIECES_AHEAD = 8
+PIECE = 2**20
+"""Bytes of a file that go at a time: on a slow way, signs of life go in between."""
+PIECES_AHEAD = 4
 """That may be on their way: a file can be larger than the memory."""
 LAST_WORDS = ("finished", "failed")
-FOLDERS = ("logs", "snapshots")
 
 
 class Outpost:
@@ -69,7 +68,7 @@ class Outpost:
 
     def run(self) -> None:
         """Serve until no worker is left, or nobody is at the other end of the line."""
-        while (self._missing or self._waiting) and not self._uplink.gone:
+        while (self._missing or self._waiting or self._pieces < PIECES_AHEAD) and not self._uplink.gone:
             events = self._selector.select(LOOK_EVERY)
             dead = [key.fd for key, _ in events if key.fd in self._pids]
             for name, message, descriptors in self._switchboard.messages():
@@ -102,9 +101,10 @@ class Outpost:
             self._watch(name, message["pid"])
             message["events"] = self._telemetry[name][0].events
         elif message["kind"] in LAST_WORDS:
-            self._waiting += self._figures(name), self._files()
-            self._missing.discard(name)  # its process may live on: the first rank's waits for this one
+            self._waiting += self._figures(name), self._files(name)
         self._say("said", name=name, message=message)
+        if message["kind"] in LAST_WORDS:
+            self._leave(name)  # its process may live on: the first rank's waits for this one
 
     def _watch(self, name: str, pid: int) -> None:
         try:
@@ -121,9 +121,16 @@ class Outpost:
         self._end(self._pids.pop(descriptor))
 
     def _end(self, name: str) -> None:
-        self._missing.discard(name)
-        self._waiting += self._figures(name), self._files()
+        self._waiting += self._figures(name), self._files(name)
         self._say("ended", name=name)
+        self._leave(name)
+
+    def _leave(self, name: str) -> None:
+        """Take note that a worker has no more to say; the last word of all is one that is answered."""
+        if name in self._missing:
+            self._missing.remove(name)
+            if not self._missing:
+                self._say("bye")
 
     def _obey(self, word: dict[str, Any]) -> None:
         if word["kind"] == "tell":
@@ -135,7 +142,7 @@ class Outpost:
 
     def _figures(self, *names: str) -> Iterator[Word]:
         """Yield what workers have written into their telemetry since."""
-        for name in names:
+        for name in filter(self._telemetry.__contains__, names):
             telemetry, sent = self._telemetry[name]
             figures, events, written = telemetry.copy(sent, self._clock.ahead)
             self._telemetry[name] = telemetry, written
@@ -144,10 +151,10 @@ class Outpost:
     def _say(self, kind: str, **fields: Any) -> None:
         self._waiting.append(iter([({"kind": kind, **fields}, list[bytes]())]))
 
-    def _files(self) -> Iterator[Word]:
-        """Yield what the workers have left since, in pieces."""
-        new = [path for each in FOLDERS for path in sorted((self.folder / each).rglob("*")) if path.is_file()]
-        for path in (path for path in new if path not in self._sent):
+    def _files(self, name: str) -> Iterator[Word]:
+        """Yield what a worker has left since, in pieces."""
+        places = (self.folder / "logs" / name).rglob("*"), (self.folder / "snapshots").rglob(f"stage-{name}.*")
+        for path in (path for place in places for path in sorted(place) if path.is_file() and path not in self._sent):
             self._sent.add(path)
             with path.open("rb") as file:
                 while (piece := file.read(PIECE)) or not file.tell():
@@ -163,7 +170,7 @@ class Outpost:
                 self._waiting.popleft()
                 continue
             fields, beside = found
-            self._pieces -= fields["kind"] == "file"
+            self._pieces -= fields["kind"] in ("file", "bye")
             self._uplink.send(fields, beside)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 from rich.console import Console
@@ -39,6 +40,10 @@ from .words import first_words
 
 __all__ = ["train_under_torchrun"]
 
+LEAST_SECRET = 16
+"""Bytes: what is shorter could be guessed."""
+SILENCE = 1.5
+"""Seconds without a sign of life until a host is taken for dead."""
 Finish = Callable[[RunResult], None]
 
 
@@ -52,6 +57,7 @@ def train_under_torchrun(torchrun: Torchrun, config: Config, console: Console, f
         return _follow(torchrun)
     arrivals = torchrun.arrivals()
     hosts = [arrival.node for arrival in arrivals]
+    _check_addresses(arrivals)
     token = secrets.token_hex()
     plan = plan_run(_on_devices(config, arrivals), hosts, torchrun.node)
     plan = replace(plan, site=_site(torchrun, plan.config, token) if plan.is_on_several_hosts else None)
@@ -66,25 +72,26 @@ def train_under_torchrun(torchrun: Torchrun, config: Config, console: Console, f
         finish(result)
         return result.exit_code
     helpers = _start_helpers(torchrun, arrivals, plan, folder, console, baseline, finish)
-    torchrun.say("terms", [str(folder.path.resolve()), folder.config.read_text(), hosts, token])
+    mark = plan.site.guard.fingerprint if plan.site else ""
+    torchrun.say("terms", [str(folder.path.resolve()), folder.config.read_text(), hosts, token, mark])
     return _work(torchrun, plan, folder, helpers)
 
 
 def _follow(torchrun: Torchrun) -> int:
     """Be the worker of another rank than the first."""
-    run, config, hosts, token = torchrun.hear("terms")
+    run, config, hosts, token, mark = torchrun.hear("terms")
     if torchrun.node == hosts[0]:
         folder = RunFolder(Path(run))
-        return _work(torchrun, _plan_here(torchrun, folder, hosts, token), folder, [])
+        return _work(torchrun, _plan_here(torchrun, folder, hosts, token, mark), folder, [])
     key, helpers = f"folder {torchrun.node}", list[int]()
     if torchrun.rank != hosts.index(torchrun.node):
         folder = RunFolder(Path(torchrun.hear(key)))
-        plan = _plan_here(torchrun, folder, hosts, token)
+        plan = _plan_here(torchrun, folder, hosts, token, mark)
     else:
         folder = RunFolder(Path(tempfile.mkdtemp(prefix="stepahead-")))
         try:
             folder.config.write_text(config)
-            plan = _plan_here(torchrun, folder, hosts, token)
+            plan = _plan_here(torchrun, folder, hosts, token, mark)
             helpers = [_start_outpost(torchrun, plan, folder)]
         except BaseException:
             shutil.rmtree(folder.path, ignore_errors=True)
@@ -93,9 +100,24 @@ def _follow(torchrun: Torchrun) -> int:
     return _work(torchrun, plan, folder, helpers)
 
 
-def _plan_here(torchrun: Torchrun, folder: RunFolder, hosts: Sequence[int], token: str) -> Plan:
+def _plan_here(torchrun: Torchrun, folder: RunFolder, hosts: Sequence[int], token: str, mark: str) -> Plan:
     plan = plan_run(read_config(folder.config), hosts, torchrun.node)
-    return replace(plan, site=_site(torchrun, plan.config, token) if plan.is_on_several_hosts else None)
+    if not plan.is_on_several_hosts:
+        return plan
+    site = _site(torchrun, plan.config, token)
+    if site.guard.fingerprint != mark:
+        raise UsageError(
+            f"link_secret {plan.config.link_secret} is another one on host {site.address} than on the first"
+        )
+    return replace(plan, site=site)
+
+
+def _check_addresses(arrivals: Sequence[Arrival]) -> None:
+    """Refuse hosts that would not find each other."""
+    inner = [each.address for each in arrivals if ip_address(each.address).is_loopback]
+    if inner and len({each.node for each in arrivals}) > 1:
+        what = f"a host says that it is reached at {inner[0]}, which no other host can"
+        raise UsageError(f"{what}; give --master-addr an outer address, or set GLOO_SOCKET_IFNAME")
 
 
 def _work(torchrun: Torchrun, plan: Plan, folder: RunFolder, helpers: Sequence[int]) -> int:
@@ -119,9 +141,12 @@ def _site(torchrun: Torchrun, config: Config, token: str) -> Site:
     guard = Guard(bytes.fromhex(token))
     if config.link_secret is not None:
         try:
-            guard = Guard(Path(config.link_secret).read_bytes(), encrypts=True)
+            secret = Path(config.link_secret).read_bytes()
         except OSError as error:
             raise UsageError(f"link_secret {config.link_secret} cannot be read: {error.strerror}") from None
+        if len(secret) < LEAST_SECRET:
+            raise UsageError(f"link_secret {config.link_secret} has {len(secret)} bytes; {LEAST_SECRET} are the least")
+        guard = Guard(secret, encrypts=True)
     store = torchrun.host, torchrun.port
     return Site(address=torchrun.address, store=store, run_id=torchrun.run_id, guard=guard)
 
@@ -162,7 +187,7 @@ def _meet_hosts(torchrun: Torchrun, arrivals: Sequence[Arrival], plan: Plan, run
     addresses: dict[str, str] = {}
     for node in sorted(set(plan.hosts) - {plan.hosts[0]}):
         names = [str(stage) for stage, host in enumerate(plan.hosts) if host == node]
-        line = ZeroCarrier(f"tcp://{plan.site.address}:*", listens=True, guard=plan.site.guard, beats=True)
+        line = ZeroCarrier(plan.site.port(), listens=True, guard=plan.site.guard, silence=SILENCE)
         addresses[str(node)] = line.address
         hosts.append(Host(arrivals[int(names[0])].address, names, Uplink(line), run))
     torchrun.say("uplinks", addresses)
@@ -179,7 +204,7 @@ def _start_outpost(torchrun: Torchrun, plan: Plan, folder: RunFolder) -> int:
         os.setsid()  # torchrun kills a rank with all its group, and then there is most to tell
         assert plan.site is not None
         try:
-            uplink = Uplink(ZeroCarrier(address, listens=False, guard=plan.site.guard, beats=True))
+            uplink = Uplink(ZeroCarrier(address, listens=False, guard=plan.site.guard, silence=SILENCE))
             with closing(Outpost(folder.path, listener, names, plan.wiring, uplink)) as outpost:
                 outpost.run()
         finally:

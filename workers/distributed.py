@@ -30,7 +30,7 @@ from stepahead.pipeline import FrameError, StepaheadError
 
 from .pairs import GlooPair, NcclPair, Pair
 from .parcels import Carrier, Parcel
-from .wire import HEADER_LIMIT, MOST_TENSORS, MOST_VALUES, bytes_of, plain_of
+from .wire import HEADER_LIMIT, MOST_TENSORS, MOST_VALUES, bytes_of, check_sizes, header_in, plain_of
 
 __all__ = ["DistributedCarrier"]
 
@@ -45,6 +45,10 @@ BEAT_EVERY, SILENCE = 1.0, 10.0
 Python's lock for, which a beat needs. The line to a host's outpost does not need it, and tells of a cut much sooner."""
 LINGER = 2.0
 """Seconds for which what was sent may still go out after an end was closed."""
+PATIENCE = 300.0
+"""Seconds to wait for the other end to come, unless said otherwise."""
+MOST_WAITING = 256
+"""Parcels that have come and were not taken; more than any link has credits."""
 FOREVER = timedelta(days=365)
 CPU = torch.device("cpu")
 
@@ -59,6 +63,7 @@ class DistributedCarrier(Carrier):
         host: The address by which the other end reaches this host.
         device: Where the values of parcels are; those of a CUDA device go over NCCL to another one.
         beats: Whether the other end is taken for dead when it is silent for long, as is needed between hosts.
+        patience: Seconds to wait for the other end to come.
     """
 
     def __init__(
@@ -70,8 +75,10 @@ class DistributedCarrier(Carrier):
         host: str = "127.0.0.1",
         device: torch.device = CPU,
         beats: bool = False,
+        patience: float = PATIENCE,
     ) -> None:
         self._store = PrefixStore(f"stepahead/{name}", store)
+        self._patience = patience
         self._rank, self._host, self._device = rank, host, device
         self._beats = beats
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -80,8 +87,8 @@ class DistributedCarrier(Carrier):
         self._outbox: SimpleQueue[Parcel | None] = SimpleQueue()
         self._inbox: deque[Parcel] = deque()
         self._error: StepaheadError | None = None
-        self._gone = self._closed = False
-        self._sending = self._start(self._send_all)
+        self._gone = self._closed = self._joined = False
+        self._sending = self._start(self._send)
 
     def fileno(self) -> int:
         return self._bell
@@ -121,25 +128,40 @@ class DistributedCarrier(Carrier):
         return thread
 
     def _until_gone(self, work: Callable[[], None]) -> None:
-        """Work in a thread, until the connection is over."""
+        """Join, or receive, in a thread, until the connection is over."""
         try:
             work()
         except StepaheadError as error:
             self._error = error
-        except RuntimeError:
+        except RuntimeError:  # torch.distributed has no better word for it
+            pass
+        if not self._joined or work != self._send:
             self._gone = True
-        self._ring()
+            self._ring()
 
     def _ring(self) -> None:
         with self._lock:
             if not self._closed:
                 os.eventfd_write(self._bell, 1)
 
-    def _send_all(self) -> None:
+    def _send(self) -> None:
+        """Join the other end, start to receive, and send until this end is closed."""
+        fronts, rest = self._join()
+        self._joined = True
+        self._start(partial(self._receive_all, fronts, rest))
+        with suppress(RuntimeError):  # the other end has closed; what it sent before is still to be received
+            self._send_all(fronts, rest)
+
+    def _join(self) -> tuple[Pair, Pair]:
+        """Wait until the other end is there too: from then on, silence counts."""
+        self._store.set(str(self._rank), "here")
+        self._store.wait([str(1 - self._rank)], timedelta(seconds=self._patience))
         silence = timedelta(seconds=SILENCE) if self._beats else FOREVER
         fronts = GlooPair(self._store, self._rank, self._host, silence)
-        rest: Pair = fronts if self._device.type == "cpu" else NcclPair(self._store, self._rank, self._device)
-        self._start(partial(self._receive_all, fronts, rest))
+        on_gpu = self._device.type == "cuda"
+        return fronts, NcclPair(self._store, self._rank, self._device) if on_gpu else fronts
+
+    def _send_all(self, fronts: Pair, rest: Pair) -> None:
         while True:
             try:
                 parcel = self._outbox.get(timeout=BEAT_EVERY if self._beats else None)
@@ -168,14 +190,16 @@ class DistributedCarrier(Carrier):
             if length != BEAT:
                 self._inbox.append(self._rest_of(front, length, rest))
                 self._ring()
+            if len(self._inbox) > MOST_WAITING:
+                raise FrameError(f"a link frame lies: {len(self._inbox)} parcels wait, more than a link has credits")
             fronts.get(front)
-        self._gone = True
-        self._ring()
 
     def _rest_of(self, front: Tensor, length: int, rest: Pair) -> Parcel:
         """Return the parcel that a front announces."""
         sizes = _sizes(front)
         head = bytes_of(front[FRONT.size : FRONT.size + length])
+        if sizes:
+            check_sizes(header_in(head), sizes)  # before there is memory for them
         if self._is_inline(length, sizes):
             return head, [place.clone() for place in _places(front, length, sizes)]
         values = [torch.empty(size, dtype=torch.uint8, device=self._device) for size in sizes]

@@ -60,6 +60,11 @@ class Guard:
         return key == self._public_key(False)
 
     @property
+    def fingerprint(self) -> str:
+        """What tells secrets apart, and nothing of what they are."""
+        return self._derived(b"fingerprint").hex()
+
+    @property
     def _password(self) -> str:
         return self._derived(b"password").hex()
 

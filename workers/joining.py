@@ -30,6 +30,8 @@ __all__ = ["LINKS", "Joining"]
 
 LINKS = "links"
 STORE = "store"
+SILENCE = 10.0
+"""Seconds until another host is taken for dead: a large tensor on a slow way is silence too. Its outpost is quicker."""
 Tell = Callable[..., None]
 Hear = Callable[[str], tuple[Mapping[str, Any], Sequence[int]]]
 """Waits for a word of that kind, which may have descriptors with it."""
@@ -99,15 +101,20 @@ class Joining:
 
     def _zero_carrier(self, end: End, address: str, *, listens: bool) -> ZeroCarrier:
         site = self._site(end)
-        return ZeroCarrier(address, listens=listens, guard=site.guard if site else None, beats=site is not None)
+        guard, silence = (site.guard, SILENCE) if site else (None, None)
+        return ZeroCarrier(address, listens=listens, guard=guard, silence=silence)
 
     def _over_a_group(self, end: End) -> Carrier:
         site, rank = self._site(end), 0 if end.sends else 1
         device = torch.device(self.place.wiring.devices[self.place.stage] if self._kind(end) == "nccl" else "cpu")
         if site is None:
-            return DistributedCarrier(FileStore(str(self._folder / STORE), -1), end.link, rank, device=device)
+            here = FileStore(str(self._folder / STORE), -1)
+            return DistributedCarrier(here, end.link, rank, device=device, patience=self.place.timeout)
         store = PrefixStore(site.run_id, TCPStore(*site.store, is_master=False, wait_for_workers=False))
-        return DistributedCarrier(store, end.link, rank, host=site.address, device=device, beats=True)
+        patience = self.place.timeout
+        return DistributedCarrier(
+            store, end.link, rank, host=site.address, device=device, beats=True, patience=patience
+        )
 
     def _site(self, end: End) -> Site | None:
         """Return where we are among the hosts, if the other end is on another one."""
@@ -118,7 +125,7 @@ class Joining:
     def _own_address(self, end: End) -> str:
         """Return where a link's socket is on this host: by a short path, for run folders lie deep."""
         if (site := self._site(end)) is not None:
-            return f"tcp://{site.address}:*"
+            return site.port()
         return f"ipc:///proc/self/fd/{self._descriptor}/{end.link}"
 
     @cached_property

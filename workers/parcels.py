@@ -21,7 +21,7 @@ from stepahead.pipeline import FrameError, Message
 
 from .channels import LinkEnd, Receiver, Sender
 from .waiting import Waitable
-from .wire import Form, Header, header_in, load, pack_header
+from .wire import Form, Header, check_sizes, header_in, load, pack_header
 
 __all__ = ["Carrier", "Parcel", "ParcelReceiver", "ParcelSender"]
 
@@ -181,9 +181,7 @@ class ParcelReceiver(_ParcelEnd, Receiver):
         self._check_turn(header, self._messages + len(self._inbox))
         if len(self._inbox) + self._lent >= self.capacity:
             raise FrameError(f"on edge {self.edge} {self.peer} sent more than the {self.capacity} messages it may")
-        sizes, due = [len(value) for value in values], [end - start for start, end, _ in header.form.places]
-        if sizes != due:
-            raise FrameError(f"a link frame lies: on edge {self.edge} it has parts of {sizes} bytes, and says {due}")
+        check_sizes(header, [len(value) for value in values])
         self._inbox.append((header, _typed(values, header.form)))
 
 

@@ -25,6 +25,10 @@ class Site:
     guard: Guard
     """Who may connect to a port here."""
 
+    def port(self) -> str:
+        """Return what to listen at: a port here that is free."""
+        return f"tcp://[{self.address}]:*" if ":" in self.address else f"tcp://{self.address}:*"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -51,10 +52,12 @@ def run_worker(place: Place, work: Callable[[Post], None]) -> int:
 
 def leave_failure(run: Path, name: str, error: BaseException, steps: int = 0) -> None:
     """Leave what ends a worker in its log folder, and print it."""
-    folder = log_folder(run, name)
-    folder.mkdir(parents=True, exist_ok=True)
     failure = failure_of(error, name, steps)
-    write_failure(folder, failure)
+    with suppress(FileNotFoundError):  # on a further host the run's folder goes when its outpost does
+        folder = log_folder(run, name)
+        folder.parent.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        write_failure(folder, failure)
     print(failure.message if failure.kind == "link" else failure.traceback, file=sys.stderr)
 
 

@@ -163,7 +163,7 @@ class SharedSender(_SharedEnd, Sender):
         return self._messages - self._taken >= self.capacity and super().full
 
     def news(self) -> int:
-        return self.memory.get(TAKEN) if self.memory else 0
+        return self.memory.glimpse(TAKEN) if self.memory else 0
 
     def doze(self, dozing: bool) -> None:
         if self.memory:  # with room left there is nothing to be rung for
@@ -227,7 +227,7 @@ class SharedReceiver(_SharedEnd, Receiver):
         return waiting
 
     def news(self) -> int:
-        return self.memory.get(SENT) if self.memory else 0
+        return self.memory.glimpse(SENT) if self.memory else 0
 
     def doze(self, dozing: bool) -> None:
         if self.memory:

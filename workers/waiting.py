@@ -67,9 +67,11 @@ class Waiter:
 
     def wait(self, timeout: float) -> bool:
         """Wait for at most `timeout` seconds, let the ends take note, and return whether anything happened."""
-        if self._is_news() or (self._spin and self._is_news_within(min(self._spin, timeout))):
+        if self._is_news():
             self.look()
             happened = True
+        elif self._spin and self._is_news_within(min(self._spin, timeout)):
+            happened = True  # what rings besides is heard when there is nothing to do
         else:
             happened = self._doze(timeout)
         self._is_news()  # whoever waited looks at all the ends now

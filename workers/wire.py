@@ -44,6 +44,7 @@ __all__ = [
     "Form",
     "Header",
     "bytes_of",
+    "check_sizes",
     "header_from",
     "header_in",
     "header_of",
@@ -150,6 +151,14 @@ def header_in(raw: bytes) -> Header:
     if type(parts) is not list or [type(part) for part in parts] != [int, int, bytes] or min(parts[:2]) < 0:
         raise FrameError("a link frame lies: its header is not a number, a step and a form")
     return header_from(*parts)
+
+
+def check_sizes(header: Header, sizes: Sequence[int]) -> None:
+    """Refuse values that have other numbers of bytes than the header says."""
+    due = [end - start for start, end, _ in header.form.places]
+    if list(sizes) != due:
+        edge = header.form.edge
+        raise FrameError(f"a link frame lies: on edge {edge} it has parts of {list(sizes)} bytes, and says {due}")
 
 
 def store(message: Message, places: Sequence[Tensor]) -> None:

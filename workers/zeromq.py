@@ -2,7 +2,7 @@
 
 Both ends are PAIR sockets; the receiving one listens. ZeroMQ's own thread takes in what comes. When the other end has
 died, a socket that listened has nobody to write to any more; one that connected has a monitor that tells. That is at
-once where the process died, and after `SILENCE` without heartbeats where a host or the way to it is gone.
+once where the process died, and after some silence where a host or the way to it is gone.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["ZeroCarrier"]
 
 LINGER = 2000
 """Milliseconds for which what was sent may still go out after an end was closed."""
+MOST_BYTES = 2**34
+"""That one value may have."""
 MOST_WAITING = 256
 """Parcels that have come and were not taken; more than any link has credits."""
 NEVER = 2**30
 """Milliseconds until a new attempt to connect. With -1, which means none, ZeroMQ drops what came before the end."""
-BEAT, SILENCE = 400, 1500
-"""Milliseconds between two heartbeats, and without one until the other end is taken for dead."""
 IN, OUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 """As plain numbers: to ask an enumeration takes as long as to ask the socket."""
 OVER = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
@@ -46,8 +46,7 @@ class ZeroCarrier(Carrier):
         address: Where to listen, or to connect to: `ipc://path`, `tcp://host:port`; a port to listen at may be `*`.
         listens: Whether to listen.
         guard: Who may connect, and whether what travels is encrypted.
-        beats: Whether the other end is taken for dead when it is silent for long, as is needed between hosts.
-        most_bytes: That one value may have.
+        silence: Seconds without a sign of life until the other end is taken for dead, as is needed between hosts.
     """
 
     def __init__(
@@ -56,8 +55,7 @@ class ZeroCarrier(Carrier):
         *,
         listens: bool,
         guard: Guard | None = None,
-        beats: bool = False,
-        most_bytes: int = -1,
+        silence: float | None = None,
     ) -> None:
         self._joined = self._gone = False
         """Whether there has been another end, and is no more."""
@@ -68,9 +66,10 @@ class ZeroCarrier(Carrier):
             zmq.RCVHWM: MOST_WAITING,  # of a peer that does not keep to them
             zmq.LINGER: LINGER,
             zmq.RECONNECT_IVL: NEVER,
-            zmq.MAXMSGSIZE: most_bytes,
-            zmq.HEARTBEAT_IVL: BEAT if beats else 0,
-            zmq.HEARTBEAT_TIMEOUT: SILENCE,
+            zmq.MAXMSGSIZE: MOST_BYTES,
+            zmq.HEARTBEAT_IVL: round(silence * 250) if silence else 0,
+            zmq.HEARTBEAT_TIMEOUT: round(silence * 1000) if silence else 0,
+            zmq.IPV6: 1,
         }
         for option, value in options.items():
             self.socket.set(option, value)
