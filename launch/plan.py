@@ -42,7 +42,7 @@ from .job import Job, load_job
 __all__ = ["Plan", "layer_costs", "make_plan", "plan_run"]
 
 PREFETCH = 8
-ENCRYPTED = "what goes between hosts is encrypted, which makes large tensors many times as slow (benchmarks/links)"
+ENCRYPTED = "what goes between hosts is encrypted, and large tensors take about three times as long (benchmarks/links)"
 SIGNALS: dict[str, SignalRecipe] = {"locked": locked, "delayed": delayed, "silent": silent}
 
 

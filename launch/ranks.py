@@ -42,7 +42,7 @@ __all__ = ["train_under_torchrun"]
 
 LEAST_SECRET = 16
 """Bytes: what is shorter could be guessed."""
-SILENCE = 1.5
+SILENCE = 1.2
 """Seconds without a sign of life until a host is taken for dead."""
 Finish = Callable[[RunResult], None]
 
