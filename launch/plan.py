@@ -205,6 +205,8 @@ def make_plan(config: Config, job: Job, hosts: Sequence[int] = (), here: int = 0
     )
     _check_truth(plan.truth, config)
     _check_links(plan)
+    if config.link == "auto" and not plan.is_on_several_hosts and len(set(devices) - {"cpu"}) < 2:
+        plan = replace(plan, config=replace(config, link="shm"))
     if plan.is_on_several_hosts and config.link_secret is not None:
         plan = replace(plan, notes=(*plan.notes, ENCRYPTED))
     plan.truth.at(0, plan.stages)  # refuses what cannot be
