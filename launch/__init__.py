@@ -8,6 +8,7 @@ plan        groups to workers to devices    viewer      shows it on a terminal, 
 run         a run from beginning to end     terminal    keys, a screen of its own, all as it was before
 start       forks or starts workers         broadcast   states over ZeroMQ, for any number of viewers
 supervisor  watches a run, and ends it      recording   telemetry.jsonl, written and played again
+watched     one worker, as it sees it
 switchboard hands workers their link ends   baseline    what the lock costs, measured first
 matchmaker  says who listens where          profile     where every millisecond goes; advice
 rendezvous  torchrun's variables            advice      from a profile to what to change

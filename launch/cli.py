@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = _parser().parse_args(arguments)
     for name in THREADS:
         os.environ.setdefault(name, "1")
-    if "parent" in options or "RANK" in os.environ:
+    is_worker = "parent" in options or "RANK" in os.environ
+    if is_worker:
         die_with(getattr(options, "parent", os.getppid()))  # before anything that takes time
     try:
         code = _run(options)
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = 130
     sys.stdout.flush()
     sys.stderr.flush()
-    if "parent" in options or "RANK" in os.environ:
+    if is_worker:
         os._exit(code)  # a thread of a link that comes back from gloo while the interpreter ends would abort it
     sys.exit(code)
 

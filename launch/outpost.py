@@ -26,7 +26,7 @@ from stepahead.workers import Telemetry, Wiring
 from .switchboard import Switchboard
 from .uplink import Uplink, Word
 
-__all__ = ["PIECES_AHEAD", "Outpost"]
+__all__ = ["Outpost"]
 
 LOOK_EVERY = 0.25
 PIECE = 2**20

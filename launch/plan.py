@@ -107,8 +107,8 @@ class Plan:
         return replace(chosen, **given)
 
     @property
-    def devices_here(self) -> list[str]:
-        """The devices of the stages on the first host; of the others nothing can be said here."""
+    def devices_of_first_host(self) -> list[str]:
+        """The device of each stage, as far as the supervisor can look at it: those of other hosts pass for none."""
         return [
             device if host == self.hosts[0] else "cpu" for device, host in zip(self.devices, self.hosts, strict=True)
         ]

@@ -146,9 +146,8 @@ def supervise(
     monitor, baseline = Monitor(tracer.facts), tracer.facts.baseline
     with Supervisor(folder, listener, plan.wiring, monitor.note, signals, hosts) as supervisor:
         start(supervisor)
-        gpus = Gpus(
-            plan.devices_here
-        )  # before the view, which waits for a first word: NVIDIA's library may take its time
+        # before the view, which waits for a first word: NVIDIA's library may take its time
+        gpus = Gpus(plan.devices_of_first_host)
         with Showing(monitor, folder, console, plan.config.view) as showing:
             for _ in supervisor.looks():
                 for step, figures in supervisor.evaluations[len(monitor.evaluations) :]:

@@ -18,7 +18,8 @@ from .environment import version_of
 from .folder import RunFolder
 from .monitor import COMPARABLE, Baseline
 from .plan import Plan
-from .supervisor import Loss, Outcome, Watched
+from .supervisor import Loss, Outcome
+from .watched import Watched
 
 __all__ = ["EXIT_CODES", "death", "exit_code", "finite", "summarize", "versions", "write_summary"]
 

@@ -43,8 +43,9 @@ from .interrupts import ASK_TO_STOP
 from .matchmaker import Matchmaker
 from .monitor import Sample
 from .switchboard import Switchboard
+from .watched import Watched, state_of
 
-__all__ = ["ABANDON_AFTER", "KILL_AFTER", "Loss", "Outcome", "Supervisor", "Watched"]
+__all__ = ["ABANDON_AFTER", "KILL_AFTER", "Loss", "Outcome", "Supervisor"]
 
 LOOK_EVERY = 0.25
 """Seconds between two looks at how far the workers are."""
@@ -56,63 +57,6 @@ HOSTS_GRACE = 3.0
 """Seconds for which other hosts may still say why, when a run breaks down."""
 BOUNCE = 0.3
 """Seconds in which a second Ctrl-C is taken for an echo of the first."""
-
-
-@dataclass(slots=True)
-class Watched:
-    """A worker, as its supervisor sees it."""
-
-    name: str
-    pid: int
-    pidfd: int
-    """-1 on another host."""
-    ours: bool
-    """Whether it is our child, so that we hear its exit status."""
-    telemetry: Telemetry | None = None
-    seen: int = 0
-    """How many of its spans have been read."""
-    summary: dict[str, Any] | None = None
-    """Its entry in the run's summary, once it is finished."""
-    failed: bool = False
-    """Whether it said that it failed; its process may live on."""
-    ended: bool = False
-    status: int | None = None
-    """Its exit code, or minus the signal that ended it."""
-    seen_stopped: int = 0
-    """How many looks in a row have found it stopped."""
-    killed: bool = False
-    """Whether it was us who ended it."""
-
-    @property
-    def is_far(self) -> bool:
-        """Whether it is on another host."""
-        return self.pidfd < 0
-
-    @property
-    def life(self) -> str:
-        """Whether it is running, stopped, finished, lost, or ended because another one was."""
-        if self.summary is not None:
-            return "finished"
-        if self.ended:
-            return "ended" if self.killed else "lost"
-        if self.failed:
-            return "ended"
-        return "stopped" if self.stopped else "running"
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a signal stopped it; one look alone may come before it goes on after a Ctrl-Z of us all."""
-        return self.seen_stopped > 1
-
-    @property
-    def steps(self) -> int:
-        """How many it has made, as far as it has said."""
-        return int(self.telemetry["steps"]) if self.telemetry else 0
-
-    @property
-    def samples(self) -> int:
-        """How many it has seen, as far as it has said."""
-        return int(self.telemetry["samples"]) if self.telemetry else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +99,7 @@ class Supervisor:
         hosts: Sequence[Host] = (),
     ) -> None:
         self.folder = folder
-        self.workers = {name: Watched(name, 0, -1, ours=False) for host in hosts for name in host.names}
+        self.workers = {name: Watched(name, 0, -1, ours=False, is_far=True) for host in hosts for name in host.names}
         self.evaluations: list[tuple[int, dict[str, float]]] = []
         """What each evaluation gave, and after how many steps."""
         self.missed = 0
@@ -388,7 +332,7 @@ class Supervisor:
     def _look_for_stopped(self) -> None:
         """Tell a stopped worker from a busy one, by its state."""
         for worker in (worker for worker in self.workers.values() if not worker.is_far):
-            state, before = _state_of(worker.pid), worker.stopped
+            state, before = state_of(worker.pid), worker.stopped
             worker.seen_stopped = worker.seen_stopped + 1 if state == "T" and not worker.ended else 0
             if worker.stopped and not before:
                 self._say(
@@ -413,12 +357,3 @@ class Supervisor:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _state_of(pid: int) -> str:
-    """Return the letter of a process's state: T is stopped."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0].decode()
-    except (OSError, IndexError):
-        return "?"

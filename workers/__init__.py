@@ -40,7 +40,7 @@ from .spans import Spans, Wait
 from .telemetry import Event, Telemetry
 from .waiting import Waiter
 from .wire import bytes_of
-from .wiring import Choice, LinkKind, Wiring
+from .wiring import Choice, Wiring
 from .work import StageWork, feed_pipeline, run_stage
 from .zeromq import ZeroCarrier
 
@@ -61,7 +61,6 @@ __all__ = [
     "Lag",
     "Ledger",
     "LinkEnd",
-    "LinkKind",
     "LinkStatistics",
     "Links",
     "Loop",

@@ -15,10 +15,9 @@ from __future__ import annotations
 import os
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
-from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
@@ -87,8 +86,12 @@ class DistributedCarrier(Carrier):
         self._outbox: SimpleQueue[Parcel | None] = SimpleQueue()
         self._inbox: deque[Parcel] = deque()
         self._error: StepaheadError | None = None
-        self._gone = self._closed = self._joined = False
-        self._sending = self._start(self._send)
+        self._gone = self._closed = False
+        self._pairs: SimpleQueue[tuple[Pair, Pair] | None] = SimpleQueue()
+        """What to send through, for the sending thread; None if there will be nothing."""
+        self._sending = Thread(target=self._send, daemon=True, name="link out")
+        for thread in (self._sending, Thread(target=self._receive, daemon=True, name="link in")):
+            thread.start()
 
     def fileno(self) -> int:
         return self._bell
@@ -122,35 +125,31 @@ class DistributedCarrier(Carrier):
         if not self._gone:
             self._sending.join(LINGER)
 
-    def _start(self, work: Callable[[], None]) -> Thread:
-        thread = Thread(target=self._until_gone, args=(work,), daemon=True, name="link")
-        thread.start()
-        return thread
-
-    def _until_gone(self, work: Callable[[], None]) -> None:
-        """Join, or receive, in a thread, until the connection is over."""
+    def _receive(self) -> None:
+        """Join the other end, and receive until the connection is over."""
         try:
-            work()
+            pairs = self._join()
+            self._pairs.put(pairs)
+            self._receive_all(*pairs)
         except StepaheadError as error:
             self._error = error
         except RuntimeError:  # torch.distributed has no better word for it
             pass
-        if not self._joined or work != self._send:
-            self._gone = True
-            self._ring()
+        self._gone = True
+        self._pairs.put(None)
+        self._ring()
+
+    def _send(self) -> None:
+        """Send, once that is possible, until this end is closed."""
+        pairs = self._pairs.get()
+        with suppress(RuntimeError):  # the other end has closed; what it sent before is still to be received
+            if pairs is not None:
+                self._send_all(*pairs)
 
     def _ring(self) -> None:
         with self._lock:
             if not self._closed:
                 os.eventfd_write(self._bell, 1)
-
-    def _send(self) -> None:
-        """Join the other end, start to receive, and send until this end is closed."""
-        fronts, rest = self._join()
-        self._joined = True
-        self._start(partial(self._receive_all, fronts, rest))
-        with suppress(RuntimeError):  # the other end has closed; what it sent before is still to be received
-            self._send_all(fronts, rest)
 
     def _join(self) -> tuple[Pair, Pair]:
         """Wait until the other end is there too: from then on, silence counts."""

@@ -7,10 +7,9 @@ from typing import Literal
 
 from .ends import DATA
 
-__all__ = ["KINDS", "Choice", "LinkKind", "Wiring"]
+__all__ = ["Choice", "LinkKind", "Wiring"]
 
 LinkKind = Literal["shm", "zmq", "gloo", "nccl"]
-KINDS: tuple[LinkKind, ...] = ("shm", "zmq", "gloo", "nccl")
 Choice = Literal["auto", "shm", "zmq", "dist"]
 
 

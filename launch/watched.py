@@ -1,0 +1,73 @@
+"""A worker, as its supervisor sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from stepahead.workers import Telemetry
+
+__all__ = ["Watched", "state_of"]
+
+
+@dataclass(slots=True)
+class Watched:
+    """One worker, near or far."""
+
+    name: str
+    pid: int
+    pidfd: int
+    """-1 if there is none: on another host, or of one that was dead before it could be opened."""
+    ours: bool
+    """Whether it is our child, so that we hear its exit status."""
+    is_far: bool = False
+    """Whether it is on another host."""
+    telemetry: Telemetry | None = None
+    seen: int = 0
+    """How many of its spans have been read."""
+    summary: dict[str, Any] | None = None
+    """Its entry in the run's summary, once it is finished."""
+    failed: bool = False
+    """Whether it said that it failed; its process may live on."""
+    ended: bool = False
+    status: int | None = None
+    """Its exit code, or minus the signal that ended it."""
+    seen_stopped: int = 0
+    """How many looks in a row have found it stopped."""
+    killed: bool = False
+    """Whether it was us who ended it."""
+
+    @property
+    def life(self) -> str:
+        """Whether it is running, stopped, finished, lost, or ended because another one was."""
+        if self.summary is not None:
+            return "finished"
+        if self.ended:
+            return "ended" if self.killed else "lost"
+        if self.failed:
+            return "ended"
+        return "stopped" if self.stopped else "running"
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal stopped it; one look alone may come before it goes on after a Ctrl-Z of us all."""
+        return self.seen_stopped > 1
+
+    @property
+    def steps(self) -> int:
+        """How many it has made, as far as it has said."""
+        return int(self.telemetry["steps"]) if self.telemetry else 0
+
+    @property
+    def samples(self) -> int:
+        """How many it has seen, as far as it has said."""
+        return int(self.telemetry["samples"]) if self.telemetry else 0
+
+
+def state_of(pid: int) -> str:
+    """Return the letter of a process's state: T is stopped."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0].decode()
+    except (OSError, IndexError):
+        return "?"
