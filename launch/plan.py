@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,6 +44,7 @@ __all__ = ["Plan", "layer_costs", "make_plan", "plan_run"]
 
 PREFETCH = 8
 ENCRYPTED = "what goes between hosts is encrypted, and large tensors take about three times as long (benchmarks/links)"
+GLOO_INSTEAD = "gloo joins them, through the CPU's memory; shared memory (link auto) is quicker"
 SIGNALS: dict[str, SignalRecipe] = {"locked": locked, "delayed": delayed, "silent": silent}
 
 
@@ -207,8 +209,7 @@ def make_plan(config: Config, job: Job, hosts: Sequence[int] = (), here: int = 0
     _check_links(plan)
     if config.link == "auto" and not plan.is_on_several_hosts and len(set(devices) - {"cpu"}) < 2:
         plan = replace(plan, config=replace(config, link="shm"))
-    if plan.is_on_several_hosts and config.link_secret is not None:
-        plan = replace(plan, notes=(*plan.notes, ENCRYPTED))
+    plan = replace(plan, notes=(*plan.notes, *_link_notes(plan)))
     plan.truth.at(0, plan.stages)  # refuses what cannot be
     return plan
 
@@ -246,6 +247,17 @@ def _check_links(plan: Plan) -> None:
         raise UsageError("link is 'shm', and shared memory is on one host; leave it out, or say zmq or dist")
     if plan.config.link_secret is not None and link == "dist":
         raise UsageError("link is 'dist', which cannot encrypt, and there is a link_secret; say zmq")
+
+
+def _link_notes(plan: Plan) -> Iterator[str]:
+    """Say what may surprise about the links."""
+    if plan.is_on_several_hosts and plan.config.link_secret is not None:
+        yield ENCRYPTED
+    places = list(zip(plan.hosts, plan.devices, strict=True))
+    shared = [stage for stage, (one, other) in enumerate(pairwise(places)) if one == other and one[1] != "cpu"]
+    if plan.config.link == "dist" and shared:
+        first, device = shared[0], plan.devices[shared[0]]
+        yield f"stages {first} and {first + 1} share {device}, which NCCL refuses: {GLOO_INSTEAD}"
 
 
 def _cut(config: Config, job: Job, layers: tuple[Layer, ...]) -> Cut:

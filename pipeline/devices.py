@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .errors import UsageError
 
-__all__ = ["clock", "default_generators", "parse_device", "reading_waits"]
+__all__ = [
+    "GpuClock",
+    "Point",
+    "QueueClock",
+    "clock",
+    "default_generators",
+    "make_current",
+    "memory_used",
+    "parse_device",
+    "pin",
+    "point_in_queue",
+    "queue_clock",
+    "reading_waits",
+    "unpin",
+]
+
+REANCHOR = 10.0e3
+"""Milliseconds after which a GPU's clock is read from a later point: it counts in single precision."""
+Point = Any
+"""A point in what was queued on a device."""
 
 
 def parse_device(name: str | torch.device) -> torch.device:
@@ -53,3 +73,94 @@ def clock(device: torch.device) -> Callable[[], float]:
         return time.perf_counter()
 
     return synchronized
+
+
+def make_current(device: torch.device) -> None:
+    """Let this process use the device where nothing else is said: on another GPU it would still take memory."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def memory_used(device: torch.device) -> tuple[int, int] | None:
+    """Return the bytes that tensors of this process take on a GPU, and the most they took; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+
+
+def point_in_queue(device: torch.device) -> Point | None:
+    """Return the point behind all that was queued on a device so far; None where nothing is queued."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def pin(region: Tensor) -> bool:
+    """Let GPUs copy to and from a region of memory directly, and return whether they can; not without a GPU in use."""
+    if not torch.cuda.is_initialized():
+        return False
+    return int(_runtime().cudaHostRegister(region.data_ptr(), region.nbytes, 0)) == 0
+
+
+def unpin(region: Tensor) -> None:
+    """Take back `pin`."""
+    _runtime().cudaHostUnregister(region.data_ptr())
+
+
+def _runtime() -> Any:
+    return torch.cuda.cudart()
+
+
+class QueueClock(Protocol):
+    """Tells when a device passed points of its queue, in nanoseconds of the machine's monotonic clock."""
+
+    def point(self) -> Point:
+        """Return the point behind all that was queued so far."""
+        ...
+
+    def passed(self, point: Point) -> bool:
+        """Return whether the device has done all that was queued before."""
+        ...
+
+    def times(self, begin: Point, end: Point) -> tuple[int, int]:
+        """Wait until the device passed both, and return when; they may not be used again."""
+        ...
+
+
+class GpuClock:
+    """The clock of one GPU: CUDA events, and one of them whose time is known."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.current_stream(device)
+        self._free: list[torch.cuda.Event] = []
+        self._anchor: torch.cuda.Event = self.point()
+        self._anchor.synchronize()
+        self._anchor_at = time.perf_counter_ns()
+
+    def point(self) -> torch.cuda.Event:
+        event = self._free.pop() if self._free else torch.cuda.Event(enable_timing=True)
+        event.record(self._stream)
+        return event
+
+    def passed(self, point: torch.cuda.Event) -> bool:
+        return bool(point.query())
+
+    def times(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> tuple[int, int]:
+        end.synchronize()
+        since = self._anchor.elapsed_time(end)
+        began, ended = self._after(self._anchor.elapsed_time(begin)), self._after(since)
+        self._free.append(begin)
+        if since > REANCHOR:
+            self._anchor, self._anchor_at, end = end, ended, self._anchor
+        self._free.append(end)
+        return began, ended
+
+    def _after(self, milliseconds: float) -> int:
+        return self._anchor_at + round(milliseconds * 1e6)
+
+
+def queue_clock(device: torch.device) -> QueueClock | None:
+    """Return the clock of a device that only queues what it is told; None for one that does it at once."""
+    return GpuClock(device) if device.type == "cuda" else None

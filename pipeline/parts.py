@@ -10,7 +10,7 @@ __all__ = ["TAX", "USEFUL", "Part", "Span", "no_span"]
 
 Part = Literal["forward", "predict", "backward", "optimizer", "learn", "replay"]
 Span = Callable[[Part], AbstractContextManager[None]]
-"""Wraps the parts of a step, so that whoever drives the stage can time them. On a GPU it sees work being queued."""
+"""Wraps the parts of a step, so that whoever drives the stage can time them; on a GPU what is inside is only queued."""
 USEFUL: tuple[Part, ...] = ("forward", "backward", "optimizer")
 """The parts of a step that plain backprop has too."""
 TAX: tuple[Part, ...] = ("predict", "learn", "replay")

@@ -6,11 +6,12 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from itertools import count
 
 import pytest
 import torch
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, PrefixStore, Store  # type: ignore[attr-defined]
 
 from stepahead.pipeline import (
     Activation,
@@ -36,6 +37,7 @@ from stepahead.workers import (
 )
 from stepahead.workers.distributed import DistributedCarrier
 from stepahead.workers.ledger import Entry, compare, entry_of
+from stepahead.workers.pairs import GlooPair, Pair
 from stepahead.workers.parcels import ParcelReceiver, ParcelSender
 from stepahead.workers.waiting import Waitable
 from stepahead.workers.zeromq import ZeroCarrier
@@ -68,10 +70,19 @@ def over_zeromq(edge: str, capacity: int, address: str) -> Ends:
     return ParcelSender(edge, "stage 1", capacity, here), ParcelReceiver(edge, "stage 0", capacity, there)
 
 
-def over_gloo(edge: str, capacity: int) -> Ends:
+def over_gloo(edge: str, capacity: int, values: Callable[[Store, int], Pair] | None = None) -> Ends:
     store = HashStore()
-    here, there = (DistributedCarrier(store, edge, rank) for rank in (0, 1))
+    here, there = (DistributedCarrier(store, edge, rank, values=values) for rank in (0, 1))
     return ParcelSender(edge, "stage 1", capacity, here), ParcelReceiver(edge, "stage 0", capacity, there)
+
+
+def over_two_pairs(edge: str, capacity: int) -> Ends:
+    """As between GPUs: what announces a message goes one way, its values another."""
+
+    def values(store: Store, rank: int) -> Pair:
+        return GlooPair(PrefixStore("values", store), rank, "127.0.0.1", timedelta(seconds=60))
+
+    return over_gloo(edge, capacity, values)
 
 
 def until(end: Waitable, condition: Callable[[], bool]) -> None:
@@ -80,7 +91,7 @@ def until(end: Waitable, condition: Callable[[], bool]) -> None:
         assert any(condition() for _ in waiter.rounds(5))
 
 
-@pytest.fixture(params=[in_memory, in_shared_memory, over_ipc, over_tcp, over_gloo])
+@pytest.fixture(params=[in_memory, in_shared_memory, over_ipc, over_tcp, over_gloo, over_two_pairs])
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     made: list[Ends] = []
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stepahead.pipeline import parse_device
-from stepahead.pipeline.devices import clock, default_generators
+from stepahead.pipeline.devices import clock, default_generators, queue_clock
 from stepahead.pipeline.finite import are_finite, count_non_finite, is_finite
+from stepahead.workers.ring import Memory
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def test_cpu() -> None:
@@ -20,12 +25,35 @@ def test_cpu() -> None:
     assert now() <= now()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_cuda() -> None:
     device = parse_device("cuda")
     assert device == torch.device("cuda", 0)
     assert len(default_generators(device)) == 2
     assert clock(device)() > 0
+
+
+@needs_gpu
+def test_the_clock_of_a_gpu() -> None:
+    device = parse_device("cuda")
+    queue, before = queue_clock(device), time.perf_counter_ns()
+    assert queue is not None
+    matrix = torch.randn(1024, 1024, device=device)
+    for _ in range(3):  # points are used again
+        begin = queue.point()
+        for _ in range(50):
+            matrix = (matrix @ matrix).clamp(-1, 1)
+        began, ended = queue.times(begin, queue.point())
+        assert before <= began < ended <= time.perf_counter_ns()
+        before = ended
+
+
+@needs_gpu
+def test_the_memory_of_a_link_is_pinned() -> None:
+    torch.cuda.init()
+    memory = Memory.create(2, 4096, "test")
+    assert memory.pinned
+    memory.close()
 
 
 @given(

@@ -214,6 +214,23 @@ def test_stages_go_to_gpus_where_there_are_some(
     assert any("share" in note and "GPU" in note for note in made.notes) == shared
 
 
+@pytest.mark.parametrize(
+    ("gpus", "link", "said"),
+    [
+        (1, "dist", "stages 0 and 1 share cuda:0, which NCCL refuses: gloo joins them"),
+        (1, "auto", None),
+        (3, "dist", None),
+        (0, "dist", None),
+    ],
+)
+def test_a_run_says_that_nccl_refuses_a_shared_gpu(
+    gpus: int, link: str, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    notes = [note for note in plan(simple(), stages=3, link=link, device="auto").notes if "NCCL" in note]
+    assert [note.startswith(said or "") for note in notes] == [True] * (said is not None)
+
+
 def test_a_job_that_is_an_object_forks_onto_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     made = plan(simple(), device="cuda")

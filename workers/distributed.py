@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from queue import Empty, SimpleQueue
@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from stepahead.pipeline import FrameError, StepaheadError
+from stepahead.pipeline.devices import Point, point_in_queue
 
-from .pairs import GlooPair, NcclPair, Pair
+from .pairs import GlooPair, Pair
 from .parcels import Carrier, Parcel
 from .wire import HEADER_LIMIT, MOST_TENSORS, MOST_VALUES, bytes_of, check_sizes, header_in, plain_of
 
@@ -60,7 +61,8 @@ class DistributedCarrier(Carrier):
         name: Of the connection, in the store.
         rank: 0 at one end, 1 at the other.
         host: The address by which the other end reaches this host.
-        device: Where the values of parcels are; those of a CUDA device go over NCCL to another one.
+        device: Where the values of parcels go from and to.
+        values: Makes the pair that carries values, given store and rank; unless given, they go where the fronts go.
         beats: Whether the other end is taken for dead when it is silent for long, as is needed between hosts.
         patience: Seconds to wait for the other end to come.
     """
@@ -73,17 +75,19 @@ class DistributedCarrier(Carrier):
         *,
         host: str = "127.0.0.1",
         device: torch.device = CPU,
+        values: Callable[[Store, int], Pair] | None = None,
         beats: bool = False,
         patience: float = PATIENCE,
     ) -> None:
         self._store = PrefixStore(f"stepahead/{name}", store)
         self._patience = patience
-        self._rank, self._host, self._device = rank, host, device
+        self._rank, self._host, self._device, self._make_pair = rank, host, device, values
         self._beats = beats
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lock = Lock()
         """Held while the bell is rung or closed: a closed descriptor's number may soon be another one's."""
-        self._outbox: SimpleQueue[Parcel | None] = SimpleQueue()
+        self._outbox: SimpleQueue[tuple[Parcel, Point | None] | None] = SimpleQueue()
+        """Parcels, and from when on their values are there; None for no more."""
         self._inbox: deque[Parcel] = deque()
         self._error: StepaheadError | None = None
         self._gone = self._closed = False
@@ -109,7 +113,8 @@ class DistributedCarrier(Carrier):
             os.eventfd_read(self._bell)
 
     def send(self, head: bytes, values: Sequence[Tensor] = ()) -> None:
-        self._outbox.put((head, [_bytes_in(value, self._device) for value in values]))
+        parcel = head, [_bytes_in(value, self._device) for value in values]
+        self._outbox.put((parcel, point_in_queue(self._device)))
 
     def take(self) -> list[Parcel]:
         parcels = [self._inbox.popleft() for _ in range(len(self._inbox))]
@@ -157,22 +162,22 @@ class DistributedCarrier(Carrier):
         self._store.wait([str(1 - self._rank)], timedelta(seconds=self._patience))
         silence = timedelta(seconds=SILENCE) if self._beats else FOREVER
         fronts = GlooPair(self._store, self._rank, self._host, silence)
-        on_gpu = self._device.type == "cuda"
-        return fronts, NcclPair(self._store, self._rank, self._device) if on_gpu else fronts
+        return fronts, fronts if self._make_pair is None else self._make_pair(self._store, self._rank)
 
     def _send_all(self, fronts: Pair, rest: Pair) -> None:
         while True:
             try:
-                parcel = self._outbox.get(timeout=BEAT_EVERY if self._beats else None)
+                sent = self._outbox.get(timeout=BEAT_EVERY if self._beats else None)
             except Empty:
                 fronts.put(_front(BEAT))
                 continue
-            if parcel is None:
+            if sent is None:
                 fronts.put(_front(GOODBYE))
                 return
-            self._send_parcel(*parcel, fronts, rest)
+            self._send_parcel(*sent, fronts, rest)
 
-    def _send_parcel(self, head: bytes, values: Sequence[Tensor], fronts: Pair, rest: Pair) -> None:
+    def _send_parcel(self, parcel: Parcel, after: Point | None, fronts: Pair, rest: Pair) -> None:
+        head, values = parcel
         sizes = [len(value) for value in values]
         front = _front(len(head), sizes, head)
         inline = self._is_inline(len(head), sizes)
@@ -181,7 +186,7 @@ class DistributedCarrier(Carrier):
                 place.copy_(value)
         fronts.put(front)
         for value in () if inline else filter(len, values):
-            rest.put(value)
+            rest.put(value, after)
 
     def _receive_all(self, fronts: Pair, rest: Pair) -> None:
         front = _front(BEAT)
@@ -201,14 +206,14 @@ class DistributedCarrier(Carrier):
             check_sizes(header_in(head), sizes)  # before there is memory for them
         if self._is_inline(length, sizes):
             return head, [place.clone() for place in _places(front, length, sizes)]
-        values = [torch.empty(size, dtype=torch.uint8, device=self._device) for size in sizes]
+        values = [rest.room(size) for size in sizes]
         for value in filter(len, values):
             rest.get(value)
         return head, values
 
     def _is_inline(self, length: int, sizes: Sequence[int]) -> bool:
         """Return whether the values go in the front."""
-        return self._device.type == "cpu" and FRONT.size + length + sum(sizes) <= FRONT_BYTES
+        return self._make_pair is None and FRONT.size + length + sum(sizes) <= FRONT_BYTES
 
 
 def _front(length: int, sizes: Sequence[int] = (), head: bytes = b"") -> Tensor:

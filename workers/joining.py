@@ -12,15 +12,15 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-import torch
 from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from .channels import Receiver, Sender
 from .distributed import DistributedCarrier
 from .ends import End, ends_of, stage_title
+from .pairs import NcclPair
 from .parcels import Carrier, ParcelReceiver, ParcelSender
 from .place import Place, Site
 from .sharedmem import SharedReceiver, SharedSender
@@ -74,7 +74,7 @@ class Joining:
     def _in_shared_memory(self, end: End, bell: socket.socket) -> Sender | Receiver:
         capacity, peer = self.place.capacity(end.peer), stage_title(end.peer)
         if not end.sends:
-            return SharedReceiver(end.edge, peer, capacity, bell)
+            return SharedReceiver(end.edge, peer, capacity, bell, device=self.place.device)
 
         def keep(descriptor: int) -> None:
             self._tell("memory", [descriptor], link=end.link)
@@ -106,15 +106,14 @@ class Joining:
 
     def _over_a_group(self, end: End) -> Carrier:
         site, rank = self._site(end), 0 if end.sends else 1
-        device = torch.device(self.place.wiring.devices[self.place.stage] if self._kind(end) == "nccl" else "cpu")
+        how: dict[str, Any] = {"patience": self.place.timeout}
+        if self._kind(end) == "nccl":
+            device = self.place.device
+            how |= {"device": device, "values": partial(NcclPair, device=device)}
         if site is None:
-            here = FileStore(str(self._folder / STORE), -1)
-            return DistributedCarrier(here, end.link, rank, device=device, patience=self.place.timeout)
+            return DistributedCarrier(FileStore(str(self._folder / STORE), -1), end.link, rank, **how)
         store = PrefixStore(site.run_id, TCPStore(*site.store, is_master=False, wait_for_workers=False))
-        patience = self.place.timeout
-        return DistributedCarrier(
-            store, end.link, rank, host=site.address, device=device, beats=True, patience=patience
-        )
+        return DistributedCarrier(store, end.link, rank, host=site.address, beats=True, **how)
 
     def _site(self, end: End) -> Site | None:
         """Return where we are among the hosts, if the other end is on another one."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroupGloo, Store  # type: ignore[attr-defined]
 
+from stepahead.pipeline.devices import Point
+
 __all__ = ["GlooPair", "NcclPair", "Pair"]
 
 PIECE = 2**23
@@ -18,8 +20,12 @@ PIECE = 2**23
 class Pair(Protocol):
     """One end of a pair; each way may have a thread. What fails raises RuntimeError: there is no way back from it."""
 
-    def put(self, values: Tensor) -> None:
-        """Send bytes, and wait until they are on their way."""
+    def put(self, values: Tensor, after: Point | None = None) -> None:
+        """Send bytes, and wait until they are on their way; they are there once their device passed a point."""
+
+    def room(self, size: int) -> Tensor:
+        """Return a place for bytes to come."""
+        ...
 
     def get(self, values: Tensor) -> None:
         """Receive so many bytes, and wait for them."""
@@ -43,9 +49,12 @@ class GlooPair:
         self._other = 1 - rank
         self._group = gloo(PrefixStore("gloo", store), rank, 2, options)
 
-    def put(self, values: Tensor) -> None:
+    def put(self, values: Tensor, after: Point | None = None) -> None:
         for piece in values.split(PIECE):
             self._group.send([piece], self._other, 0).wait()
+
+    def room(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8)
 
     def get(self, values: Tensor) -> None:
         for piece in values.split(PIECE):
@@ -53,7 +62,12 @@ class GlooPair:
 
 
 class NcclPair:
-    """A pair over NCCL, between two GPUs."""
+    """A pair over NCCL, between two GPUs: each way on a stream of its own, beside the one that computes.
+
+    Args:
+        store, rank: As for gloo.
+        device: The GPU on this side.
+    """
 
     def __init__(self, store: Store, rank: int, device: torch.device) -> None:
         from torch.distributed import ProcessGroupNCCL  # not there in a torch without CUDA
@@ -62,14 +76,22 @@ class NcclPair:
         self._other = 1 - rank
         self._device = device
         self._group = nccl(PrefixStore("nccl", store), rank, 2, nccl.Options())
-        self._streams = {"put": torch.cuda.Stream(device), "get": torch.cuda.Stream(device)}
+        self._out, self._in = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
-    def put(self, values: Tensor) -> None:
-        with torch.cuda.device(self._device), torch.cuda.stream(self._streams["put"]):
+    def put(self, values: Tensor, after: Point | None = None) -> None:
+        with torch.cuda.device(self._device), torch.cuda.stream(self._out):
+            if after is not None:
+                self._out.wait_event(after)
             self._group.send([values], self._other, 0).wait()
-        self._streams["put"].synchronize()
+        self._out.synchronize()
+
+    def room(self, size: int) -> Tensor:
+        with torch.cuda.device(self._device), torch.cuda.stream(self._in):  # or what is computed might still use it
+            place = torch.empty(size, dtype=torch.uint8, device=self._device)
+        place.record_stream(torch.cuda.default_stream(self._device))
+        return place
 
     def get(self, values: Tensor) -> None:
-        with torch.cuda.device(self._device), torch.cuda.stream(self._streams["get"]):
+        with torch.cuda.device(self._device), torch.cuda.stream(self._in):
             self._group.recv([values], self._other, 0).wait()
-        self._streams["get"].synchronize()
+        self._in.synchronize()

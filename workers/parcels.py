@@ -160,7 +160,7 @@ class ParcelReceiver(_ParcelEnd, Receiver):
                 raise self._over(self._ended, "receive")
             return None
         header, values = self._inbox.popleft()
-        message = load(header, values, own=False)  # what a carrier brings is nobody else's
+        message = load(header, values, own=None)  # what a carrier brings is nobody else's
         self._count(header, message)
         self._lent = True
         if own:

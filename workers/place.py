@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from .ends import DATA
 from .guard import Guard
 from .wiring import Wiring
@@ -62,6 +64,11 @@ class Place:
     def stage(self) -> int:
         """The stage's number; -1 for the data."""
         return -1 if self.name == DATA else int(self.name)
+
+    @property
+    def device(self) -> torch.device:
+        """What it computes on; the data process has no GPU."""
+        return torch.device("cpu" if self.name == DATA else self.wiring.devices[self.stage])
 
     def capacity(self, peer: str) -> int:
         """Return how many messages a link to another worker holds."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stepahead.pipeline import LinkTimeoutError, PeerEndedError, PeerGoneError
+from stepahead.pipeline.devices import make_current, queue_clock
 
 from .channels import LinkEnd, Receiver, Sender
 from .control import Control
@@ -17,6 +18,7 @@ from .joining import Joining
 from .ledger import Ledger
 from .loop import Progress
 from .place import Place, log_folder
+from .queued import QueuedSpans
 from .spans import Spans, Wait
 from .telemetry import EVENTS_KEPT, Telemetry
 from .waiting import Waiter
@@ -39,8 +41,9 @@ class Post:
     def __init__(self, place: Place, control: Control) -> None:
         self.place = place
         self.control = control
+        make_current(place.device)
         self.telemetry = Telemetry(EVENTS_KEPT if place.telemetry else 0, shared=True)
-        self.spans = Spans(self.telemetry)
+        self.spans = self._make_spans()
         self.progress = Progress()
         self.stopping = False
         """The launcher wants the run to end in order: no batch more."""
@@ -90,6 +93,10 @@ class Post:
                 self._listen()
                 if not self.abandoned:  # then all workers leave where they are
                     raise
+
+    def _make_spans(self) -> Spans:
+        clock = queue_clock(self.place.device) if self.place.telemetry else None
+        return Spans(self.telemetry) if clock is None else QueuedSpans(self.telemetry, clock)
 
     def _drive(
         self, actions: Iterator[Wait | None], waiter: Waiter, ends: list[LinkEnd], report: Callable[[], None]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from stepahead.pipeline import FrameError, LinkError, Message
+from stepahead.pipeline.devices import pin, unpin
 
 from .wire import FORM_LIMIT, Form, Header, header_from, load, places_in, store
 
@@ -69,6 +70,8 @@ class Memory:
         # a tensor keeps this alive, and this the mapping: a message that was borrowed can outlive its link
         held = (ctypes.c_char * size).from_buffer(self._map)
         self._bytes = torch.frombuffer(held, dtype=torch.uint8)
+        self.pinned = pin(self._bytes)
+        """Whether GPUs copy to and from it directly."""
         self._known: dict[tuple[int, Form], tuple[Tensor, ...]] = {}
         self._numbers: memoryview[int] = memoryview(self._map).cast("Q")
         self._lock = Lock()
@@ -133,9 +136,9 @@ class Memory:
             raise FrameError(f"a link frame lies: it speaks of {claimed} bytes in a slot of {self.payload_bytes}")
         return header
 
-    def read(self, number: int, header: Header, *, own: bool) -> Message:
-        """Return the message in the slot of its number."""
-        return load(header, self._places(number, header.form), own=own)
+    def read(self, number: int, header: Header, own: torch.device | None) -> Message:
+        """Return the message in the slot of its number: its values where they are, or copied to a device."""
+        return load(header, self._places(number, header.form), own)
 
     def close(self) -> None:
         """Let go of the memory here; it is freed when all others have."""
@@ -143,6 +146,8 @@ class Memory:
             return
         self.closed = True
         self._numbers.release()
+        if self.pinned:
+            unpin(self._bytes)
         del self._bytes
         self._known.clear()
         with suppress(BufferError):  # a borrowed message keeps it mapped

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from stepahead.pipeline import Stage
+from stepahead.pipeline.devices import memory_used
 
 from .loop import Links, Progress
 from .spans import NAMES, parts_of, seconds_of
@@ -78,8 +79,9 @@ def _write_stage(telemetry: Telemetry, progress: Progress, stage: Stage) -> None
 
 def _memory_used(device: torch.device) -> int:
     """Return the bytes that this process has on its device: on a CPU, all that it has in memory by itself."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
+    used = memory_used(device)
+    if used is not None:
+        return used[0]
     with open("/proc/self/statm", "rb") as file:
         _, resident, shared, *_ = map(int, file.read().split())
     return (resident - shared) * PAGESIZE

@@ -25,6 +25,8 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
+import torch
+
 from stepahead.pipeline import FrameError, Message
 
 from .channels import LinkEnd, Receiver, Sender
@@ -34,6 +36,7 @@ __all__ = ["SharedReceiver", "SharedSender", "make_sockets"]
 
 WAKE, MEMORY, END = b".", b"+", b"!"
 RINGS = 256
+CPU = torch.device("cpu")
 DESCRIPTOR_SPACE = socket.CMSG_SPACE(array.array("i").itemsize)
 
 
@@ -210,9 +213,16 @@ class SharedSender(_SharedEnd, Sender):
 
 
 class SharedReceiver(_SharedEnd, Receiver):
-    """The receiving end; `bell` is the receiver's socket of `make_sockets`."""
+    """The receiving end.
 
-    def __init__(self, edge: str, peer: str, capacity: int, bell: socket.socket) -> None:
+    Args:
+        edge, peer, capacity: As for every link.
+        bell: The receiver's socket of `make_sockets`.
+        device: Where messages go that are to be one's own.
+    """
+
+    def __init__(self, edge: str, peer: str, capacity: int, bell: socket.socket, *, device: torch.device = CPU) -> None:
+        self._device = device
         self._lent = False
         self._sent = 0
         super().__init__(edge, peer, capacity, bell)
@@ -242,7 +252,7 @@ class SharedReceiver(_SharedEnd, Receiver):
             return None
         header = self.memory.read_header(self._messages)
         self._check_turn(header, self._messages)
-        message = self.memory.read(self._messages, header, own=own)
+        message = self.memory.read(self._messages, header, self._device if own else None)
         self._lent = True
         self._count(header, message)
         if own:

@@ -63,6 +63,7 @@ ALIGNMENT = 64
 MOST_TENSORS, MOST_DIMENSIONS, MOST_VALUES, MOST_COUNT = 16, 16, 2**40, 2**62
 MOST_FORMS = 1024
 STRIDED = torch.strided
+CPU = torch.device("cpu")
 
 DTYPES = (
     torch.float32,
@@ -167,12 +168,12 @@ def store(message: Message, places: Sequence[Tensor]) -> None:
         place.copy_(value.detach() if value.requires_grad else value)
 
 
-def load(header: Header, places: tuple[Tensor, ...], *, own: bool = True) -> Message:
-    """Return the message of a header whose values are at these places: a copy of them, or if not `own` themselves."""
+def load(header: Header, places: tuple[Tensor, ...], own: torch.device | None = CPU) -> Message:
+    """Return the message of a header whose values are at these places: copied to a device, or else themselves."""
     form, step = header.form, header.step
     if form.kind is Mark:
         return Mark(edge=form.edge, step=step, kind=MARKS[form.flag])
-    values = tuple([place.clone() for place in places]) if own else places
+    values = places if own is None else tuple([place.to(own, copy=True) for place in places])
     if form.kind is Gradient:
         return Gradient(edge=form.edge, step=step, tensors=values, kind=GRADIENTS[form.flag])
     tensors, label = (values[:-1], values[-1]) if form.labelled else (values, None)

@@ -18,6 +18,7 @@ from stepahead.pipeline import (
     build_group,
     example_outputs,
 )
+from stepahead.pipeline.devices import memory_used
 
 from .channels import Sender
 from .checkpoints import save_stage
@@ -110,7 +111,7 @@ def _lag(progress: Progress) -> dict[str, Any] | None:
 def _summary(work: StageWork, post: Post, loop: Loop, group: Group, meter: ActivationMeter) -> dict[str, Any]:
     """Return the stage's entry in the run's summary."""
     stage, progress = loop.stage, post.progress
-    quality = stage.signal.quality if stage else None
+    quality, used = stage.signal.quality if stage else None, memory_used(post.place.device)
     return {
         "device": work.device,
         "layers": group.title,
@@ -123,4 +124,5 @@ def _summary(work: StageWork, post: Post, loop: Loop, group: Group, meter: Activ
         "seconds": post.spans.wall,
         "loss": progress.loss,
         "peak_activation_bytes": meter.peak(stage, loop.links.activations_in.capacity) if stage else 0,
+        "device_memory_bytes": used and used[1],
     }
