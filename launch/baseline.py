@@ -80,7 +80,7 @@ def baseline_from(name: str, stages: int) -> Baseline:
         found, had = _locked_part(summary, name), len(summary["stages"])
     except OSError as error:
         what = f"the baseline {name} cannot be read: {error.strerror}"
-        raise UsageError(f"{what}; give lockstep, none, or an earlier run") from None
+        raise UsageError(f"{what}; give lockstep, gpipe, 1f1b, none, or an earlier run") from None
     except (ValueError, LookupError, TypeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(f"the baseline {file} is no summary of a finished run ({what})") from None

@@ -33,7 +33,8 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 FLAGS: dict[str, dict[str, Any]] = {
     "stages": {"type": int, "metavar": "N", "help": "how many; one process each"},
     "cut": {"metavar": "HOW", "help": "count (equally many layers), cost (equally long), or layers: 3,6,9"},
-    "schedule": {"metavar": "NAME", "help": "decoupled or lockstep"},
+    "schedule": {"metavar": "NAME", "help": "decoupled, lockstep, gpipe, 1f1b, interleaved-1f1b, interleaved-zb, zbv"},
+    "microbatches": {"type": int, "metavar": "M", "help": "into so many a batch is cut, under the last five of those"},
     "signal": {"metavar": "NAME", "help": "auto (the job's own), synthetic, locked, probe or silent"},
     "truth": {
         "metavar": "NAME",
@@ -51,7 +52,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "evaluate-every": {"type": int, "metavar": "N", "help": "evaluate after every so many steps"},
     "seed": {"type": int, "metavar": "N", "help": "of everything that is drawn"},
     "run-dir": {"metavar": "DIR", "help": "the run folder; runs/<job>-<time> unless given"},
-    "baseline": {"metavar": "NAME", "help": "lockstep (measured first, for seconds), none, or an earlier run"},
+    "baseline": {"metavar": "NAME", "help": "lockstep, gpipe or 1f1b (measured first), none, or an earlier run"},
     "view": {"metavar": "HOW", "help": "auto, live (a dashboard on a terminal) or lines"},
     "start-method": {"metavar": "HOW", "help": "auto, fork or spawn"},
 }

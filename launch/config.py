@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from stepahead.pipeline import KEEPS, RELAYS, USES, UsageError, did_you_mean
+from stepahead.pipeline import KEEPS, LOCKED, RELAYS, USES, UsageError, did_you_mean
 
 __all__ = ["CHOICES", "TRUTH_SETTINGS", "Config", "read_config", "write_config"]
 
 CHOICES = {
-    "schedule": ("decoupled", "lockstep"),
+    "schedule": ("decoupled", *LOCKED),
     "signal": ("auto", "synthetic", "locked", "probe", "silent"),
     "truth": ("auto", *USES),
     "truth_keep": (None, *KEEPS),
@@ -31,7 +31,7 @@ TRUTH_SETTINGS = ("truth_every", "truth_keep", "truth_relay", "truth_full_rate_l
 MOST_WINDOW = 64
 MOST_SPIN_US = 1_000_000
 NAMES = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", dict: "a table"}
-LEAST = {"stages": 1, "truth_every": 1, "max_lag": 1, "steps": 1, "epochs": 1, "evaluate_every": 1, "window": 1}
+AT_LEAST_1 = ("stages", "microbatches", "truth_every", "max_lag", "steps", "epochs", "evaluate_every", "window")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,9 @@ class Config:
     """"count" for equally many layers a stage, "cost" for equally long ones (measured), or the names of the layers
     that the stages after the first begin with: "3,6,9"."""
     schedule: str = "decoupled"
+    microbatches: int | None = None
+    """Into how many a batch is cut under gpipe, 1f1b, interleaved-1f1b, interleaved-zb, zbv; one for each stage, unless
+    given."""
     signal: str = "auto"
     """What stages step on; "auto" is the job's own."""
     truth: str = "auto"
@@ -98,10 +101,10 @@ class Config:
             value = getattr(self, name)
             if value not in choices:
                 raise UsageError(f"{name} is {value!r}; {did_you_mean(value, filter(None, choices))}")
-        for name, least in LEAST.items():
+        for name in AT_LEAST_1:
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name} is {value}; it must be at least {least}")
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; it must be at least 1")
         if self.window > MOST_WINDOW:
             raise UsageError(f"window is {self.window}; a link may hold at most {MOST_WINDOW} messages")
         if not 0 <= self.spin_us <= MOST_SPIN_US:

@@ -100,14 +100,20 @@ def _read_cifar(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def minibatches(
-    data: tuple[Tensor, Tensor], size: int, *, seed: int = 0, epochs: int | None = None
+    data: tuple[Tensor, Tensor], size: int, *, seed: int = 0, epochs: int | None = None, whole: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield shuffled batches, epoch after epoch, without end if none is given; the last of an epoch may be shorter."""
+    """Yield shuffled batches, epoch after epoch, without end if none is given.
+
+    The last of an epoch may be shorter; if it is to be `whole`, it is filled up with the epoch's first samples.
+    """
     samples, labels = data
     epoch = 0
     while epochs is None or epoch < epochs:
         generator = torch.Generator().manual_seed(seed_for(seed, "epoch", epoch))
-        for rows in torch.randperm(len(samples), generator=generator).split(size):
+        order = torch.randperm(len(samples), generator=generator)
+        if whole:
+            order = torch.cat([order, order[: -len(order) % size]])
+        for rows in order.split(size):
             yield samples[rows], labels[rows]
         epoch += 1
 

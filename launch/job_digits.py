@@ -102,7 +102,7 @@ def share_of_rate(steps: int, step: int) -> float:
 def epoch(batch: int, seed: int, number: int) -> Iterator[Batch]:
     """Yield an epoch's batches, with noise on the pixels: 1,438 images would soon be known by heart."""
     generator = torch.Generator().manual_seed(seed_for(seed, "noise", number))
-    for images, labels in minibatches(loaded().train, batch, seed=seed + number, epochs=1):
+    for images, labels in minibatches(loaded().train, batch, seed=seed + number, epochs=1, whole=True):
         yield images + NOISE * torch.randn(images.shape, generator=generator), labels
 
 

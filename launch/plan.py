@@ -14,6 +14,8 @@ from torch import nn
 from torch.optim import Adam
 
 from stepahead.pipeline import (
+    LOCKED,
+    MICROBATCHED,
     Cut,
     LagMode,
     Layer,
@@ -23,10 +25,13 @@ from stepahead.pipeline import (
     TruthUse,
     UsageError,
     build_groups,
+    check_microbatches,
     cut_at,
     cut_by_cost,
     cut_by_count,
     delayed,
+    groups_a_stage,
+    groups_of,
     layers_of,
     locked,
     measure_costs,
@@ -36,6 +41,7 @@ from stepahead.pipeline import (
     synthetic,
 )
 from stepahead.workers import DATA, Batches, Choice, Feed, Lag, Place, Site, StageWork, Wiring, worker_names
+from stepahead.workers.locked import is_available
 
 from .config import TRUTH_SETTINGS, Config
 from .job import Job, load_job
@@ -73,7 +79,25 @@ class Plan:
 
     @property
     def stages(self) -> int:
-        return len(self.cut)
+        return len(self.devices)
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether the schedule makes stages wait for the gradient from below."""
+        return self.config.schedule in LOCKED
+
+    @property
+    def microbatches(self) -> int:
+        """Into how many a batch is cut."""
+        return (self.config.microbatches or self.stages) if self.config.schedule in MICROBATCHED else 1
+
+    def groups_of(self, stage: int) -> list[tuple[Layer, ...]]:
+        """Return the layers of each group that a stage has."""
+        firsts = [sum(self.cut[:group]) for group in range(len(self.cut))]
+        return [
+            self.layers[firsts[group] : firsts[group] + self.cut[group]]
+            for group in groups_of(self.config.schedule, stage, self.stages)
+        ]
 
     @property
     def is_on_several_hosts(self) -> bool:
@@ -93,7 +117,7 @@ class Plan:
     @property
     def signal(self) -> str:
         """What the stages step on, by name."""
-        if self.config.schedule == "lockstep":
+        if self.is_locked:
             return "locked"
         return "delayed" if self.truth.is_late else self.config.signal
 
@@ -131,7 +155,16 @@ class Plan:
         mode: LagMode = "exact" if config.lag == "exact" else "free"
         lag = Lag(mode, config.max_lag or default_lag(mode))
         device = self.devices[stage]
-        return StageWork(layers=self.layers, cut=self.cut, recipe=recipe, lag=lag, metrics=job.metrics, device=device)
+        return StageWork(
+            layers=self.layers,
+            cut=self.cut,
+            recipe=recipe,
+            lag=lag,
+            metrics=job.metrics,
+            device=device,
+            schedule=config.schedule,
+            microbatches=self.microbatches,
+        )
 
     def feed(self) -> Feed:
         """Return what goes into the pipeline."""
@@ -184,10 +217,11 @@ def make_plan(config: Config, job: Job, hosts: Sequence[int] = (), here: int = 0
         config = replace(config, cut=",".join(firsts) or "count")
     if all(isinstance(layer.source, nn.Module) for layer in layers):
         build_groups(layers, cut)  # refuses a weight that would be in two stages
-    config = _resolve(config, job, len(cut))
-    hosts = tuple(hosts) or (here,) * len(cut)
+    stages = len(cut) // groups_a_stage(config.schedule)
+    config = _resolve(config, job, stages)
+    hosts = tuple(hosts) or (here,) * stages
     ours = tuple(stage for stage, host in enumerate(hosts) if host == here)
-    devices = _devices(config.device, len(cut), ours)
+    devices = _devices(config.device, stages, ours)
     cores, notes = _cores(devices, ours)
     others = tuple(sorted(os.sched_getaffinity(0) - {core for own in cores for core in own}))
     total = config.steps
@@ -205,6 +239,7 @@ def make_plan(config: Config, job: Job, hosts: Sequence[int] = (), here: int = 0
         total_steps=total,
         notes=notes,
     )
+    _check_schedule(plan)
     _check_truth(plan.truth, config)
     _check_links(plan)
     if config.link == "auto" and not plan.is_on_several_hosts and len(set(devices) - {"cpu"}) < 2:
@@ -229,10 +264,26 @@ def _resolve(config: Config, job: Job, stages: int) -> Config:
     )
 
 
+def _check_schedule(plan: Plan) -> None:
+    """Refuse what torch's schedules cannot do."""
+    config = plan.config
+    if config.schedule not in MICROBATCHED:
+        if config.microbatches is not None:
+            what = f"microbatches is {config.microbatches}, and under {config.schedule} batches are not cut"
+            raise UsageError(f"{what}; leave it out, or take --schedule 1f1b")
+        return
+    check_microbatches(config.schedule, plan.stages, plan.microbatches)
+    if not is_available():
+        raise UsageError(f"{config.schedule} is torch's own, from torch 2.13 on; this is {torch.__version__}")
+    places = list(zip(plan.hosts, plan.devices, strict=True))
+    if any(device != "cpu" for device in plan.devices) and len(set(places)) < len(places):
+        raise UsageError(f"{config.schedule} takes a GPU for each stage, and stages share some; name others, or 'cpu'")
+
+
 def _check_truth(truth: Truth, config: Config) -> None:
     """Refuse what would be of no use."""
     use, signal = truth.use, config.signal
-    if use != "off" and (config.schedule == "lockstep" or signal == "locked"):
+    if use != "off" and (config.schedule in LOCKED or signal == "locked"):
         raise UsageError(f"truth is {use!r}, but locked stages wait for it in any case; leave it out")
     if truth.is_late and signal != "auto":
         raise UsageError(f"signal is {signal!r}, but with truth {use!r} stages step on that alone")
@@ -261,17 +312,20 @@ def _link_notes(plan: Plan) -> Iterator[str]:
 
 
 def _cut(config: Config, job: Job, layers: tuple[Layer, ...]) -> Cut:
-    stages = config.stages or job.stages
+    of_each = groups_a_stage(config.schedule)
+    groups = (config.stages or job.stages) * of_each
     if config.cut == "count":
-        return cut_by_count(len(layers), stages)
+        return cut_by_count(len(layers), groups)
     if config.cut == "cost":
         if isinstance(job.data, Iterator):
             raise UsageError("cut is 'cost', which tries a batch; give data that can be run through more than once")
-        return cut_by_cost(layer_costs(config, job, layers), stages)
+        return cut_by_cost(layer_costs(config, job, layers), groups)
     names = [name.strip() for name in config.cut.split(",")]
     cut = cut_at([layer.name for layer in layers], names)
-    if config.stages not in (None, len(cut)):
-        raise UsageError(f"cut names {len(names)} layers, which makes {len(cut)} stages, and stages is {config.stages}")
+    if len(cut) % of_each or config.stages not in (None, len(cut) // of_each):
+        made = f"cut names {len(names)} layers, which makes {len(cut)} {'groups' if of_each > 1 else 'stages'}"
+        needed = f"{config.schedule} takes {groups}" if of_each > 1 else f"stages is {config.stages}"
+        raise UsageError(f"{made}, and {needed}")
     return cut
 
 
@@ -295,7 +349,7 @@ def _length_of(data: Batches, epochs: int) -> int | None:
 
 def _own_truth(config: Config, job: Job) -> Truth:
     """Return what is done with the truth where the settings leave it open."""
-    if config.schedule == "lockstep" or config.signal not in ("auto", "synthetic"):
+    if config.schedule in LOCKED or config.signal not in ("auto", "synthetic"):
         return Truth()
     if job.truth is not None:
         return job.truth

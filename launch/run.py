@@ -44,6 +44,8 @@ __all__ = [
     "train",
 ]
 
+MEASURED = ("lockstep", "gpipe", "1f1b")
+"""The schedules that may be a baseline: with one group a stage, so the cut is that of the run."""
 NO_BASELINE = {
     "done": "the data was at its end too soon",
     "failed": "it failed; if the run does too, it says why",
@@ -205,7 +207,7 @@ def find_baseline(
 ) -> Baseline | None:
     """Return what the run is compared with, measured if need be; an interruption is a KeyboardInterrupt."""
     name = plan.config.baseline
-    if name != "lockstep" or not _is_compared(plan):
+    if name not in MEASURED or not _is_compared(plan):
         return _earlier_baseline(plan)
     if plan.is_on_several_hosts:
         say(console, "no baseline: it would be measured on this host alone; give an earlier run of --schedule lockstep")
@@ -225,7 +227,7 @@ def find_baseline(
 def _earlier_baseline(plan: Plan) -> Baseline | None:
     """Return the baseline that is taken from an earlier run, if it is."""
     name = plan.config.baseline
-    return None if name in ("none", "lockstep") or not _is_compared(plan) else baseline_from(name, plan.stages)
+    return None if name in ("none", *MEASURED) or not _is_compared(plan) else baseline_from(name, plan.stages)
 
 
 def _is_compared(plan: Plan) -> bool:

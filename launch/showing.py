@@ -41,8 +41,6 @@ STOPPED = 2.0
 
 def facts_of(plan: Plan, folder: RunFolder, baseline: Baseline | None) -> Facts:
     """Return what is known of a run when it begins."""
-    firsts = [sum(plan.cut[:stage]) for stage in range(plan.stages)]
-    groups = [plan.layers[first : first + count] for first, count in zip(firsts, plan.cut, strict=True)]
     return Facts(
         job=plan.config.job,
         schedule=plan.config.schedule,
@@ -50,11 +48,16 @@ def facts_of(plan: Plan, folder: RunFolder, baseline: Baseline | None) -> Facts:
         run=str(folder.path),
         machine=machine(),
         devices=plan.devices,
-        layers=tuple(f"layers {group[0].name} to {group[-1].name}" for group in groups),
+        layers=tuple(_layers(plan, stage) for stage in range(plan.stages)),
         total_steps=plan.total_steps,
         baseline=baseline,
         notes=plan.notes,
     )
+
+
+def _layers(plan: Plan, stage: int) -> str:
+    """Say which layers a stage has."""
+    return "layers " + ", ".join(f"{group[0].name} to {group[-1].name}" for group in plan.groups_of(stage))
 
 
 class Showing:

@@ -43,7 +43,7 @@ def summarize(
     figures = _figures(stages, seconds)
     steps, rate = figures["steps"], figures["samples_per_second"]
     complete = all(entry is not None for entry in entries)
-    sha256 = complete_snapshot(folder.path, plan.stages, steps) if complete else None
+    sha256 = complete_snapshot(folder.path, len(plan.cut), steps) if complete else None
     config = plan.config
     return {
         "job": config.job,
@@ -96,6 +96,7 @@ def _figures(stages: Sequence[Watched | None], seconds: float) -> dict[str, Any]
     """Return how far the run came and how fast, as the last stage has it, or if it said nothing, as it was seen to."""
     last = stages[-1]
     said = last.summary if last else None
+    losses = [stage.summary["loss"] for stage in reversed(stages) if stage and stage.summary]
     samples = said["samples"] if said else (last.samples if last else 0)
     wall_seconds = said["seconds"] if said else seconds
     return {
@@ -103,7 +104,7 @@ def _figures(stages: Sequence[Watched | None], seconds: float) -> dict[str, Any]
         "samples": samples,
         "wall_seconds": wall_seconds,
         "samples_per_second": samples / wall_seconds if wall_seconds else 0.0,
-        "train_loss": _finite(said["loss"]) if said else None,
+        "train_loss": _finite(next((loss for loss in losses if loss is not None), None)),
     }
 
 

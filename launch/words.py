@@ -29,14 +29,17 @@ NARROW = 60
 def first_words(plan: Plan, folder: RunFolder) -> list[str]:
     """Return the lines with which a run begins."""
     config = plan.config
-    what = "locked (lockstep)" if config.schedule == "lockstep" else _what(plan)
+    what = _what(plan)
     devices = ", ".join(_counted(plan.devices))
     head = [f"{config.job}: {plan.stages} stages on {devices}, {what}", f"run folder: {folder.path}"]
     return [*head, *(f"note: {note}" for note in plan.notes)]
 
 
 def _what(plan: Plan) -> str:
-    """Return what stages that do not wait step on, and what they do with the truth."""
+    """Return whether stages wait; if not, what they step on, and what they do with the truth."""
+    if plan.is_locked:
+        cut = f", {plan.microbatches} micro-batches" if plan.microbatches > 1 else ""
+        return f"locked ({plan.config.schedule}{cut})"
     use, period = plan.truth.use, plan.truth.period
     often = "" if use == "off" or period == 1 else f" of one batch in {period}"
     return f"decoupled, signal {plan.signal}, truth {use}{often}"

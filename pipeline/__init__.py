@@ -39,6 +39,7 @@ from .errors import (
 )
 from .groups import Group, Layer, Model, build_group, build_groups, cut_model, layers_of
 from .kept import Kept
+from .locks import LOCKED, MICROBATCHED, check_microbatches, groups_a_stage, groups_of
 from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Message, TensorSpec, edge_name
 from .metrics import Averages, Metric, accuracy
 from .optimizers import muon
@@ -57,6 +58,8 @@ from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
 
 __all__ = [
     "KEEPS",
+    "LOCKED",
+    "MICROBATCHED",
     "MLP",
     "RELAYS",
     "TAX",
@@ -132,6 +135,7 @@ __all__ = [
     "blend",
     "build_group",
     "build_groups",
+    "check_microbatches",
     "cut_at",
     "cut_by_cost",
     "cut_by_count",
@@ -142,6 +146,8 @@ __all__ = [
     "exact_lag",
     "example_outputs",
     "free_lag",
+    "groups_a_stage",
+    "groups_of",
     "keyed",
     "layers_of",
     "locked",

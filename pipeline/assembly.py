@@ -76,7 +76,7 @@ class Recipe:
         return Stage(
             group,
             self._signal(index, stages, output.to(place), None if label is None else label.to(place)),
-            self._updater(group, index, stages),
+            self.updater(group, index, stages),
             index=index,
             stages=stages,
             seed=self.seed,
@@ -98,7 +98,8 @@ class Recipe:
         with keyed(self.seed, index, "signal", device=output.device):
             return make(output, label)
 
-    def _updater(self, group: Group, index: int, stages: int) -> Updater | None:
+    def updater(self, group: Group, index: int, stages: int) -> Updater | None:
+        """Make the optimizer of one group with its schedule; None for one that is frozen."""
         lr_schedule = _entry("lr_schedule", self.lr_schedule, index, stages)
         optimizer = _entry("optimizer", self.optimizer, index, stages)
         if optimizer is None:

@@ -224,7 +224,7 @@ def test_the_baseline_may_be_an_earlier_run(folder: Path, tmp_path: Path) -> Non
     assert "had 3 stages, and this run has 2" in text
     code, text = run([*arguments, "lockstp", "--run-dir", str(tmp_path / "b")])
     assert code == 2
-    assert "the baseline lockstp cannot be read: No such file or directory; give lockstep, none, or" in text
+    assert "the baseline lockstp cannot be read: No such file or directory; give lockstep, gpipe, 1f1b, none" in text
     assert not (tmp_path / "b").exists()
     (tmp_path / "s.json").write_text('{"schedule": "lockstep"}')
     code, text = run([*arguments, str(tmp_path / "s.json"), "--run-dir", str(tmp_path / "c")])

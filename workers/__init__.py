@@ -13,7 +13,7 @@ pairs       process groups of two           checkpoints weights on disk; files t
 waiting     for several ends at once        memory      what a stage holds, in bytes
 ends        which ends each worker has      heap        what is freed and wanted again
 wiring      of which kind each link is      telemetry   what it notes for whoever looks
-joining     makes a worker's ends           spans       where its time goes
+joining     makes a worker's ends           spans       where its time goes; queued, on a GPU
 ledger      what went through, for proofs   samples     how far it is, written and read
 """
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from functools import cached_property, partial
 from typing import Any
 
-from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
+import torch.distributed as dist
+from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from .channels import Receiver, Sender
 from .distributed import DistributedCarrier
@@ -110,10 +112,27 @@ class Joining:
         if self._kind(end) == "nccl":
             device = self.place.device
             how |= {"device": device, "values": partial(NcclPair, device=device)}
+        if site is not None:
+            how |= {"host": site.address, "beats": True}
+        return DistributedCarrier(self._store(site), end.link, rank, **how)
+
+    def process_group(self) -> None:
+        """Join all stages in torch.distributed's default group, where its own schedules look for each other."""
+        wiring, place = self.place.wiring, self.place
+        on_gpus = all(device.startswith("cuda") for device in wiring.devices)
+        dist.init_process_group(
+            "nccl" if on_gpus else "gloo",
+            store=PrefixStore("schedule", self._store(place.site if wiring.is_on_several_hosts else None)),
+            rank=place.stage,
+            world_size=wiring.stages,
+            timeout=timedelta(seconds=place.timeout),
+        )
+
+    def _store(self, site: Site | None) -> Store:
+        """Return where process groups find each other, on this host or on several."""
         if site is None:
-            return DistributedCarrier(FileStore(str(self._folder / STORE), -1), end.link, rank, **how)
-        store = PrefixStore(site.run_id, TCPStore(*site.store, is_master=False, wait_for_workers=False))
-        return DistributedCarrier(store, end.link, rank, host=site.address, beats=True, **how)
+            return FileStore(str(self._folder / STORE), -1)
+        return PrefixStore(site.run_id, TCPStore(*site.store, is_master=False, wait_for_workers=False))
 
     def _site(self, end: End) -> Site | None:
         """Return where we are among the hosts, if the other end is on another one."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepahead.pipeline import Activation, Stage
+from stepahead.pipeline import Activation
 
 __all__ = ["ActivationMeter"]
 
@@ -36,9 +36,9 @@ class ActivationMeter:
             group.register_forward_hook(self._end, always_call=True),
         ]
 
-    def peak(self, stage: Stage, queued: int) -> int:
-        """Return the bytes held, with what the stage kept at most of batches, and so many inputs in the link."""
-        return sum(self._saved.values()) * max(stage.kept.most_graphs, 1) + stage.most_held + queued * self._input
+    def peak(self, graphs: int, held: int, queued: int) -> int:
+        """Return the bytes of so many graphs, what was held besides, and so many inputs in the link."""
+        return sum(self._saved.values()) * max(graphs, 1) + held + queued * self._input
 
     def _begin(self, group: nn.Module, arguments: Any) -> None:
         if torch.is_grad_enabled():

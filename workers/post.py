@@ -42,6 +42,7 @@ class Post:
         self.place = place
         self.control = control
         make_current(place.device)
+        self.joining = Joining(place, self.tell, self._hear)
         self.telemetry = Telemetry(EVENTS_KEPT if place.telemetry else 0, shared=True)
         self.spans = self._make_spans()
         self.progress = Progress()
@@ -71,7 +72,7 @@ class Post:
 
     def ends(self) -> dict[str, Sender | Receiver]:
         """Return the worker's ends of its links by their role."""
-        made = self._ends = Joining(self.place, self.tell, self._hear).ends()
+        made = self._ends = self.joining.ends()
         if self.place.ledger:
             ledger = Ledger(log_folder(self.place.run, self.place.name))
             for end in made.values():

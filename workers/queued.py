@@ -54,6 +54,10 @@ class QueuedSpans(Spans):
         self._settle(wait=True)
         super().end()
 
+    def add(self, name: SpanName, begin: int) -> None:
+        if self.on:
+            self.on_host(NAMES.index(name), begin)
+
     def on_device(self, index: int, begin: Point) -> None:
         """Take note of what was told to the device since a point."""
         self._pending.append((index, self.step, begin, self._clock.point(), True))

@@ -16,6 +16,7 @@ import torch
 from stepahead.pipeline import Stage
 from stepahead.pipeline.devices import memory_used
 
+from .locked import LockedStage
 from .loop import Links, Progress
 from .spans import NAMES, parts_of, seconds_of
 from .telemetry import REALS, Telemetry
@@ -26,7 +27,9 @@ PREDICTOR = ("cosine", "relative_error", "sign_error")
 PLAIN = ("steps", "samples", "skipped", "unanswered", "held", "memory")
 
 
-def write_sample(telemetry: Telemetry, progress: Progress, stage: Stage | None, links: Links | None) -> None:
+def write_sample(
+    telemetry: Telemetry, progress: Progress, stage: Stage | LockedStage | None, links: Links | None
+) -> None:
     """Write how far a worker is; reading a stage's figures waits for its device."""
     telemetry["steps"], telemetry["samples"] = progress.steps, progress.samples
     if progress.lags:
@@ -65,7 +68,7 @@ def _write_queues(telemetry: Telemetry, links: Links) -> None:
         telemetry["out_waiting"], telemetry["out_capacity"] = out.waiting, out.capacity
 
 
-def _write_stage(telemetry: Telemetry, progress: Progress, stage: Stage) -> None:
+def _write_stage(telemetry: Telemetry, progress: Progress, stage: Stage | LockedStage) -> None:
     statistics = stage.statistics()
     telemetry["skipped"], telemetry["unanswered"] = statistics.skipped, statistics.unanswered
     telemetry["held"] = statistics.held

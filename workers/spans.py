@@ -75,6 +75,13 @@ class Spans:
     def __call__(self, name: SpanName) -> AbstractContextManager[None]:
         return self._spans[name]
 
+    def add(self, name: SpanName, begin: int) -> None:
+        """Take the time since then for a span that has just ended; for what is only known afterwards."""
+        if self.on:
+            index, end = NAMES.index(name), self.now()
+            self.numbers[TOTALS + index] += end - begin
+            self.telemetry.note(begin, end, self.step, index)
+
     def begin(self) -> None:
         """Count the wall time from here; what was before is forgotten."""
         self.telemetry["begun"] = self.now()

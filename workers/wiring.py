@@ -28,6 +28,10 @@ class Wiring:
     def stages(self) -> int:
         return len(self.devices)
 
+    @property
+    def is_on_several_hosts(self) -> bool:
+        return len(set(self.hosts)) > 1
+
     def kind(self, one: str, other: str) -> LinkKind:
         """Return the kind of the links between two workers."""
         (host, device), (other_host, other_device) = self._place(one), self._place(other)

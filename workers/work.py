@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, cast
 
+import torch.distributed as dist
+
 from stepahead.pipeline import (
+    MICROBATCHED,
     Activation,
     Cut,
     Group,
     Layer,
     Metric,
+    PeerGoneError,
     Recipe,
     Stage,
     build_group,
     example_outputs,
+    groups_of,
 )
 from stepahead.pipeline.devices import memory_used
 
 from .channels import Sender
 from .checkpoints import save_stage
 from .feed import Feed
+from .locked import LockedLoop, LockedStage, Placed
 from .loop import Lag, Links, Loop, Progress
 from .memory import ActivationMeter
 from .post import Post
@@ -42,10 +48,16 @@ class StageWork:
     lag: Lag
     metrics: Mapping[str, Metric]
     device: str
+    schedule: str
+    microbatches: int
+    """Into how many a batch is cut, under the schedules that do so."""
 
 
 def run_stage(work: StageWork, post: Post) -> None:
     """Run the place's stage until the pipeline stops; then save its weights and report."""
+    if work.schedule in MICROBATCHED:
+        _run_locked(work, post)
+        return
     index, stages = post.place.stage, post.place.wiring.stages
     group = build_group(work.layers, work.cut, index, seed=work.recipe.seed)
     links = Links(**cast(dict[str, Any], post.ends()))
@@ -61,11 +73,58 @@ def run_stage(work: StageWork, post: Post) -> None:
     loop = Loop(make_stage, links, work.lag, post.spans, work.metrics, post.progress)
     post.drive(loop.run(), links.ends, partial(_report, post, loop))
     post.spans.end()
-    summary = _summary(work, post, loop, group, meter)
+    queued = links.activations_in.capacity
+    peak = meter.peak(loop.stage.kept.most_graphs, loop.stage.most_held, queued) if loop.stage else 0
+    _finish(work, post, loop, {index: group}, peak)
+
+
+def _run_locked(work: StageWork, post: Post) -> None:
+    """Run the place's groups under a schedule of torch's; then save their weights and report."""
+    index, stages = post.place.stage, post.place.wiring.stages
+    groups = {
+        number: build_group(work.layers, work.cut, number, seed=work.recipe.seed)
+        for number in groups_of(work.schedule, index, stages)
+    }
+    links = Links(**cast(dict[str, Any], post.ends()))
+    post.joining.process_group()
+    placed = [Placed(group, number, len(work.cut)) for number, group in groups.items()]
+    stage = LockedStage(placed, work.recipe, post.place.device)
+    meters = [ActivationMeter() for _ in groups]
+
+    def begin(batch: Activation) -> None:
+        for meter, group in zip(meters, groups.values(), strict=True):
+            meter.begin(group, batch)
+
+    loop = LockedLoop(
+        stage,
+        work.schedule,
+        work.microbatches,
+        links,
+        post.spans,
+        metrics=work.metrics,
+        progress=post.progress,
+        begin=begin,
+        ready=post.spans.begin,
+    )
+    try:
+        post.drive(loop.run(), links.ends, partial(_report, post, loop))
+    except RuntimeError as error:  # torch.distributed has no better word for a peer that is gone
+        if "gloo" not in str(error) and "NCCL" not in str(error) and "onnection" not in str(error):
+            raise
+        raise PeerGoneError(f"a stage is gone in the middle of a step: {str(error).splitlines()[0]}") from error
+    post.spans.end()
+    _finish(work, post, loop, groups, sum(meter.peak(stage.most_in_flight, 0, 1) for meter in meters))
+    dist.destroy_process_group()
+
+
+def _finish(work: StageWork, post: Post, loop: Loop | LockedLoop, groups: Mapping[int, Group], peak: int) -> None:
+    """Save the weights of a stage's groups, and say how it went."""
+    summary = _summary(work, post, loop, list(groups.values()), peak)
     _report(post, loop)
-    save_stage(post.place.run, group, index)
+    for index, group in groups.items():
+        save_stage(post.place.run, group, index)
     post.tell("finished", summary=summary)
-    for end in links.ends:
+    for end in loop.links.ends:
         end.close()
 
 
@@ -92,7 +151,7 @@ def _feed(feed: Feed, post: Post, link: Sender) -> Iterator[Wait | None]:
         yield None
 
 
-def _report(post: Post, loop: Loop) -> None:
+def _report(post: Post, loop: Loop | LockedLoop) -> None:
     """Write down how far the stage is, and tell the supervisor what came out of evaluations."""
     progress = post.progress
     write_sample(post.telemetry, progress, loop.stage, loop.links)
@@ -108,21 +167,23 @@ def _lag(progress: Progress) -> dict[str, Any] | None:
     return {"p50": progress.lag_p50, "max": max(progress.lags), "counts": sorted(progress.lags.items())}
 
 
-def _summary(work: StageWork, post: Post, loop: Loop, group: Group, meter: ActivationMeter) -> dict[str, Any]:
+def _summary(
+    work: StageWork, post: Post, loop: Loop | LockedLoop, groups: Sequence[Group], peak: int
+) -> dict[str, Any]:
     """Return the stage's entry in the run's summary."""
-    stage, progress = loop.stage, post.progress
-    quality, used = stage.signal.quality if stage else None, memory_used(post.place.device)
+    statistics, progress = loop.stage.statistics() if loop.stage else None, post.progress
+    quality, used = statistics.quality if statistics else None, memory_used(post.place.device)
     return {
         "device": work.device,
-        "layers": group.title,
-        "parameters": sum(weight.numel() for weight in group.parameters()),
+        "layers": ", ".join(group.title for group in groups),
+        "parameters": sum(weight.numel() for group in groups for weight in group.parameters()),
         **post.spans.shares(),
         "predictor": None if quality is None else {key: asdict(quality)[key] for key in PREDICTOR},
         "lag": _lag(progress),
-        "skipped": stage.skipped if stage else 0,
+        "skipped": statistics.skipped if statistics else 0,
         "samples": progress.samples,
         "seconds": post.spans.wall,
         "loss": progress.loss,
-        "peak_activation_bytes": meter.peak(stage, loop.links.activations_in.capacity) if stage else 0,
+        "peak_activation_bytes": peak,
         "device_memory_bytes": used and used[1],
     }

@@ -1,0 +1,355 @@
+"""Training under the locked schedules of torch.distributed.pipelining, over the same layers, loss, optimizer and data.
+
+    data --batch--> 0 --label--> 1 --label--> ..      over our links, in band with the marks
+    0 <--activations, gradients--> 1 <--> ..          by torch's schedule, over a process group
+
+The batch comes to the first stage; what goes down our links behind it is its label, which the stage with the last
+group needs, and by which the others know that a batch begins. The stages then go through torch's schedule together.
+Torch fixes all shapes at the first step; so an evaluation, whose batches may be longer, goes from group to group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stepahead.pipeline import (
+    Activation,
+    Averages,
+    Group,
+    Loss,
+    Mark,
+    MarkKind,
+    Message,
+    MessageError,
+    Metric,
+    NonFiniteError,
+    Part,
+    Recipe,
+    StageStatistics,
+    UsageError,
+    groups_a_stage,
+    groups_of,
+    keyed,
+)
+from stepahead.pipeline.groups import evaluating
+
+from .loop import Links, Progress
+from .spans import SpanName, Spans, Wait
+from .wire import CODES, DTYPES
+
+__all__ = ["LockedLoop", "LockedStage", "Placed", "is_available"]
+
+CLASSES = {
+    "gpipe": "ScheduleGPipe",
+    "1f1b": "Schedule1F1B",
+    "interleaved-1f1b": "ScheduleInterleaved1F1B",
+    "interleaved-zb": "ScheduleInterleavedZeroBubble",
+    "zbv": "ScheduleZBVZeroBubble",
+}
+MOST_FORM = 18
+"""Numbers that say what a tensor is like: its dtype, how many sizes, and up to sixteen of those."""
+METHODS: dict[str, tuple[Part, Wait | None]] = {
+    "forward_one_chunk": ("forward", "wait_input"),
+    "backward_one_chunk": ("backward", "wait_gradient"),
+    "backward_weight_one_chunk": ("backward", None),
+}
+"""What torch calls for each micro-batch: the part of a step that it is, and what a stage waited for before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A group, and which of how many it is."""
+
+    group: Group
+    index: int
+    of: int
+
+
+def is_available() -> bool:
+    """Return whether this torch has the schedules as they are used here."""
+    return tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 13)
+
+
+class LockedStage:
+    """The groups of one stage with their optimizers."""
+
+    def __init__(self, placed: Sequence[Placed], recipe: Recipe, device: torch.device) -> None:
+        self.placed = list(placed)
+        self.recipe = recipe
+        self.device = device
+        for each in placed:
+            each.group.to(device)
+        self.updaters = [recipe.updater(each.group, each.index, each.of) for each in placed]
+        self.steps = self.skipped = 0
+        self.in_flight = self.most_in_flight = 0
+        """Micro-batches that are gone through forward, and not yet through all of backward; and the most at a time."""
+
+    @property
+    def has_loss(self) -> bool:
+        return any(each.index == each.of - 1 for each in self.placed)
+
+    def update(self, step: int) -> None:
+        """Step on the gradients that the schedule left."""
+        for each, updater in zip(self.placed, self.updaters, strict=True):
+            if updater is not None and not updater.step():
+                self.skipped += 1
+                if self.recipe.on_non_finite == "stop":
+                    raise NonFiniteError(
+                        f"step {step} ({each.group.title}): a gradient has values NaN or infinite; "
+                        f"lower the learning rate, clip, or skip such batches"
+                    )
+        self.clear()
+        for updater in self.updaters:
+            if updater is not None:
+                updater.advance()
+        self.steps += 1
+
+    def clear(self) -> None:
+        """Forget all gradients."""
+        for each in self.placed:
+            each.group.zero_grad()
+
+    def statistics(self) -> StageStatistics:
+        norms = [updater.norm for updater in self.updaters if updater is not None and updater.norm is not None]
+        return StageStatistics(
+            steps=self.steps,
+            loss=None,
+            gradient_norm=float(torch.stack(norms).norm()) if norms else None,
+            skipped=self.skipped,
+            unanswered=0,
+            held=0,
+            quality=None,
+        )
+
+
+class LockedLoop:
+    """Drives one stage; as a `Loop` it never waits itself but inside torch's schedule.
+
+    Args:
+        stage: The groups.
+        schedule: Its name.
+        microbatches: Into how many a batch is cut.
+        links: The worker's ends; gradients go other ways.
+        spans: Times what is done.
+        part: Wraps a part of a step, and the share of the stage's batch that it is; times it too.
+        metrics: What is measured in an evaluation, at the stage with the last group.
+        progress: Where to note how far it is.
+        begin: Called with the first batch, before anything is run.
+        ready: Called when all is prepared, before the first batch that counts.
+        watch: Wraps the methods of torch's stages, before they are timed.
+    """
+
+    def __init__(
+        self,
+        stage: LockedStage,
+        schedule: str,
+        microbatches: int,
+        links: Links,
+        spans: Spans,
+        *,
+        part: Callable[[Part, float], AbstractContextManager[None]] | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+        progress: Progress | None = None,
+        begin: Callable[[Activation], None] = lambda batch: None,
+        ready: Callable[[], None] = lambda: None,
+        watch: Callable[[Any], None] = lambda stage: None,
+    ) -> None:
+        self.links = links
+        self.stage = stage
+        self.progress = progress or Progress()
+        self._schedule, self._microbatches = schedule, microbatches
+        self._spans = spans
+        self._part = part or (lambda name, share: spans(name))
+        self._watch = watch
+        self._begin, self._ready = begin, ready
+        self._averages = Averages(Loss(stage.recipe.loss).measure, metrics or {})
+        self._made: dict[int, Any] = {}
+        """By the length of their batches."""
+        stages = stage.placed[0].of // groups_a_stage(schedule)
+        self._owners = {group: owner for owner in range(stages) for group in groups_of(schedule, owner, stages)}
+        self._labelled = True
+        self._since = 0
+
+    def run(self) -> Iterator[Wait | None]:
+        """Work until a stop came by; yield why there is nothing to do, or None."""
+        while True:
+            below = self.links.activations_out
+            if below is not None and below.full and not below.gone:
+                yield "wait_credit"
+                continue
+            message = self.links.activations_in.try_receive()
+            if message is None:
+                yield "wait_input"
+                continue
+            yield from self._pass_on(message)
+            if isinstance(message, Activation):
+                self._spans.step = message.step
+                (self._train if message.training else self._evaluate)(message)
+            elif isinstance(message, Mark):
+                if message.kind is MarkKind.STOP:
+                    return
+                self._obey(message)
+            else:
+                raise MessageError(f"a {type(message).__name__} came down on edge {message.edge}, where batches do")
+            yield None
+
+    def _pass_on(self, message: Message) -> Iterator[Wait]:
+        """Let the stage below know: of a batch it gets the label."""
+        below = self.links.activations_out
+        if below is None:
+            return
+        if isinstance(message, Activation):
+            blank = torch.zeros(len(message.tensors[0]), dtype=torch.bool)  # as many rows, for what torch sends itself
+            sent: Message = replace(message, edge=below.edge, tensors=(blank,))
+        else:
+            sent = replace(message, edge=below.edge)
+        while not below.try_send(sent):
+            yield "wait_credit"
+
+    def _train(self, batch: Activation) -> None:
+        rows = len(batch.tensors[0])
+        schedule = self._made.get(rows) or self._prepare(batch)
+        self._since = self._spans.now()
+        losses: list[Tensor] = []
+        with keyed(self.stage.recipe.seed, self.stage.placed[0].index, batch.step, device=self.stage.device):
+            self._step(schedule, batch, losses)
+        self._note_gap("send")
+        with self._part("optimizer", 1.0):
+            self.stage.update(batch.step)
+        self.progress.steps += 1
+        self.progress.samples += rows
+        if losses:
+            self.progress.recent.append(torch.stack(losses).mean().detach())
+
+    def _prepare(self, batch: Activation) -> Any:
+        """Return a schedule for batches of this length; torch tries a batch first, and nothing of that is left."""
+        rows = len(batch.tensors[0])
+        first = not self._made
+        schedule = self._made[rows] = self._make(rows)
+        if first:
+            self._begin(batch)
+        buffers = [(buffer, buffer.clone()) for each in self.stage.placed for buffer in each.group.buffers()]
+        with keyed(self.stage.recipe.seed, "try", device=self.stage.device):
+            self._step(schedule, batch, [])
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        self.stage.clear()
+        for stage in _stages_of(schedule):
+            self._watch(stage)
+            self._time(stage)
+        if first:
+            self._ready()
+        return schedule
+
+    def _evaluate(self, batch: Activation) -> None:
+        """Go through a batch of an evaluation, group after group: of any length, for torch's schedules fix it."""
+        with self._spans("evaluate"), torch.no_grad():
+            h = batch.tensors[0].to(self.stage.device)
+            for each in self.stage.placed:
+                above, below = self._owner(each.index - 1), self._owner(each.index + 1)
+                if above not in (None, self._owner(each.index)):
+                    h = _receive(above, self.stage.device)
+                with evaluating(each.group):
+                    h = each.group(h)
+                if below not in (None, self._owner(each.index)):
+                    _send(h, below)
+            if self.stage.has_loss:
+                self._averages.add(h, None if batch.label is None else batch.label.to(self.stage.device))
+
+    def _owner(self, group: int) -> int | None:
+        """Return the stage that has a group; None for one that is not there."""
+        return self._owners.get(group)
+
+    def _obey(self, mark: Mark) -> None:
+        if mark.kind is MarkKind.EVALUATE and self.stage.has_loss:
+            self.progress.evaluations.append((self.progress.steps, self._averages.take()))
+
+    @property
+    def _is_first(self) -> bool:
+        return self.stage.placed[0].index == 0
+
+    def _step(self, schedule: Any, batch: Activation, losses: list[Tensor]) -> None:
+        given = [batch.tensors[0].to(self.stage.device)] if self._is_first else []
+        label = batch.label
+        self._labelled = label is not None
+        if not self.stage.has_loss:
+            schedule.step(*given, return_outputs=False)
+            return
+        target = torch.zeros(len(batch.tensors[0]), dtype=torch.bool) if label is None else label
+        schedule.step(*given, target=target.to(self.stage.device), losses=losses, return_outputs=False)
+
+    def _make(self, rows: int) -> Any:
+        """Return torch's schedule over new stages of its own, which have the same groups."""
+        if rows % self._microbatches:
+            raise UsageError(
+                f"a batch of {rows} samples does not divide into {self._microbatches} micro-batches; "
+                f"let the loader drop the last one (drop_last=True), or give another --microbatches"
+            )
+        from torch.distributed.pipelining import PipelineStage, schedules
+
+        device = self.stage.device
+        stages = [PipelineStage(each.group, each.index, each.of, device) for each in self.stage.placed]
+        kind = getattr(schedules, CLASSES[self._schedule])
+        return kind(stages if len(stages) > 1 else stages[0], self._microbatches, loss_fn=self._loss)
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        with self._part("forward", 0.0):
+            return self.stage.recipe.loss(output, target if self._labelled else None)
+
+    def _time(self, stage: Any) -> None:
+        """Time what torch calls of one of its stages, and take the time in between for waiting."""
+        share = 1 / (self._microbatches * len(self.stage.placed))
+        for name, (part, wait) in METHODS.items():
+            setattr(stage, name, self._timed(getattr(stage, name), name, part, wait, share))
+
+    def _timed(self, method: Any, name: str, part: Part, wait: Wait | None, share: float) -> Any:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            self._note_gap(wait)
+            whole = options.get("full_backward", True) and name != "backward_weight_one_chunk"
+            self._count(name, whole)
+            with self._part(part, share if whole else share / 2):
+                result = method(*arguments, **options)
+            self._since = self._spans.now()
+            return result
+
+        return timed
+
+    def _count(self, name: str, whole: bool) -> None:
+        if name == "forward_one_chunk":
+            self.stage.in_flight += 1
+            self.stage.most_in_flight = max(self.stage.most_in_flight, self.stage.in_flight)
+        elif whole or name == "backward_weight_one_chunk":
+            self.stage.in_flight -= 1
+
+    def _note_gap(self, name: SpanName | None) -> None:
+        """Take the time since something was done for that."""
+        if name is not None:
+            self._spans.add(name, self._since)
+
+
+def _stages_of(schedule: Any) -> list[Any]:
+    return list(getattr(schedule, "_stages", None) or [schedule._stage])
+
+
+def _send(h: Tensor, to: int | None) -> None:
+    """Send a tensor of any shape to another stage."""
+    form = [CODES[h.dtype], h.dim(), *h.shape]
+    dist.send(torch.tensor(form + [0] * (MOST_FORM - len(form)), device=h.device), to)
+    dist.send(h.contiguous(), to)
+
+
+def _receive(sender: int | None, device: torch.device) -> Tensor:
+    """Receive what `_send` sent."""
+    packed = torch.empty(MOST_FORM, dtype=torch.int64, device=device)
+    dist.recv(packed, sender)
+    code, dimensions, *shape = packed.tolist()
+    h = torch.empty(shape[:dimensions], dtype=DTYPES[code], device=device)
+    dist.recv(h, sender)
+    return h
