@@ -78,7 +78,18 @@ class Config:
     timeout: float = 600.0
     """Seconds that a worker waits for another one."""
     device: str = "auto"
-    """"auto", "cpu", "cuda", or one for each stage: "cuda:0,cuda:1"."""
+    """"auto", "cpu", "cuda", one for each stage: "cuda:0,cuda:1", or "virtual": real processes and links, and stages
+    that last `stage_ms`."""
+    stage_ms: float | None = None
+    """Of a virtual stage: the milliseconds that forward and backward pass and optimizer take for a batch."""
+    jitter: float = 0.0
+    """By which share, at most, what a virtual stage does lasts longer or shorter each time."""
+    slow_stage: str | None = None
+    """Virtual stages that take longer, and how many times: "3:1.5,5:2"."""
+    link_latency_ms: float = 0.0
+    """Of virtual stages: how much later what one sends may be used by another."""
+    link_gbps: float | None = None
+    """Of virtual stages: the gigabits that go over a link in a second."""
     steps: int | None = None
     epochs: int | None = None
     evaluate_every: int | None = None
@@ -105,6 +116,7 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
+        self._check_virtual()
         if self.window > MOST_WINDOW:
             raise UsageError(f"window is {self.window}; a link may hold at most {MOST_WINDOW} messages")
         if not 0 <= self.spin_us <= MOST_SPIN_US:
@@ -113,6 +125,25 @@ class Config:
             raise UsageError(f"timeout is {self.timeout}; it must be a number of seconds above 0")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}; it must be a number from 0 to 2^63 - 1")
+
+    def _check_virtual(self) -> None:
+        """Refuse what virtual devices cannot be, and settings that only they have."""
+        if self.device != "virtual":
+            given = {"stage_ms": self.stage_ms, "jitter": self.jitter, "slow_stage": self.slow_stage}
+            given |= {"link_latency_ms": self.link_latency_ms, "link_gbps": self.link_gbps}
+            for name, value in given.items():
+                if value:
+                    raise UsageError(f"{name} is {value}, and device is {self.device!r}; it is for --device virtual")
+        elif self.stage_ms is None:
+            raise UsageError("device is 'virtual', and nothing says how long a stage takes; --stage-ms 240")
+        elif not 0 < self.stage_ms < math.inf:
+            raise UsageError(f"stage_ms is {self.stage_ms}; it must be a number of milliseconds above 0")
+        if not 0 <= self.jitter < 1:
+            raise UsageError(f"jitter is {self.jitter}; it must be a share from 0 to below 1")
+        if not 0 <= self.link_latency_ms < math.inf:
+            raise UsageError(f"link_latency_ms is {self.link_latency_ms}; it must be a number of milliseconds")
+        if self.link_gbps is not None and not 0 < self.link_gbps < math.inf:
+            raise UsageError(f"link_gbps is {self.link_gbps}; it must be a number of gigabits a second above 0")
 
     def without_truth(self) -> Config:
         """Return the settings of a run that makes nothing of the truth."""

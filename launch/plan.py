@@ -40,15 +40,30 @@ from stepahead.pipeline import (
     silent,
     synthetic,
 )
-from stepahead.workers import DATA, Batches, Choice, Feed, Lag, Place, Site, StageWork, Wiring, worker_names
+from stepahead.workers import (
+    DATA,
+    Batches,
+    Choice,
+    Delay,
+    Feed,
+    Lag,
+    Pace,
+    Place,
+    Site,
+    StageWork,
+    Wiring,
+    worker_names,
+)
 from stepahead.workers.locked import is_available
 
 from .config import TRUTH_SETTINGS, Config
 from .job import Job, load_job
+from .virtual import paces_of, parse_slow_stages
 
 __all__ = ["Plan", "layer_costs", "make_plan", "plan_run"]
 
 PREFETCH = 8
+LEAST_MS = 10.0
 ENCRYPTED = "what goes between hosts is encrypted, and large tensors take about three times as long (benchmarks/links)"
 GLOO_INSTEAD = "gloo joins them, through the CPU's memory; shared memory (link auto) is quicker"
 SIGNALS: dict[str, SignalRecipe] = {"locked": locked, "delayed": delayed, "silent": silent}
@@ -74,6 +89,8 @@ class Plan:
     """Of each stage: those with the same number are on one host."""
     site: Site | None = None
     """This host, if it is one of several."""
+    paces: tuple[Pace, ...] = ()
+    """Of virtual stages, how long what each group does lasts."""
     notes: tuple[str, ...] = ()
     """What its user should know."""
 
@@ -139,10 +156,15 @@ class Plan:
             device if host == self.hosts[0] else "cpu" for device, host in zip(self.devices, self.hosts, strict=True)
         ]
 
-    def work(self, stage: int) -> StageWork:
-        """Return what the worker of a stage needs to know."""
-        config, job = self.config, self.job
-        recipe = Recipe(
+    @property
+    def is_virtual(self) -> bool:
+        return self.config.device == "virtual"
+
+    @property
+    def recipe(self) -> Recipe:
+        """What turns groups into stages."""
+        job = self.job
+        return Recipe(
             loss=job.loss,
             signal=_signal(self.signal, job),
             truth=self.truth,
@@ -150,21 +172,34 @@ class Plan:
             lr_schedule=job.lr_schedule,
             clip=job.clip,
             on_non_finite=job.on_non_finite,
-            seed=config.seed,
+            seed=self.config.seed,
         )
+
+    def work(self, stage: int) -> StageWork:
+        """Return what the worker of a stage needs to know."""
+        config, job = self.config, self.job
         mode: LagMode = "exact" if config.lag == "exact" else "free"
         lag = Lag(mode, config.max_lag or default_lag(mode))
         device = self.devices[stage]
         return StageWork(
             layers=self.layers,
             cut=self.cut,
-            recipe=recipe,
+            recipe=self.recipe,
             lag=lag,
             metrics=job.metrics,
             device=device,
             schedule=config.schedule,
             microbatches=self.microbatches,
+            pace=self._pace(stage),
         )
+
+    def _pace(self, stage: int) -> Pace | None:
+        """Return how long what a virtual stage does lasts."""
+        if not self.paces:
+            return None
+        first = groups_of(self.config.schedule, stage, self.stages)[0]
+        slow = parse_slow_stages(self.config.slow_stage, self.stages).get(stage, 1.0)
+        return replace(self.paces[first], stage=stage, slow=slow)
 
     def feed(self) -> Feed:
         """Return what goes into the pipeline."""
@@ -192,6 +227,7 @@ class Plan:
             telemetry=self.config.telemetry,
             torchrun=torchrun,
             site=self.site,
+            delay=Delay(self.config.link_latency_ms / 1e3, self.config.link_gbps),
         )
 
 
@@ -242,11 +278,28 @@ def make_plan(config: Config, job: Job, hosts: Sequence[int] = (), here: int = 0
     _check_schedule(plan)
     _check_truth(plan.truth, config)
     _check_links(plan)
-    if config.link == "auto" and not plan.is_on_several_hosts and len(set(devices) - {"cpu"}) < 2:
+    if config.link == "auto" and not plan.is_on_several_hosts and len(set(devices) - {"cpu", "virtual"}) < 2:
         plan = replace(plan, config=replace(config, link="shm"))
     plan = replace(plan, notes=(*plan.notes, *_link_notes(plan)))
     plan.truth.at(0, plan.stages)  # refuses what cannot be
-    return plan
+    return _with_paces(plan) if plan.is_virtual else plan
+
+
+def _with_paces(plan: Plan) -> Plan:
+    """Measure what virtual stages do, and settle how long it lasts."""
+    config, data = plan.config, plan.job.data
+    parse_slow_stages(config.slow_stage, plan.stages)
+    if isinstance(data, Iterator):
+        raise UsageError("device is 'virtual', which tries a batch; give data that can be run through more than once")
+    batch = next(iter(data(0) if callable(data) else data))
+    assert config.stage_ms is not None, "checked with the settings"
+    paces = paces_of(
+        plan.layers, plan.cut, plan.recipe, (batch[0], batch[1]), stage_ms=config.stage_ms, jitter=config.jitter
+    )
+    pieces = plan.microbatches * groups_a_stage(config.schedule)
+    shortest = min(pace.seconds[part] for pace in paces for part in ("forward", "backward")) * 1e3 / pieces
+    note = f"what virtual stages do lasts {shortest:.1f} ms at the least; below {LEAST_MS:g} it measures the links too"
+    return replace(plan, paces=paces, notes=(*plan.notes, note) if shortest < LEAST_MS else plan.notes)
 
 
 def _resolve(config: Config, job: Job, stages: int) -> Config:
@@ -276,7 +329,7 @@ def _check_schedule(plan: Plan) -> None:
     if not is_available():
         raise UsageError(f"{config.schedule} is torch's own, from torch 2.13 on; this is {torch.__version__}")
     places = list(zip(plan.hosts, plan.devices, strict=True))
-    if any(device != "cpu" for device in plan.devices) and len(set(places)) < len(places):
+    if any(device.startswith("cuda") for device in plan.devices) and len(set(places)) < len(places):
         raise UsageError(f"{config.schedule} takes a GPU for each stage, and stages share some; name others, or 'cpu'")
 
 
@@ -305,7 +358,8 @@ def _link_notes(plan: Plan) -> Iterator[str]:
     if plan.is_on_several_hosts and plan.config.link_secret is not None:
         yield ENCRYPTED
     places = list(zip(plan.hosts, plan.devices, strict=True))
-    shared = [stage for stage, (one, other) in enumerate(pairwise(places)) if one == other and one[1] != "cpu"]
+    alike = [stage for stage, (one, other) in enumerate(pairwise(places)) if one == other]
+    shared = [stage for stage in alike if plan.devices[stage].startswith("cuda")]
     if plan.config.link == "dist" and shared:
         first, device = shared[0], plan.devices[shared[0]]
         yield f"stages {first} and {first + 1} share {device}, which NCCL refuses: {GLOO_INSTEAD}"
@@ -372,6 +426,8 @@ def _signal(name: str, job: Job) -> SignalRecipe:
 def _devices(setting: str, stages: int, ours: Sequence[int]) -> tuple[str, ...]:
     """Return the device of each stage, after checking that those of ours are there."""
     gpus = torch.cuda.device_count()
+    if setting == "virtual":
+        return ("virtual",) * stages
     if setting == "auto":
         setting = "cuda" if gpus else "cpu"
     names = [name.strip() for name in setting.split(",")]
@@ -388,7 +444,7 @@ def _cores(devices: Sequence[str], ours: Sequence[int]) -> tuple[tuple[tuple[int
     """Give each stage of ours a core of its own, as far as they go; a stage on a GPU roams freely."""
     free = sorted(os.sched_getaffinity(0))
     on_cpu = [stage for stage in ours if devices[stage] == "cpu"]
-    on_gpu = [stage for stage in ours if devices[stage] != "cpu"]
+    on_gpu = [stage for stage in ours if devices[stage].startswith("cuda")]
     notes: list[str] = []
     if len(on_cpu) > len(free):
         notes.append(f"{len(on_cpu)} stages share {len(free)} cores: they take turns, {len(free)} at a time")

@@ -50,6 +50,7 @@ def facts_of(plan: Plan, folder: RunFolder, baseline: Baseline | None) -> Facts:
         devices=plan.devices,
         layers=tuple(_layers(plan, stage) for stage in range(plan.stages)),
         total_steps=plan.total_steps,
+        virtual=plan.is_virtual,
         baseline=baseline,
         notes=plan.notes,
     )

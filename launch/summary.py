@@ -52,7 +52,7 @@ def summarize(
         "truth": plan.truth.use,
         "truth_every": plan.truth.period,
         "lag_mode": config.lag,
-        "virtual": False,
+        "virtual": plan.is_virtual,
         **figures,
         "metrics": {name: _finite(value) for name, value in metrics.items()},
         "weights_sha256": sha256,

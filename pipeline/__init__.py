@@ -39,7 +39,7 @@ from .errors import (
 )
 from .groups import Group, Layer, Model, build_group, build_groups, cut_model, layers_of
 from .kept import Kept
-from .locks import LOCKED, MICROBATCHED, check_microbatches, groups_a_stage, groups_of
+from .locks import LOCKED, MICROBATCHED, check_microbatches, groups_a_stage, groups_of, owner_of
 from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Message, TensorSpec, edge_name
 from .metrics import Averages, Metric, accuracy
 from .optimizers import muon
@@ -154,6 +154,7 @@ __all__ = [
     "make_predictor",
     "measure_costs",
     "muon",
+    "owner_of",
     "parse_device",
     "probe",
     "relayed_lag",

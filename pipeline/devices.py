@@ -34,7 +34,10 @@ Point = Any
 
 
 def parse_device(name: str | torch.device) -> torch.device:
-    """Return the device of that name, with its index, after checking that this machine has it."""
+    """Return the device of that name, with its index, after checking that this machine has it; a virtual one computes
+    on the CPU."""
+    if name == "virtual":
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

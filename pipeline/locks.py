@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from .errors import UsageError
 
-__all__ = ["LOCKED", "MICROBATCHED", "check_microbatches", "groups_a_stage", "groups_of"]
+__all__ = ["LOCKED", "MICROBATCHED", "check_microbatches", "groups_a_stage", "groups_of", "owner_of"]
 
 MICROBATCHED = ("gpipe", "1f1b", "interleaved-1f1b", "interleaved-zb", "zbv")
 LOCKED = ("lockstep", *MICROBATCHED)
@@ -28,6 +28,11 @@ def groups_of(schedule: str, stage: int, stages: int) -> tuple[int, ...]:
     if groups_a_stage(schedule) == 1:
         return (stage,)
     return (stage, 2 * stages - 1 - stage) if schedule == "zbv" else (stage, stages + stage)
+
+
+def owner_of(schedule: str, group: int, *, stages: int) -> int | None:
+    """Return the stage that has a group; None for one that is not there."""
+    return next((stage for stage in range(stages) if group in groups_of(schedule, stage, stages)), None)
 
 
 def check_microbatches(schedule: str, stages: int, microbatches: int) -> None:

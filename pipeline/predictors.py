@@ -8,6 +8,7 @@ can be built from an example of the activation it will see: `make_predictor("lin
     mlp       linear, norm, ReLU; `depth` times; then linear        paper A without labels: depth 2
     conv      convolution, BatchNorm, ReLU; `depth` times; conv     images
     token     linear, label, GELU, linear at each place             sequences; `ahead` looks at later places too
+    critic    the slope of what such a layer makes of h: a number   where gradients come very late
 
 With `classes`, each also sees the label: what a one-hot label times a matrix would add, label planes for images.
 """
@@ -30,6 +31,7 @@ __all__ = [
     "MLP",
     "PREDICTORS",
     "Conv",
+    "Critic",
     "LabelTable",
     "Linear",
     "LowRank",
@@ -224,12 +226,49 @@ class Token(Predictor):
         return result
 
 
-PREDICTORS: dict[str, type[Linear | LowRank | MLP | Conv | Token]] = {
+class Critic(Predictor):
+    """The slope of a learnt number: a hidden layer's scores, and a row for the label that says what they are worth.
+
+    What it guesses is the gradient of something, as what it is to guess is: few functions of h are. It learns by the
+    gradients alone, through its own backward pass, and costs twice as much as `Token`.
+    """
+
+    def __init__(self, features: int, hidden: int, *, classes: int | None = None) -> None:
+        super().__init__()
+        self.classes = classes
+        self.norm = nn.LayerNorm(features)
+        self.into = nn.Linear(features, hidden)
+        self.label = LabelTable(classes, hidden) if classes else None
+        self.scores = _zeroed(nn.Linear(hidden, classes or 1))
+        self.worth = LabelTable(classes, classes) if classes else None
+
+    @classmethod
+    def like(cls, h: Tensor, classes: int | None = None, **options: Any) -> Self:
+        features = _last_dimension(cls, h)
+        return cls(features, options.pop("hidden", 2 * features), classes=classes, **options)
+
+    def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor:
+        learns = torch.is_grad_enabled()
+        with torch.enable_grad():
+            at = h.detach().requires_grad_()
+            value = self._value(at, y)
+            (slope,) = torch.autograd.grad(value, at, create_graph=learns)
+        return slope
+
+    def _value(self, h: Tensor, y: Tensor | None) -> Tensor:
+        scores: Tensor = self.scores(F.gelu(_add_label(self.label, self.into(self.norm(h)), y)))
+        return (
+            scores.sum() if self.worth is None else (scores * self.worth(torch.zeros_like(scores), _required(y))).sum()
+        )
+
+
+PREDICTORS: dict[str, type[Linear | LowRank | MLP | Conv | Token | Critic]] = {
     "linear": Linear,
     "low-rank": LowRank,
     "mlp": MLP,
     "conv": Conv,
     "token": Token,
+    "critic": Critic,
 }
 
 

@@ -20,6 +20,7 @@ ledger      what went through, for proofs   samples     how far it is, written a
 from .channels import LinkEnd, LinkStatistics, Receiver, Sender, memory_link
 from .checkpoints import complete_snapshot, newest_snapshot, read_snapshot, save_stage, weights_sha256
 from .control import SOCKET, Control, connect, listen
+from .delays import Delay
 from .ends import DATA, End, ends_of, stage_title, worker_names
 from .failures import Failure, cause_of, read_failure
 from .feed import Batches, Feed, drawing_apart, seed_everything
@@ -38,6 +39,7 @@ from .sharedmem import SharedReceiver, SharedSender, make_sockets
 from .spans import NAMES as SPANS
 from .spans import Spans, Wait
 from .telemetry import Event, Telemetry
+from .virtual import Pace
 from .waiting import Waiter
 from .wire import bytes_of
 from .wiring import Choice, Wiring
@@ -53,6 +55,7 @@ __all__ = [
     "Carrier",
     "Choice",
     "Control",
+    "Delay",
     "End",
     "Event",
     "Failure",
@@ -64,6 +67,7 @@ __all__ = [
     "LinkStatistics",
     "Links",
     "Loop",
+    "Pace",
     "Place",
     "Post",
     "Progress",

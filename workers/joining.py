@@ -20,8 +20,9 @@ import torch.distributed as dist
 from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from .channels import Receiver, Sender
+from .delays import DelayedReceiver
 from .distributed import DistributedCarrier
-from .ends import End, ends_of, stage_title
+from .ends import DATA, End, ends_of, stage_title
 from .pairs import NcclPair
 from .parcels import Carrier, ParcelReceiver, ParcelSender
 from .place import Place, Site
@@ -64,11 +65,20 @@ class Joining:
             if self._kind(end) in ("gloo", "nccl"):
                 carriers[end.role] = self._over_a_group(end)
         return {
-            end.role: self._carried(end, carriers[end.role])
-            if end.role in carriers
-            else self._in_shared_memory(end, socket.socket(fileno=bells[end.role]))
+            end.role: self._delayed(
+                end,
+                self._carried(end, carriers[end.role])
+                if end.role in carriers
+                else self._in_shared_memory(end, socket.socket(fileno=bells[end.role])),
+            )
             for end in ends
         }
+
+    def _delayed(self, end: End, made: Sender | Receiver) -> Sender | Receiver:
+        """Return an end behind as slow a way as there is to be between stages."""
+        if isinstance(made, Sender) or not self.place.delay or DATA in (self.place.name, end.peer):
+            return made
+        return DelayedReceiver(made, self.place.delay)
 
     def _kind(self, end: End) -> str:
         return self.place.wiring.kind(self.place.name, end.peer)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,11 +36,12 @@ from stepahead.pipeline import (
     StageStatistics,
     UsageError,
     groups_a_stage,
-    groups_of,
     keyed,
+    owner_of,
 )
 from stepahead.pipeline.groups import evaluating
 
+from .delays import DueTimes
 from .loop import Links, Progress
 from .spans import SpanName, Spans, Wait
 from .wire import CODES, DTYPES
@@ -143,7 +145,7 @@ class LockedLoop:
         progress: Where to note how far it is.
         begin: Called with the first batch, before anything is run.
         ready: Called when all is prepared, before the first batch that counts.
-        watch: Wraps the methods of torch's stages, before they are timed.
+        delays: What makes torch's ways between stages slow, if anything.
     """
 
     def __init__(
@@ -159,7 +161,7 @@ class LockedLoop:
         progress: Progress | None = None,
         begin: Callable[[Activation], None] = lambda batch: None,
         ready: Callable[[], None] = lambda: None,
-        watch: Callable[[Any], None] = lambda stage: None,
+        delays: DueTimes | None = None,
     ) -> None:
         self.links = links
         self.stage = stage
@@ -167,13 +169,12 @@ class LockedLoop:
         self._schedule, self._microbatches = schedule, microbatches
         self._spans = spans
         self._part = part or (lambda name, share: spans(name))
-        self._watch = watch
+        self._delays = delays
         self._begin, self._ready = begin, ready
         self._averages = Averages(Loss(stage.recipe.loss).measure, metrics or {})
         self._made: dict[int, Any] = {}
         """By the length of their batches."""
-        stages = stage.placed[0].of // groups_a_stage(schedule)
-        self._owners = {group: owner for owner in range(stages) for group in groups_of(schedule, owner, stages)}
+        self._owner = partial(owner_of, schedule, stages=stage.placed[0].of // groups_a_stage(schedule))
         self._labelled = True
         self._since = 0
 
@@ -242,8 +243,9 @@ class LockedLoop:
             buffer.copy_(before)
         self.stage.clear()
         for stage in _stages_of(schedule):
-            self._watch(stage)
             self._time(stage)
+            if self._delays is not None:
+                self._delays.watch(stage)
         if first:
             self._ready()
         return schedule
@@ -262,10 +264,6 @@ class LockedLoop:
                     _send(h, below)
             if self.stage.has_loss:
                 self._averages.add(h, None if batch.label is None else batch.label.to(self.stage.device))
-
-    def _owner(self, group: int) -> int | None:
-        """Return the stage that has a group; None for one that is not there."""
-        return self._owners.get(group)
 
     def _obey(self, mark: Mark) -> None:
         if mark.kind is MarkKind.EVALUATE and self.stage.has_loss:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from stepahead.pipeline import parse_device
+
+from .delays import Delay
 from .ends import DATA
 from .guard import Guard
 from .wiring import Wiring
@@ -57,6 +60,8 @@ class Place:
     """Whether to keep what was done when, and not only how much in all."""
     torchrun: bool
     """Whether torchrun started this: then it keeps what is printed, and signals come to the worker itself."""
+    delay: Delay = field(default_factory=Delay)
+    """How slow the ways between stages are to be."""
     site: Site | None = None
     """What there is to know besides, where there are several hosts."""
 
@@ -68,7 +73,7 @@ class Place:
     @property
     def device(self) -> torch.device:
         """What it computes on; the data process has no GPU."""
-        return torch.device("cpu" if self.name == DATA else self.wiring.devices[self.stage])
+        return parse_device("cpu" if self.name == DATA else self.wiring.devices[self.stage])
 
     def capacity(self, peer: str) -> int:
         """Return how many messages a link to another worker holds."""

@@ -22,18 +22,22 @@ from stepahead.pipeline import (
     build_group,
     example_outputs,
     groups_of,
+    owner_of,
 )
 from stepahead.pipeline.devices import memory_used
 
 from .channels import Sender
 from .checkpoints import save_stage
+from .delays import DueTimes
 from .feed import Feed
+from .joining import LINKS
 from .locked import LockedLoop, LockedStage, Placed
 from .loop import Lag, Links, Loop, Progress
 from .memory import ActivationMeter
 from .post import Post
 from .samples import PREDICTOR, write_sample
 from .spans import Wait
+from .virtual import Pace, Paced
 
 __all__ = ["StageWork", "feed_pipeline", "run_stage"]
 
@@ -51,6 +55,8 @@ class StageWork:
     schedule: str
     microbatches: int
     """Into how many a batch is cut, under the schedules that do so."""
+    pace: Pace | None = None
+    """How long what a virtual stage does lasts."""
 
 
 def run_stage(work: StageWork, post: Post) -> None:
@@ -65,7 +71,8 @@ def run_stage(work: StageWork, post: Post) -> None:
 
     def make_stage(batch: Activation) -> Stage:
         (output,) = example_outputs([group], batch.tensors[0])
-        stage = work.recipe.stage(group, index, stages, output, batch.label, device=work.device, span=post.spans)
+        span = post.spans if work.pace is None else Paced(post.spans, work.pace)
+        stage = work.recipe.stage(group, index, stages, output, batch.label, device=work.device, span=span)
         meter.begin(group, batch)
         post.spans.begin()
         return stage
@@ -103,8 +110,10 @@ def _run_locked(work: StageWork, post: Post) -> None:
         post.spans,
         metrics=work.metrics,
         progress=post.progress,
+        part=None if work.pace is None else Paced(post.spans, work.pace).piece,
         begin=begin,
         ready=post.spans.begin,
+        delays=_due_times(work, post),
     )
     try:
         post.drive(loop.run(), links.ends, partial(_report, post, loop))
@@ -115,6 +124,14 @@ def _run_locked(work: StageWork, post: Post) -> None:
     post.spans.end()
     _finish(work, post, loop, groups, sum(meter.peak(stage.most_in_flight, 0, 1) for meter in meters))
     dist.destroy_process_group()
+
+
+def _due_times(work: StageWork, post: Post) -> DueTimes | None:
+    """Return what slows torch's ways between stages down, if they are to be slow."""
+    if not post.place.delay:
+        return None
+    owner = partial(owner_of, work.schedule, stages=post.place.wiring.stages)
+    return DueTimes(post.place.run / LINKS / "due", post.place.delay, owner, len(work.cut), work.microbatches)
 
 
 def _finish(work: StageWork, post: Post, loop: Loop | LockedLoop, groups: Mapping[int, Group], peak: int) -> None:

@@ -28,8 +28,10 @@ class Row:
     """Times the task's learning rate."""
     own_rate: float = 1.0
     """Times the task's learning rate, of predictors or probes."""
+    kind: str | None = None
+    """Of predictor; the task's unless given."""
     predictor: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Options of the task's kind of predictor."""
+    """Options of that."""
     labels: bool = True
     """Whether predictors see the labels: cDNI, or else DNI."""
     head: str = "linear"
@@ -45,10 +47,14 @@ class Row:
                 loss=task.loss, optimizer=optimizer, classes=task.classes, head=make, lr_schedule=task.lr_schedule
             )
         if self.signal == "synthetic":
-            options: dict[str, Any] = {**task.predictor_options, **self.predictor}
+            options: dict[str, Any] = {**({} if self.kind else task.predictor_options), **self.predictor}
             classes = task.classes if self.labels else None
             return synthetic(
-                task.predictor, classes=classes, optimizer=optimizer, lr_schedule=task.lr_schedule, **options
+                self.kind or task.predictor,
+                classes=classes,
+                optimizer=optimizer,
+                lr_schedule=task.lr_schedule,
+                **options,
             )
         return locked if self.signal == "backprop" else silent
 
@@ -109,6 +115,8 @@ ROWS: dict[str, Row] = {
     "true-up k=4, predictor's rate x3": Row(truth=_true_up(4), own_rate=3.0),
     "true-up k=4, predictor's rate x10": Row(truth=_true_up(4), own_rate=10.0),
     "true-up k=4, predictor ahead 8": Row(truth=_true_up(4), predictor={"ahead": 8}),
+    "true-up k=1, critic": Row(truth=_true_up(1), kind="critic"),
+    "true-up k=1, critic, by lag": Row(truth=_true_up(1, full_rate_lag=BY_LAG), kind="critic"),
     **{f"probe {head}": Row(signal="probe", head=head) for head in HEADS},
     **{f"true-up k={k}, probe {head}": Row(signal="probe", head=head, truth=_true_up(k))
        for k in (1, 2, 4) for head in ("linear", "norm")},

@@ -1,0 +1,139 @@
+"""What virtual stages take: the shares of their work are measured, once, before anything starts."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from stepahead.pipeline import (
+    Activation,
+    Batch,
+    Cut,
+    Gradient,
+    GradientKind,
+    Group,
+    Layer,
+    Part,
+    Recipe,
+    Stage,
+    Truth,
+    UsageError,
+    build_group,
+    example_outputs,
+    locked,
+)
+from stepahead.workers import Pace
+
+__all__ = ["paces_of", "parse_slow_stages"]
+
+WARM_UP, STEPS = 4, 12
+"""Steps that do not count, and that do: a multiple of most periods."""
+
+
+def parse_slow_stages(text: str | None, stages: int) -> dict[int, float]:
+    """Return by how much which stages are slower, from "3:1.5,5:2"."""
+    found: dict[int, float] = {}
+    for entry in filter(None, (text or "").split(",")):
+        stage, colon, factor = entry.partition(":")
+        try:
+            found[int(stage)] = float(factor)
+        except ValueError:
+            colon = ""
+        if not colon or not 0 <= int(stage) < stages or found[int(stage)] <= 0:
+            what = f"slow_stage is {text!r}; it must be stage:factor, with stages from 0 to {stages - 1}"
+            raise UsageError(f"{what}: --slow-stage {min(3, stages - 1)}:1.5")
+    return found
+
+
+def paces_of(
+    layers: Sequence[Layer],
+    cut: Cut,
+    recipe: Recipe,
+    batch: Batch,
+    *,
+    stage_ms: float,
+    jitter: float,
+) -> tuple[Pace, ...]:
+    """Return the pace of each group, after running a few batches through copies of all of them, one by one."""
+    groups = [build_group(layers, cut, index, seed=recipe.seed) for index in range(len(cut))]
+    outputs = example_outputs(groups, batch[0])
+    torch.set_num_threads(1)
+    plain = replace(recipe, signal=locked, truth=Truth())
+    paces: list[Pace] = []
+    for index, group in enumerate(groups):
+        inputs = batch[0] if index == 0 else outputs[index - 1]
+        case = _Case(group, index, len(cut), (inputs, batch[1]), outputs[index])
+        useful, inputs_share = case.measure(plain)
+        found = useful if recipe.signal is locked else {**case.measure(recipe)[0], **useful}
+        scale = stage_ms / 1e3 / sum(useful.values())
+        lasts: dict[Part, float] = {part: seconds * scale for part, seconds in found.items()}
+        paces.append(Pace(stage=index, seconds=lasts, inputs_share=inputs_share, jitter=jitter, seed=recipe.seed))
+    return tuple(paces)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A group, and a batch as it comes to it."""
+
+    group: Group
+    index: int
+    of: int
+    batch: Batch
+    output: Tensor
+
+    def measure(self, recipe: Recipe) -> tuple[dict[Part, float], float]:
+        """Make some steps with a copy; return each part's seconds, and the share of backward that the input takes."""
+        seconds: dict[Part, list[float]] = defaultdict(list)
+        timer = _Timer(seconds)
+        stage = recipe.stage(deepcopy(self.group), self.index, self.of, self.output, self.batch[1], span=timer)
+        delta = torch.full_like(self.output, 1e-6)
+        for step in range(WARM_UP + STEPS):
+            timer.step = step
+            if step == WARM_UP:
+                seconds.clear()
+            inputs, label = self.batch
+            list(stage.step_ahead(Activation(edge=stage.edge_above, step=step, tensors=(inputs,), label=label)))
+            if not stage.is_last:
+                kind = GradientKind.TRUTH if stage.truth.awaits(step) else GradientKind.TARGET
+                list(stage.learn(Gradient(edge=stage.edge_below, step=step, tensors=(delta,), kind=kind)))
+        found: dict[Part, float] = {part: median(times) for part, times in seconds.items()}
+        if stage.is_first or "backward" not in found:
+            return found, 0.5
+        by_itself = median(_time_inputs(stage, self.batch[0], delta) for _ in range(WARM_UP))
+        return found, min(max(by_itself / found["backward"], 0.2), 0.8)
+
+
+def _time_inputs(stage: Stage, inputs: Tensor, delta: Tensor) -> float:
+    """Return the seconds that the gradient of the input takes by itself."""
+    forward = stage.passes.again(inputs, 0)
+    begun = time.perf_counter()
+    stage.passes.gradients(forward, [forward.h_in], delta)
+    return time.perf_counter() - begun
+
+
+class _Timer:
+    """Adds up the seconds of each part of the step at hand."""
+
+    def __init__(self, seconds: dict[Part, list[float]]) -> None:
+        self._seconds = seconds
+        self.step = 0
+        self._steps: dict[Part, int] = {}
+
+    @contextmanager
+    def __call__(self, part: Part) -> Generator[None]:
+        begun = time.perf_counter()
+        yield
+        taken, times = time.perf_counter() - begun, self._seconds[part]
+        if self._steps.get(part) == self.step:
+            times[-1] += taken
+        else:
+            times.append(taken)
+        self._steps[part] = self.step
