@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .causes import CAUSE_HEADS, CAUSES
-from .charts import Series, draw_bars, draw_lines, draw_timeline
+from .charts import Series, draw_bars, draw_timeline
 from .gantt import STEPS, Moment
+from .page import Cell, card, page, row, table, thin
 from .recording import FILE as RECORDING
 from .recording import RecordingError, lines_of, readable, replay
 from .trace import FILE as TRACE
@@ -20,76 +21,17 @@ from .trace import FILE as TRACE
 __all__ = ["FILE", "write_report"]
 
 FILE = "report.html"
-MOST_POINTS = 300
 PREDICTOR = ("cosine", "relative_error", "sign_error")
-STYLE = """
-:root { --ink: #1b1f24; --quiet: #667; --page: #fff; --card: #f5f6f8; --grid: #d9dce1; --idle: #e3e5ea;
-  --useful: #2b86c5; --tax: #e69f00; --mark: #1b1f24; color-scheme: light dark; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --quiet: #9aa1ab; --page: #14171b; --card: #1e2228;
-  --grid: #353b44; --idle: #333941; --useful: #56b4e9; --tax: #e69f00; --mark: #fff; } }
-* { box-sizing: border-box; }
-body { font: 16px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto;
-  padding: 1.2rem; max-width: 1080px; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
-.quiet { color: var(--quiet); } .figures { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0; }
-.figure { background: var(--card); border-radius: .5rem; padding: .6rem .9rem; min-width: 8.5rem; }
-.figure b { display: block; font-size: 1.4rem; } .figure span { color: var(--quiet); font-size: .85rem; }
-.grid2 { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); }
-.card { background: var(--card); border-radius: .5rem; padding: .8rem; overflow-x: auto; }
-.grid2 .card { max-width: 640px; }
-.card h3 { font-size: .95rem; margin: 0 0 .4rem; }
-.stage { display: grid; grid-template-columns: 4.5rem 1fr; gap: .5rem; align-items: center; margin: .35rem 0; }
-.bar { position: relative; display: flex; height: 1.35rem; background: var(--idle); border-radius: .2rem;
-  overflow: hidden; }
-.bar i { display: block; height: 100%; } .useful { background: var(--useful); }
-.tax { background: repeating-linear-gradient(45deg, var(--tax) 0 4px, transparent 4px 8px); }
-.bar .mark { position: absolute; top: 0; width: 3px; background: var(--mark); }
-.legend { font-size: .85rem; color: var(--quiet); margin: .3rem 0 0; }
-.key { margin-right: .9rem; white-space: nowrap; }
-.key::before { content: ""; display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem;
-  border-radius: .15rem; background: currentColor; vertical-align: -.1rem; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid var(--grid); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { color: var(--quiet); font-weight: 600; }
-@media (max-width: 720px) { .wide tr:first-child { display: none; }
-  .wide tr { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 0 1.2rem;
-    padding: .4rem 0; border-bottom: 1px solid var(--grid); }
-  .wide td:empty { display: none !important; }
-  .wide td { display: flex; justify-content: space-between; border: 0; padding: .1rem 0; }
-  .wide td:first-child { grid-column: 1 / -1; font-weight: 600; justify-content: start; gap: .4rem; }
-  .wide td::before { content: attr(data-head); color: var(--quiet); font-weight: 400; } }
-svg { width: 100%; height: auto; display: block; } svg text { fill: var(--quiet); font-size: 13px; }
-@media screen and (max-width: 520px) { svg text { font-size: 18px; } }
-.grid { stroke: var(--grid); } .line { fill: none; stroke-width: 2; stroke: currentColor; }
-.fill { fill: var(--useful); } .dot { fill: currentColor; }
-.s0 { color: #2b86c5; } .s1 { color: #e69f00; } .s2 { color: #009e73; } .s3 { color: #d55e00; } .s4 { color: #cc79a7; }
-.s5 { color: #56b4e9; } .s6 { color: #8a7b00; } .s7 { color: var(--quiet); }
-.t-forward { fill: var(--useful); } .t-backward { fill: var(--useful); opacity: .72; }
-.t-optimizer { fill: var(--useful); opacity: .45; }
-.t-predict, .t-learn { fill: var(--tax); } .t-replay { fill: var(--tax); opacity: .72; }
- .t-send, .t-evaluate { fill: var(--quiet); }
-.t-wait_input, .t-wait_credit, .t-wait_gradient { fill: var(--idle); }
-pre { white-space: pre-wrap; font-size: .85rem; margin: 0; } .card p, pre { overflow-wrap: anywhere; }
-@media print { body { max-width: none; } .card, .figure { break-inside: avoid; border: 1px solid var(--grid); } }
-"""
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}: stepahead</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
-<style>{style}</style></head><body>{body}</body></html>
-"""
-
 STAGE_HEADS = ("stage", "device", "useful", "tax", "idle", *CAUSE_HEADS.values(), "parameters", "activations")
 PREDICTOR_HEADS = ("stage", "cosine", "relative error", "sign error")
-Cell = tuple[str, str | None]
-"""What is in a cell, and the key of the summary that it has the figure of."""
 
 
 def write_report(run: Path) -> Path:
     """Write the report of a run folder from its files, and return where it is."""
     with readable(f"the files in {run} have something that cannot be shown"):
-        page = _page(run)
+        text = _page(run)
     file = run / FILE
-    file.write_text(page, encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
     return file
 
 
@@ -101,7 +43,7 @@ def _page(run: Path) -> str:
     moments = _moments(run, len(summary["stages"]))
     parts = [_head(summary, run), _stages(summary), _steps(moments), _curves(lines), _predictors(summary, lines)]
     parts += [_lags(summary), _machine(summary, run, recorded)]
-    return PAGE.format(title=escape(summary["job"]), style=STYLE, body="".join(parts))
+    return page(summary["job"], "".join(parts))
 
 
 def _add_what_was_seen(summary: dict[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
@@ -159,7 +101,7 @@ def _stages(summary: Mapping[str, Any]) -> str:
         chart = "<p class='quiet'>Telemetry was off: where the time went is not known.</p>"
     return (
         f"<h2>Where each stage's time went</h2>{chart}"
-        f"<div class='card' style='margin-top:1rem'>{_table(STAGE_HEADS, rows, 'wide')}</div>"
+        f"<div class='card' style='margin-top:1rem'>{table(STAGE_HEADS, rows, 'wide')}</div>"
     )
 
 
@@ -176,9 +118,9 @@ def _stage_rows(index: int, stage: Mapping[str, Any], baseline: Mapping[str, Any
     if "useful" not in stage:
         rest = f"<td colspan='{len(STAGE_HEADS) - 1}'>did not come to an end</td>"
         return [f"<tr><td data-head='stage'>{index}</td>{rest}</tr>"]
-    rows = [_row(STAGE_HEADS, _stage_cells(index, stage))]
+    rows = [row(STAGE_HEADS, _stage_cells(index, stage))]
     if baseline and index < len(baseline.get("idle", ())):
-        rows.append(_row(STAGE_HEADS, _locked_cells(index, baseline)))
+        rows.append(row(STAGE_HEADS, _locked_cells(index, baseline)))
     return rows
 
 
@@ -230,13 +172,13 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
         "steps": _step_of,
         "seconds": lambda line: float(line["time"] - begun),
     }
-    charts = [_card(f"training loss over {x}", [Series("loss", _course(lines, -1, "loss", axes[x]))], x) for x in axes]
+    charts = [card(f"training loss over {x}", [Series("loss", _course(lines, -1, "loss", axes[x]))], x) for x in axes]
     found = [(step, line["time"] - begun, metrics) for line in lines for step, metrics in line.get("evaluations", ())]
     for name in sorted({name for _, _, metrics in found for name in metrics if name != "loss"}):
         of_name = [(step, seconds, metrics[name]) for step, seconds, metrics in found if name in metrics]
         courses = {"steps": [(step, value) for step, _, value in of_name]}
         courses["seconds"] = [(seconds, value) for _, seconds, value in of_name]
-        charts += [_card(f"test {name} over {x}", [Series(name, _thin(points))], x) for x, points in courses.items()]
+        charts += [card(f"test {name} over {x}", [Series(name, thin(points))], x) for x, points in courses.items()]
     return f"<h2>Loss and metrics</h2><div class='grid2'>{''.join(charts)}</div>"
 
 
@@ -246,10 +188,10 @@ def _predictors(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) 
     if not any(one.points for one in series):
         return ""
     known = [(index, stage) for index, stage in enumerate(summary["stages"]) if stage.get("predictor")]
-    rows = [_row(PREDICTOR_HEADS, _predictor_cells(index, stage["predictor"])) for index, stage in known]
-    chart = _card("cosine of predicted and later gradient over steps", series, "steps")
-    table = f"<div class='card'>{_table(PREDICTOR_HEADS, rows, 'wide')}</div>" if rows else ""
-    return f"<h2>Predictors</h2><div class='grid2'>{chart}{table}</div>"
+    rows = [row(PREDICTOR_HEADS, _predictor_cells(index, stage["predictor"])) for index, stage in known]
+    chart = card("cosine of predicted and later gradient over steps", series, "steps")
+    figures = f"<div class='card'>{table(PREDICTOR_HEADS, rows, 'wide')}</div>" if rows else ""
+    return f"<h2>Predictors</h2><div class='grid2'>{chart}{figures}</div>"
 
 
 def _predictor_cells(index: int, predictor: Mapping[str, float | None]) -> list[Cell]:
@@ -281,22 +223,6 @@ def _machine(summary: Mapping[str, Any], run: Path, recorded: Sequence[Mapping[s
     return f"<h2>Machine and settings</h2><div class='card'>{facts}<pre>{escape(config)}</pre></div>"
 
 
-def _table(heads: Sequence[str], rows: Sequence[str], kind: str = "") -> str:
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    return f"<table class='{kind}'><tr>{head}</tr>{''.join(rows)}</table>"
-
-
-def _row(heads: Sequence[str], cells: Sequence[Cell]) -> str:
-    """Return a row, each cell with its heading: on a phone a wide table becomes a list."""
-    keys = (f" data-key='{key}'" if key else "" for _, key in cells)
-    named = zip(heads, keys, cells, strict=True)
-    return "<tr>" + "".join(f"<td data-head='{head}'{key}>{text}</td>" for head, key, (text, _) in named) + "</tr>"
-
-
-def _card(title: str, series: Sequence[Series], x: str) -> str:
-    return f"<div class='card'><h3>{escape(title)}</h3>{draw_lines(series, x=x)}</div>"
-
-
 def _step_of(line: Mapping[str, Any]) -> float:
     last = line["samples"][-1]
     return float(last["steps"]) if last else 0.0
@@ -307,13 +233,7 @@ def _course(
 ) -> list[tuple[float, float]]:
     """Return a stage's figure over the run, where it is known."""
     samples = [(line, line["samples"][stage]) for line in lines]
-    return _thin([(place(line), sample[name]) for line, sample in samples if sample and sample[name] is not None])
-
-
-def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return at most so many of the points, the last one among them."""
-    every = max(-(-len(points) // MOST_POINTS), 1)
-    return [*points[:-1:every], *points[-1:]]
+    return thin([(place(line), sample[name]) for line, sample in samples if sample and sample[name] is not None])
 
 
 def _summary(run: Path) -> dict[str, Any]:

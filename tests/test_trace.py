@@ -19,8 +19,8 @@ from stepahead.launch.advice import advise, better_cut
 from stepahead.launch.breakdown import Breakdown, break_down
 from stepahead.launch.causes import TAX_SPANS, USEFUL_SPANS
 from stepahead.launch.gantt import LETTERS, Moment, draw_gantt
+from stepahead.launch.page import STYLE
 from stepahead.launch.profile import blocks_of, table_of
-from stepahead.launch.report import STYLE
 from stepahead.launch.trace import Tracer, events_of
 from stepahead.pipeline import TAX, USEFUL
 from stepahead.workers.spans import NAMES

@@ -92,6 +92,8 @@ class LockedStage:
         self.steps = self.skipped = 0
         self.in_flight = self.most_in_flight = 0
         """Micro-batches that are gone through forward, and not yet through all of backward; and the most at a time."""
+        self.bytes_sent = 0
+        """To the stages below, and back from them."""
 
     @property
     def has_loss(self) -> bool:
@@ -304,10 +306,12 @@ class LockedLoop:
     def _time(self, stage: Any) -> None:
         """Time what torch calls of one of its stages, and take the time in between for waiting."""
         share = 1 / (self._microbatches * len(self.stage.placed))
+        below = self._owner(stage.stage_index + 1)
+        crosses = below not in (None, self._owner(stage.stage_index))
         for name, (part, wait) in METHODS.items():
-            setattr(stage, name, self._timed(getattr(stage, name), name, part, wait, share))
+            setattr(stage, name, self._timed(getattr(stage, name), name, part, wait, share, crosses))
 
-    def _timed(self, method: Any, name: str, part: Part, wait: Wait | None, share: float) -> Any:
+    def _timed(self, method: Any, name: str, part: Part, wait: Wait | None, share: float, crosses: bool) -> Any:
         def timed(*arguments: Any, **options: Any) -> Any:
             self._note_gap(wait)
             whole = options.get("full_backward", True) and name != "backward_weight_one_chunk"
@@ -315,6 +319,8 @@ class LockedLoop:
             with self._part(part, share if whole else share / 2):
                 result = method(*arguments, **options)
             self._since = self._spans.now()
+            if name == "forward_one_chunk" and crosses:
+                self.stage.bytes_sent += 2 * result.nbytes  # a gradient as large comes back
             return result
 
         return timed

@@ -51,6 +51,7 @@ class Post:
         self.abandoned = False
         """The launcher wants it to end now, with what there is."""
         self.interrupted = False
+        self._ran_before = running()
         self._ends: dict[str, Sender | Receiver] = {}
         self._resumed = False
         self._reported = 0.0
@@ -59,6 +60,17 @@ class Post:
             signal.signal(signal.SIGTERM, self._note_interruption)
         assert self.telemetry.descriptor is not None
         self.tell("hello", [self.telemetry.descriptor], name=place.name, pid=os.getpid())
+
+    def begin(self) -> None:
+        """Count from here where the time goes."""
+        self.spans.begin()
+        self._ran_before = running()
+
+    @property
+    def contention(self) -> float | None:
+        """Of the time in which this could have run since, the share in which it did: below 1 others had its core."""
+        ran, waited = (now - before for now, before in zip(running(), self._ran_before, strict=True))
+        return ran / (ran + waited) if ran + waited else None
 
     def tell(self, kind: str, descriptors: Sequence[int] = (), **fields: Any) -> None:
         """Tell the supervisor something that it must know; it may be slow, or stand before a full terminal."""
@@ -151,6 +163,16 @@ class Post:
     def _note_interruption(self, *_: object) -> None:
         """Under torchrun a signal comes to the workers; the supervisor hears of it from them."""
         self.interrupted = True
+
+
+def running() -> tuple[int, int]:
+    """Return the nanoseconds for which this thread has run, and for which it waited for a core though it could have."""
+    try:
+        with open("/proc/thread-self/schedstat", "rb") as file:
+            ran, waited, _ = map(int, file.read().split())
+    except (OSError, ValueError):  # a kernel that does not say
+        return 0, 0
+    return ran, waited
 
 
 def _whom(wait: Wait, ends: list[LinkEnd]) -> str:

@@ -74,7 +74,7 @@ def run_stage(work: StageWork, post: Post) -> None:
         span = post.spans if work.pace is None else Paced(post.spans, work.pace)
         stage = work.recipe.stage(group, index, stages, output, batch.label, device=work.device, span=span)
         meter.begin(group, batch)
-        post.spans.begin()
+        post.begin()
         return stage
 
     loop = Loop(make_stage, links, work.lag, post.spans, work.metrics, post.progress)
@@ -112,7 +112,7 @@ def _run_locked(work: StageWork, post: Post) -> None:
         progress=post.progress,
         part=None if work.pace is None else Paced(post.spans, work.pace).piece,
         begin=begin,
-        ready=post.spans.begin,
+        ready=post.begin,
         delays=_due_times(work, post),
     )
     try:
@@ -177,6 +177,12 @@ def _report(post: Post, loop: Loop | LockedLoop) -> None:
     progress.told = len(progress.evaluations)
 
 
+def _bytes_sent(loop: Loop | LockedLoop) -> int:
+    """Return the bytes of tensors that the stage has sent; under torch's schedules, with what comes back for them."""
+    of_torch = loop.stage.bytes_sent if isinstance(loop.stage, LockedStage) else 0
+    return of_torch + sum(end.statistics().bytes for end in loop.links.ends if isinstance(end, Sender))
+
+
 def _lag(progress: Progress) -> dict[str, Any] | None:
     """Return after how many steps gradients were learnt from."""
     if not progress.lags:
@@ -203,4 +209,6 @@ def _summary(
         "loss": progress.loss,
         "peak_activation_bytes": peak,
         "device_memory_bytes": used and used[1],
+        "bytes_sent": _bytes_sent(loop),
+        "contention": post.contention,
     }

@@ -1,0 +1,88 @@
+"""How a trial is measured, the locked baseline's for example, on a clock that is moved by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from states import facts, sample
+
+from stepahead.launch.breakdown import break_down
+from stepahead.launch.gantt import Moment
+from stepahead.launch.monitor import Monitor
+from stepahead.launch.trial import Limits, Watch
+
+
+class Supervised:
+    """A run of 40 steps a second, or fewer, as its supervisor sees it, that may be stopped once for some seconds."""
+
+    def __init__(self, stopped_at: int, seconds: float, *, step: float = 0.025) -> None:
+        self.now = 100.0
+        self.worked = 0.0
+        self._stopped_at, self._seconds = stopped_at, seconds
+        self._step = step
+
+    def run(self, limits: Limits) -> Watch:
+        """Let a trial watch it for as long as that goes on."""
+        watch = Watch(limits, Monitor(facts(2), window=limits.most_seconds))
+        watch.started(self.now)
+        for tick in range(1, 10**6):
+            self.now += 0.25
+            self.worked += 0.25
+            if tick == self._stopped_at:
+                self.now += self._seconds
+            if watch.is_enough(self.now, self.samples(), self.moments()):
+                break
+        return watch
+
+    def samples(self) -> list[dict[str, Any]]:
+        steps = int(self.worked / self._step)
+        return [{**sample(self.worked, stage), "time": self.now, "steps": steps} for stage in range(2)]
+
+    def moments(self) -> list[list[Moment]]:
+        """Return the spans that have ended since the last look: each step is half forward, half backward."""
+        look, half = 0.25, self._step / 2
+        found: list[Moment] = []
+        for part in range(int((self.worked - look) / half), int(self.worked / half)):
+            begin, end = round(part * half * 1e9), round((part + 1) * half * 1e9)
+            found.append((begin, end, part // 2, "backward" if part % 2 else "forward"))
+        return [found, list(found)]
+
+
+@pytest.mark.parametrize("stopped_at", [0, 1, 4, 8, 10])
+def test_what_was_measured_before_a_stop_does_not_count(stopped_at: int) -> None:
+    assert Supervised(stopped_at, 90.0).run(Limits()).monitor.state().samples_per_second == pytest.approx(
+        40 * 720, rel=0.05
+    )
+
+
+@pytest.mark.parametrize("step", [0.05, 0.3, 0.5, 2.0])
+def test_slow_steps_keep_all_their_spans(step: float) -> None:
+    stages = break_down(Supervised(0, 0.0, step=step).run(Limits()).moments)
+    assert stages is not None
+    for stage in stages:
+        assert stage.wall == pytest.approx(1000 * step)
+        assert stage.useful == pytest.approx(stage.wall)
+
+
+def test_a_trial_ends_when_the_loss_is_where_it_is_to_be() -> None:
+    run = Supervised(0, 0.0)
+    losses = iter([3.0, 2.5, 2.0, 1.5, 1.0])
+
+    class Falling(Supervised):
+        def samples(self) -> list[dict[str, Any]]:
+            loss = next(losses)
+            return [{**each, "loss": loss, "samples": round(1000 / loss)} for each in run.samples()]
+
+    watch = Falling(0, 0.0).run(Limits(seconds=60.0, target_loss=1.7))
+    assert [loss for _, _, loss in watch.curve] == [3.0, 2.5, 2.0, 1.5]
+    assert watch.curve[-1][1] == 667
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds"), [(Limits(seconds=5.0), 5.75), (Limits(seconds=1.0, least_steps=400), 10)]
+)
+def test_a_trial_goes_on_for_so_many_seconds_and_steps(limits: Limits, seconds: float) -> None:
+    run = Supervised(0, 0.0)
+    run.run(limits)
+    assert run.worked == pytest.approx(seconds, abs=0.5)
