@@ -1,4 +1,4 @@
-"""The command: `stepahead train JOB`, `profile JOB`, `top`, `playback`, `report`, `export`, `env`, `doctor`.
+"""The command: `stepahead train`, `compare`, `profile`, `top`, `playback`, `report`, `export`, `env`, `doctor`.
 
 Exit codes: 0 done, 1 training failed, 2 usage, 3 a worker was lost, 130 interrupted.
 """
@@ -113,6 +113,16 @@ def _parser() -> argparse.ArgumentParser:
     profile = commands.add_parser("profile", help="where every millisecond of every stage goes, and what would help")
     _add_settings(profile)
     profile.set_defaults(run=_profile)
+    compare = commands.add_parser("compare", help="schedules side by side: what the lock costs on this job and machine")
+    _add_settings(compare, leave_out=("schedule", "microbatches", "baseline", "view", "steps", "epochs"))
+    compare.add_argument("--schedules", metavar="A,B", help="which; all unless given")
+    compare.add_argument(
+        "--microbatches", metavar="M", default="auto", help="auto (1, 2, 4, 8, the best), or: 4, or: 2,4"
+    )
+    compare.add_argument("--rounds", type=int, default=3, metavar="N", help="how often each is measured, in turn")
+    compare.add_argument("--seconds", type=float, default=5.0, metavar="S", help="that a round lasts, after warming up")
+    compare.add_argument("--target-loss", type=float, metavar="L", help="a round ends there; the seconds are compared")
+    compare.set_defaults(run=_compare)
     top = commands.add_parser("top", help="watch a run that goes on in another terminal")
     top.add_argument("run_folder", type=Path, metavar="RUN", nargs="?", help="the newest that goes on, unless given")
     top.add_argument("--once", action="store_true", help="print how it is now, and end")
@@ -138,9 +148,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
+def _add_settings(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
     parser.add_argument("job", metavar="JOB", help="digits, chars, file.py, file.py:function, package.module:function")
     for name, details in FLAGS.items():
+        if name in leave_out:
+            continue
         spellings = [f"--{name}"] if "-" not in name else [f"--{name}", f"--{name.replace('-', '_')}"]
         parser.add_argument(*spellings, **details)
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
@@ -149,8 +161,32 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    flags = {name: getattr(options, name) for name in (key.replace("-", "_") for key in FLAGS)}
+    flags = {name: getattr(options, name, None) for name in (key.replace("-", "_") for key in FLAGS)}
     return {**flags, "job": options.job}
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from stepahead.pipeline import UsageError
+
+    from .compare import AUTO, SCHEDULES, Settings, compare
+    from .config import read_config
+    from .job import load_job
+    from .screen import Screen
+
+    try:
+        counts = AUTO if options.microbatches == "auto" else tuple(map(int, options.microbatches.split(",")))
+    except ValueError:
+        raise UsageError(f"microbatches is {options.microbatches!r}; say auto, a number, or several: 2,4") from None
+    settings = Settings(
+        schedules=tuple(options.schedules.split(",")) if options.schedules else SCHEDULES,
+        microbatches=counts,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        target_loss=options.target_loss,
+    )
+    config = read_config(options.config, options.set, {**_settings(options), "microbatches": None})
+    job = load_job(config.job, config.options, seed=config.seed)
+    return compare(config, job, settings, Screen(), as_json=options.json)
 
 
 def _profile(options: argparse.Namespace) -> int:

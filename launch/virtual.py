@@ -72,7 +72,7 @@ def paces_of(
         inputs = batch[0] if index == 0 else outputs[index - 1]
         case = _Case(group, index, len(cut), (inputs, batch[1]), outputs[index])
         useful, inputs_share = case.measure(plain)
-        found = useful if recipe.signal is locked else {**case.measure(recipe)[0], **useful}
+        found: dict[Part, float] = useful if recipe.signal is locked else {**case.measure(recipe)[0], **useful}
         scale = stage_ms / 1e3 / sum(useful.values())
         lasts: dict[Part, float] = {part: seconds * scale for part, seconds in found.items()}
         paces.append(Pace(stage=index, seconds=lasts, inputs_share=inputs_share, jitter=jitter, seed=recipe.seed))

@@ -39,7 +39,7 @@ from .sharedmem import SharedReceiver, SharedSender, make_sockets
 from .spans import NAMES as SPANS
 from .spans import Spans, Wait
 from .telemetry import Event, Telemetry
-from .virtual import Pace
+from .virtual import Pace, Paced
 from .waiting import Waiter
 from .wire import bytes_of
 from .wiring import Choice, Wiring
@@ -68,6 +68,7 @@ __all__ = [
     "Links",
     "Loop",
     "Pace",
+    "Paced",
     "Place",
     "Post",
     "Progress",
