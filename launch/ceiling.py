@@ -10,7 +10,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from stepahead.pipeline import Activation, Batch, Signal, Stage, Truth, build_group, build_groups, example_outputs
+from stepahead.pipeline import (
+    USEFUL,
+    Activation,
+    Batch,
+    Signal,
+    Stage,
+    Truth,
+    build_group,
+    build_groups,
+    example_outputs,
+)
 from stepahead.workers import Paced, Spans
 from stepahead.workers.heap import keep_freed_memory
 
@@ -92,8 +102,11 @@ def _lonely_stage(plan: Plan, index: int, batch: Batch) -> Stage:
     group = build_group(work.layers, work.cut, index, seed=work.recipe.seed)
     (output,) = example_outputs([group], batch[0])
     recipe = replace(work.recipe, signal=lambda h, y: _Given(h), truth=Truth())
-    more = {} if work.pace is None else {"span": Paced(Spans(), work.pace)}
-    return recipe.stage(group, index, plan.stages, output, batch[1], device=work.device, **more)
+    if work.pace is None:
+        return recipe.stage(group, index, plan.stages, output, batch[1], device=work.device)
+    useful = {part: seconds for part, seconds in work.pace.seconds.items() if part in USEFUL}
+    span = Paced(Spans(), replace(work.pace, seconds=useful))
+    return recipe.stage(group, index, plan.stages, output, batch[1], device=work.device, span=span)
 
 
 def _step(stage: Stage, batch: Batch) -> None:

@@ -43,7 +43,7 @@ def draw_lines(series: Sequence[Series], *, x: str) -> str:
         places = [(f"{across.place(a):.1f}", f"{up.place(b):.1f}") for a, b in one.points]
         path = " ".join(f"{left},{top}" for left, top in places)
         title = f"<title>{escape(one.name)}</title>"
-        body.append(f'<polyline class="line s{number % 8}" points="{path}">{title}</polyline>')
+        body.append(f'<polyline class="line s{number % 8} d{number // 8}" points="{path}">{title}</polyline>')
         if len(places) <= FEW:
             body += [f'<circle class="dot s{number % 8}" cx="{left}" cy="{top}" r="3.5"/>' for left, top in places]
     legend = "".join(f'<span class="key s{n % 8}">{escape(one.name)}</span>' for n, one in enumerate(drawn))

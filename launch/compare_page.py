@@ -7,26 +7,18 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .causes import CAUSE_HEADS, CAUSES
+from .causes import CAUSE_HEADS
 from .charts import Series
 from .page import Cell, card, page, row, table, thin
 
 __all__ = ["write_page"]
 
 FILE = "report.html"
-HEADS = (
-    "schedule",
-    "micro-batches",
-    "samples/s",
-    "quartiles",
-    "x lockstep",
-    "x best locked",
-    "to the loss, s",
-    "activations, MB",
-    "sent a step, MB",
-    "had its core",
-)
-STAGE_HEADS = ("stage", "useful", "tax", *CAUSE_HEADS.values(), "activations, MB")
+HEADS = ("schedule", "M", "samples/s", "quartiles", "x lock", "x best", "to loss", "activations", "sent", "its core")
+LEGEND = """M: micro-batches; x lock, x best: samples a second over lockstep and over the best locked schedule; to loss:
+seconds; activations: MB at most, of the first and the last stage; sent: MB a step; its core: the share of the time in
+which a worker could have run and did. Solid: useful, hatched: tax, empty: idle."""
+STAGE_HEADS = ("stage", "useful", "tax", "idle", "mostly for", "activations")
 MEGA = 1e6
 
 
@@ -41,15 +33,15 @@ def _body(comparison: Mapping[str, Any]) -> str:
     kind = " on <b>virtual</b> devices" if comparison["virtual"] else ""
     title = f"<h1>{escape(comparison['job'])}</h1><p class='quiet'>schedules side by side, "
     title += f"{comparison['stages']} stages{kind}</p>"
-    words = "".join(f"<p>{escape(sentence)}</p>" for sentence in comparison["verdict"])
+    words = "".join(f"<li>{escape(sentence)}</li>" for sentence in comparison["verdict"])
     rows = [row(HEADS, _cells(index, each)) for index, each in enumerate(comparison["rows"])]
     errors = "".join(
         f"<p><b>{escape(each['schedule'])}</b>: {escape(each['error'])}</p>"
         for each in comparison["rows"]
         if each["error"]
     )
-    parts = [title, f"<div class='card'>{words}</div>", "<h2>Schedules</h2>"]
-    parts.append(f"<div class='card'>{table(HEADS, rows, 'wide')}</div>{errors}")
+    parts = [title, f"<div class='card'><ul>{words}</ul></div>", "<h2>Schedules</h2>"]
+    parts.append(f"<div class='card'>{table(HEADS, rows, 'wide')}<p class='legend'>{LEGEND}</p></div>{errors}")
     return "".join([*parts, _curves(comparison), _stages(comparison), _about(comparison)])
 
 
@@ -70,7 +62,7 @@ def _cells(index: int, each: Mapping[str, Any]) -> list[Cell]:
         cell("ratio_to_lockstep", ".2f"),
         cell("ratio_to_best_locked", ".2f"),
         cell("seconds_to_target", ".1f"),
-        (", ".join(f"{value / MEGA:.1f}" for value in peak), None),
+        (f"{peak[0] / MEGA:.1f}, {peak[-1] / MEGA:.1f}" if peak else "", None),
         cell("bytes_per_step", ".2f", MEGA),
         cell("contention", ".0%"),
     ]
@@ -100,16 +92,16 @@ def _stages(comparison: Mapping[str, Any]) -> str:
         )
         rows = [row(STAGE_HEADS, _stage_cells(index, stage, each)) for stage in range(len(each["useful"]))]
         parts.append(f"<div class='card'><h3>{escape(_name(each))}</h3>{bars}{table(STAGE_HEADS, rows)}</div>")
-    legend = "<p class='legend'>solid: useful, hatched: tax, empty: idle</p>"
-    return f"<h2>Where each stage's time went</h2>{legend}<div class='grid2'>{''.join(parts)}</div>" if parts else ""
+    return f"<h2>Where each stage's time went</h2><div class='grid2'>{''.join(parts)}</div>" if parts else ""
 
 
 def _stage_cells(index: int, stage: int, each: Mapping[str, Any]) -> list[Cell]:
     cells: list[Cell] = [(str(stage), None)]
     cells += [(f"{each[part][stage]:.1%}", f"rows.{index}.{part}.{stage}") for part in ("useful", "tax")]
-    cells += [(f"{each['idle'][stage].get(cause, 0.0):.1%}", f"rows.{index}.idle.{stage}.{cause}") for cause in CAUSES]
-    peak = each["peak_activation_bytes"]
-    return [*cells, (f"{peak[stage] / MEGA:.1f}" if stage < len(peak) else "", None)]
+    idle, peak = each["idle"][stage], each["peak_activation_bytes"]
+    most = max(idle, key=lambda cause: idle[cause], default=None)
+    cells += [(f"{sum(idle.values()):.1%}", None), (CAUSE_HEADS.get(most, "") if most else "", None)]
+    return [*cells, (f"{peak[stage] / MEGA:.1f} MB" if stage < len(peak) else "", None)]
 
 
 def _about(comparison: Mapping[str, Any]) -> str:

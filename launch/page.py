@@ -19,6 +19,7 @@ STYLE = """
 body { font: 16px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto;
   padding: 1.2rem; max-width: 1080px; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
+.card ul { margin: 0; padding-left: 1.2rem; } .card li { margin: .3rem 0; }
 .quiet { color: var(--quiet); } .figures { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0; }
 .figure { background: var(--card); border-radius: .5rem; padding: .6rem .9rem; min-width: 8.5rem; }
 .figure b { display: block; font-size: 1.4rem; } .figure span { color: var(--quiet); font-size: .85rem; }
@@ -49,6 +50,7 @@ th:first-child, td:first-child { text-align: left; } th { color: var(--quiet); f
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--quiet); font-size: 13px; }
 @media screen and (max-width: 520px) { svg text { font-size: 18px; } }
 .grid { stroke: var(--grid); } .line { fill: none; stroke-width: 2; stroke: currentColor; }
+.line.d1 { stroke-dasharray: 7 4; } .line.d2 { stroke-dasharray: 2 4; }
 .fill { fill: var(--useful); } .dot { fill: currentColor; }
 .s0 { color: #2b86c5; } .s1 { color: #e69f00; } .s2 { color: #009e73; } .s3 { color: #d55e00; } .s4 { color: #cc79a7; }
 .s5 { color: #56b4e9; } .s6 { color: #8a7b00; } .s7 { color: var(--quiet); }

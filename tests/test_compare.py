@@ -59,7 +59,8 @@ def falling(rate: float, per_sample: float = 0.001) -> Curve:
 
 def row(schedule: str, rate: float, useful: float = 0.5, tax: float = 0.0, **more: Any) -> Row:
     shares: dict[str, Any] = {"useful": [useful] * 2, "tax": [tax, 0.0], "idle": [{"other": 1 - useful - tax}] * 2}
-    return Row(schedule=schedule, rates=[rate * 0.9, rate, rate * 1.2], **{**shares, "curves": [falling(rate)], **more})
+    settings: dict[str, Any] = {**shares, "curves": [falling(rate)], **more}
+    return Row(schedule=schedule, rates=[rate * 0.9, rate, rate * 1.2], **settings)
 
 
 def found(*more: Row, **settings: Any) -> Comparison:

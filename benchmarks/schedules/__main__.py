@@ -1,0 +1,173 @@
+"""Schedules beside each other, the figures of the README: each from one `stepahead compare`.
+
+    python -m benchmarks.schedules virtual-4 virtual-8 ..      one or several cases
+    python -m benchmarks.schedules list                         what there is
+    python -m benchmarks.schedules table                        what was measured
+
+A case's compare.json is kept beside this file; the table is made of those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+OUT = HERE / "results"
+JOBS = "benchmarks/schedules/jobs.py"
+MEGA = 1e6
+VIRTUAL = ["--device", "virtual", "--stage-ms", "240", "--set", "options.width=768", "--set", "options.batch=64"]
+PIPELINES = "ceiling,lockstep,gpipe,1f1b,interleaved-1f1b,interleaved-zb,zbv,replay,stash,decoupled"
+"""All but one process alone, which takes as long as all virtual stages together."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison."""
+
+    job: str
+    flags: list[str] = field(default_factory=list[str])
+    schedules: str = ""
+    microbatches: str = "auto"
+    rounds: int = 5
+    seconds: float = 4.0
+    data: str = ""
+    """The folder below --data that the job reads, if it reads one."""
+
+    def command(self, data: Path | None, run: Path) -> list[str]:
+        command = [sys.executable, "-m", "stepahead.launch", "compare", self.job, *self.flags, "--run-dir", str(run)]
+        command += ["--microbatches", self.microbatches, "--rounds", str(self.rounds), "--seconds", f"{self.seconds:g}"]
+        if self.schedules:
+            command += ["--schedules", self.schedules]
+        if self.data and data is not None:
+            command += ["--set", f"options.data={data / self.data}"]
+        return command
+
+
+def _virtual(stages: int, *flags: str, schedules: str = PIPELINES, rounds: int = 1) -> Case:
+    depth = ["--set", f"options.depth={4 * stages}", "--stages", str(stages), "--truth", "off"]
+    seconds = 2.0 * stages
+    return Case(f"{JOBS}:mlp", [*VIRTUAL, *depth, *flags], schedules, "8", rounds, seconds)
+
+
+def _real(job: str, *flags: str, **more: Any) -> Case:
+    return Case(job, ["--stages", "2", "--device", "cpu", *flags], **more)
+
+
+MLP, CNN = f"{JOBS}:mlp", f"{JOBS}:cnn"
+WIDE = ["--set", "options.width=1024", "--set", "options.batch=512"]
+SMALL = ["--set", "options.batch=32"]
+SLOW = ["--link-latency-ms", "50"]
+CASES: dict[str, Case] = {
+    **{f"virtual-{stages}": _virtual(stages) for stages in (2, 4, 8)},
+    "virtual-16": _virtual(16, schedules="ceiling,decoupled"),
+    "virtual-4-slow": _virtual(4, *SLOW),
+    "virtual-8-straggler": _virtual(8, "--slow-stage", "3:1.5", "--jitter", "0.2"),
+    "mlp-512": _real(MLP, "--truth", "off"),
+    "mlp-512-truth": _real(MLP, schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"),
+    "mlp-1024": _real(MLP, *WIDE, "--truth", "off"),
+    "mlp-1024-truth": _real(MLP, *WIDE, schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"),
+    "cnn": _real(CNN, "--truth", "off", "--cut", "cost"),
+    "gpt": _real("chars", "--truth", "off"),
+    "gpt-truth": _real("chars", schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"),
+    "gpt-to-loss": _real("chars", "--truth-every", "4", rounds=1, seconds=60.0),
+    "gpt-to-loss-slow": Case(
+        "chars",
+        ["--stages", "4", "--device", "virtual", "--stage-ms", "120", *SLOW],
+        schedules=PIPELINES,
+        rounds=1,
+        seconds=60.0,
+    ),
+    "gpt-to-loss-uncut": _real("chars", microbatches="1", rounds=1, seconds=60.0),
+    "cnn-to-loss": _real(CNN, "--cut", "cost", data="cifar10", rounds=1, seconds=60.0),
+    "cnn-to-loss-uncut": _real(CNN, "--cut", "cost", *SMALL, data="cifar10", microbatches="1", rounds=1, seconds=60.0),
+}
+
+
+def run(name: str, case: Case, data: Path | None) -> None:
+    """Run a case, and keep what came of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        environment = {**os.environ, "PYTHONPATH": f".:{os.environ.get('PYTHONPATH', '')}"}
+        subprocess.run(case.command(data, run_dir), check=True, env=environment, cwd=HERE.parent.parent)
+        OUT.mkdir(exist_ok=True)
+        made = json.loads((run_dir / "compare.json").read_text())
+        for row in made["rows"]:
+            row["loss_curve"] = row["loss_curve"][:: max(len(row["loss_curve"]) // 60, 1)]
+        made["command"] = ["stepahead", "compare", *case.command(None, Path("RUN"))[4:]]
+        (OUT / f"{name}.json").write_text(json.dumps(made, indent=1) + "\n")
+        shutil.copy(run_dir / "report.html", Path(tempfile.gettempdir()) / f"{name}.html")
+
+
+def ideal_idle(schedule: str, stages: int, microbatches: int) -> float | None:
+    """Return the share of a step in which a stage of GPipe or 1F1B has nothing to do."""
+    if schedule not in ("gpipe", "1f1b"):
+        return None
+    return (stages - 1) / (microbatches + stages - 1)
+
+
+def table(name: str, made: dict[str, Any]) -> Table:
+    """Return a row for each schedule of a case."""
+    target = f"to {made['target_loss']:.3g}" if made["target_loss"] is not None else "to loss"
+    heads = ("schedule", "samples/s", "x lockstep", "x best locked", "of the ceiling", "useful", "tax", "idle (ideal)")
+    drawn = Table(*heads, "MB, first stage", target, title=name, box=MARKDOWN)
+    top = next((row["samples_per_second"] for row in made["rows"] if row["schedule"] == "ceiling"), None)
+    for row in made["rows"]:
+        rate, count = row["samples_per_second"], row["microbatches"]
+        label = row["schedule"] if count is None else f"{row['schedule']} M={count}"
+        if rate is None:
+            drawn.add_row(label, row["error"] or "")
+            continue
+        spread = f"{rate:,.0f} ({row['spread'][0]:,.0f} to {row['spread'][1]:,.0f})"
+        ratios = [row["ratio_to_lockstep"], row["ratio_to_best_locked"], rate / top if top else None]
+        useful, tax = row["useful"], row["tax"]
+        ideal = ideal_idle(row["schedule"], made["stages"], count or 1)
+        idle = (
+            f"{1 - mean(useful) - mean(tax):.0%}" + (f" ({ideal:.0%})" if ideal is not None else "") if useful else ""
+        )
+        drawn.add_row(
+            label,
+            spread,
+            *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
+            f"{mean(useful):.0%}" if useful else "",
+            f"{max(tax):.0%}" if useful and max(tax) else "",
+            idle,
+            f"{row['peak_activation_bytes'][0] / MEGA:.1f}" if row["peak_activation_bytes"] else "",
+            "" if row["seconds_to_target"] is None else f"{row['seconds_to_target']:.1f} s",
+        )
+    return drawn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="+", metavar="CASE", choices=[*CASES, "list", "table"])
+    parser.add_argument("--data", type=Path, help="a folder with cifar10/, for the cases that train on it")
+    options = parser.parse_args()
+    console = Console(width=170)
+    for name in options.cases:
+        if name == "list":
+            console.print(*CASES, sep="\n")
+        elif name == "table":
+            for case in CASES:
+                if (file := OUT / f"{case}.json").exists():
+                    console.print(table(case, json.loads(file.read_text())))
+        else:
+            run(name, CASES[name], options.data)
+            console.print(table(name, json.loads((OUT / f"{name}.json").read_text())))
+
+
+if __name__ == "__main__":
+    main()
