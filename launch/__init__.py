@@ -14,10 +14,13 @@ matchmaker  says who listens where          profile     where every millisecond 
 rendezvous  torchrun's variables            advice      from a profile to what to change
 ranks       a run under torchrun            causes      what idle time is idle for
 hosts       further ones, from here         gpus        how busy and how hot
+virtual     what virtual stages take        compare     schedules side by side; comparison has
+trial       a plan run for some seconds                 the figures, verdict the words, and
+ceiling     stages with nothing between                 compare_page the page
 outpost     on each of them; uplink         environment this machine, for bug reports
             is the line between             doctor      a self-test of it
 lifeline    a process that dies with another trace      trace.json.gz, for Perfetto
-interrupts  signals that ask to stop        report      report.html; charts are its pictures
+interrupts  signals that ask to stop        report      report.html; page and charts are its parts
 folder      where everything that a run     lines       how far a run is, in plain lines
             leaves is                       progress    the same for one process, with a bar
 summary     what came of it                 screen      a console that outlives its reader

@@ -12,7 +12,7 @@ assembly    groups and a recipe -> stages       updates     parameters and their
 randomness  draws keyed by (seed, stage, step)  schedules   the order of actions, as data
 devices     CPU or CUDA                         reference   all stages in one process
 finite      NaN and infinity                    metrics     numbers that judge an output
-optimizers  one for gradients that come late
+optimizers  one for gradients that come late    locks       locked schedules with micro-batches
 errors      the tree of exceptions
 """
 

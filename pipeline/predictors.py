@@ -239,7 +239,7 @@ class Critic(Predictor):
         self.norm = nn.LayerNorm(features)
         self.into = nn.Linear(features, hidden)
         self.label = LabelTable(classes, hidden) if classes else None
-        self.scores = _zeroed(nn.Linear(hidden, classes or 1))
+        self.scores = _zeroed(nn.Linear(hidden, classes or 1, bias=False))
         self.worth = LabelTable(classes, classes) if classes else None
 
     @classmethod
@@ -251,11 +251,12 @@ class Critic(Predictor):
         learns = torch.is_grad_enabled()
         with torch.enable_grad():
             at = h.detach().requires_grad_()
-            value = self._value(at, y)
+            value = self.value(at, y)
             (slope,) = torch.autograd.grad(value, at, create_graph=learns)
         return slope
 
-    def _value(self, h: Tensor, y: Tensor | None) -> Tensor:
+    def value(self, h: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the number, over all samples, whose slope is the guess."""
         scores: Tensor = self.scores(F.gelu(_add_label(self.label, self.into(self.norm(h)), y)))
         return (
             scores.sum() if self.worth is None else (scores * self.worth(torch.zeros_like(scores), _required(y))).sum()

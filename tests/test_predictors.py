@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
 from stepahead.pipeline import Conv, Linear, Synthetic, Token, make_predictor
-from stepahead.pipeline.predictors import LabelTable, Predictor
+from stepahead.pipeline.predictors import Critic, LabelTable, Predictor
 
 ROWS, PLACES, IMAGES = (6, 8), (6, 5, 8), (6, 3, 4, 4)
 KINDS: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
@@ -30,6 +30,8 @@ KINDS: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
     ("conv", IMAGES, {"depth": 2, "hidden": 7}),
     ("token", PLACES, {}),
     ("token", PLACES, {"ahead": 2, "hidden": 12}),
+    ("critic", ROWS, {}),
+    ("critic", PLACES, {"hidden": 12}),
 ]
 each_kind = pytest.mark.parametrize(("kind", "shape", "options"), KINDS)
 with_and_without = pytest.mark.parametrize("classes", [CLASSES, None], ids=["label", "no-label"])
@@ -207,3 +209,31 @@ def test_half_precision_activations() -> None:
     assert synthetic.gradient(h, y).dtype == torch.bfloat16
     synthetic.learn(h, y, torch.randn(6, 8, dtype=torch.bfloat16), 0)
     assert synthetic.predictor.state_dict()["out.weight"].dtype == torch.float32
+
+
+@with_and_without
+def test_a_critic_is_the_slope_of_a_number(classes: int | None) -> None:
+    """How its guess changes with h is symmetric, which a network that makes vectors need not be."""
+    h, y = torch.randn(1, 8, dtype=torch.float64), torch.tensor([1])
+    label = y if classes else None
+    for kind, symmetric in (("critic", True), ("mlp", False)):
+        predictor = shake(make_predictor(kind, h.float(), classes=classes)).double()
+        jacobian = torch.autograd.functional.jacobian(partial(_guess, predictor, label), h)
+        curl = jacobian.view(8, 8) - jacobian.view(8, 8).T
+        assert (curl.abs().max() < 1e-9) == symmetric
+
+
+def _guess(predictor: Predictor, label: Tensor | None, h: Tensor) -> Tensor:
+    if not isinstance(predictor, Critic):
+        return predictor(h, label)  # type: ignore[no-any-return]
+    (slope,) = torch.autograd.grad(predictor.value(h, label), h, create_graph=True)
+    return slope
+
+
+def test_a_critic_guesses_without_a_graph() -> None:
+    h, y = torch.randn(4, 8), torch.arange(4)
+    critic = shake(make_predictor("critic", h, classes=CLASSES))
+    with torch.no_grad():
+        assert not critic(h, y).requires_grad
+    assert critic(h, y).requires_grad
+    assert not h.requires_grad
