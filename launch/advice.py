@@ -38,13 +38,13 @@ def advise(
         locked: Whether they wait for each other within every step.
     """
     slowest = max(range(len(stages)), key=lambda stage: stages[stage].busy)
-    better, gain = better_cut(stages, cut, costs)
     causes = _causes(stages, slowest, locked=locked)
-    if locked:
+    if locked:  # its groups may be more than its stages
         return causes
     if shared:
         turns = "stages share a device: what one waits for is mostly its turn, and its turn counts as its own time; "
         return [f"{turns}use as many stages as devices", *causes]
+    better, gain = better_cut(stages, cut, costs)
     if gain >= WORTH:
         place = ",".join(names[first] for first in list(accumulate(better))[:-1])
         return [f"stage {slowest} is the slowest: cut elsewhere: --cut {place}; expected {gain:+.0%}", *causes]

@@ -35,7 +35,6 @@ from stepahead.pipeline import (
     layers_of,
     locked,
     measure_costs,
-    parse_device,
     probe,
     silent,
     synthetic,
@@ -58,12 +57,12 @@ from stepahead.workers.locked import is_available
 
 from .config import TRUTH_SETTINGS, Config
 from .job import Job, load_job
-from .virtual import paces_of, parse_slow_stages
+from .placement import cores_of, devices_of
+from .virtual import paces_of, parse_slow_stages, short_actions
 
 __all__ = ["Plan", "layer_costs", "make_plan", "plan_run"]
 
 PREFETCH = 8
-LEAST_MS = 10.0
 ENCRYPTED = "what goes between hosts is encrypted, and large tensors take about three times as long (benchmarks/links)"
 GLOO_INSTEAD = "gloo joins them, through the CPU's memory; shared memory (link auto) is quicker"
 SIGNALS: dict[str, SignalRecipe] = {"locked": locked, "delayed": delayed, "silent": silent}
@@ -257,8 +256,8 @@ def make_plan(config: Config, job: Job, hosts: Sequence[int] = (), here: int = 0
     config = _resolve(config, job, stages)
     hosts = tuple(hosts) or (here,) * stages
     ours = tuple(stage for stage, host in enumerate(hosts) if host == here)
-    devices = _devices(config.device, stages, ours)
-    cores, notes = _cores(devices, ours)
+    devices = devices_of(config.device, stages, ours)
+    cores, notes = cores_of(devices, ours)
     others = tuple(sorted(os.sched_getaffinity(0) - {core for own in cores for core in own}))
     total = config.steps
     if total is None and config.epochs is not None:
@@ -282,24 +281,22 @@ def make_plan(config: Config, job: Job, hosts: Sequence[int] = (), here: int = 0
         plan = replace(plan, config=replace(config, link="shm"))
     plan = replace(plan, notes=(*plan.notes, *_link_notes(plan)))
     plan.truth.at(0, plan.stages)  # refuses what cannot be
-    return _with_paces(plan) if plan.is_virtual else plan
+    return _as_virtual(plan) if plan.is_virtual else plan
 
 
-def _with_paces(plan: Plan) -> Plan:
-    """Measure what virtual stages do, and settle how long it lasts."""
+def _as_virtual(plan: Plan) -> Plan:
+    """Settle how long what virtual stages do lasts."""
     config, data = plan.config, plan.job.data
+    assert config.stage_ms is not None, "checked with the settings"
     parse_slow_stages(config.slow_stage, plan.stages)
     if isinstance(data, Iterator):
         raise UsageError("device is 'virtual', which tries a batch; give data that can be run through more than once")
     batch = next(iter(data(0) if callable(data) else data))
-    assert config.stage_ms is not None, "checked with the settings"
     paces = paces_of(
         plan.layers, plan.cut, plan.recipe, (batch[0], batch[1]), stage_ms=config.stage_ms, jitter=config.jitter
     )
     pieces = plan.microbatches * groups_a_stage(config.schedule)
-    shortest = min(pace.seconds[part] for pace in paces for part in ("forward", "backward")) * 1e3 / pieces
-    note = f"what virtual stages do lasts {shortest:.1f} ms at the least; below {LEAST_MS:g} it measures the links too"
-    return replace(plan, paces=paces, notes=(*plan.notes, note) if shortest < LEAST_MS else plan.notes)
+    return replace(plan, paces=paces, notes=(*plan.notes, *short_actions(paces, pieces)))
 
 
 def _resolve(config: Config, job: Job, stages: int) -> Config:
@@ -421,35 +418,3 @@ def _signal(name: str, job: Job) -> SignalRecipe:
     if name == "auto" and job.signal is not None:
         return job.signal
     return synthetic(job.predictor, optimizer=job.predictor_optimizer, classes=job.classes, lr_schedule=job.lr_schedule)
-
-
-def _devices(setting: str, stages: int, ours: Sequence[int]) -> tuple[str, ...]:
-    """Return the device of each stage, after checking that those of ours are there."""
-    gpus = torch.cuda.device_count()
-    if setting == "virtual":
-        return ("virtual",) * stages
-    if setting == "auto":
-        setting = "cuda" if gpus else "cpu"
-    names = [name.strip() for name in setting.split(",")]
-    if names == ["cuda"] and gpus:
-        names = [f"cuda:{stage % gpus}" for stage in range(stages)]
-    if len(names) == 1:
-        names = names * stages
-    if len(names) != stages:
-        raise UsageError(f"device names {len(names)} devices for {stages} stages; name one, or one for each")
-    return tuple(str(parse_device(name)) if stage in ours else name for stage, name in enumerate(names))
-
-
-def _cores(devices: Sequence[str], ours: Sequence[int]) -> tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]:
-    """Give each stage of ours a core of its own, as far as they go; a stage on a GPU roams freely."""
-    free = sorted(os.sched_getaffinity(0))
-    on_cpu = [stage for stage in ours if devices[stage] == "cpu"]
-    on_gpu = [stage for stage in ours if devices[stage].startswith("cuda")]
-    notes: list[str] = []
-    if len(on_cpu) > len(free):
-        notes.append(f"{len(on_cpu)} stages share {len(free)} cores: they take turns, {len(free)} at a time")
-    gpus = {devices[stage] for stage in on_gpu}
-    if len(gpus) < len(on_gpu):
-        notes.append(f"{len(on_gpu)} stages share {len(gpus)} GPUs: they take turns")
-    cores = [(free[on_cpu.index(stage) % len(free)],) if stage in on_cpu else () for stage in range(len(devices))]
-    return tuple(cores), tuple(notes)

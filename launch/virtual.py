@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -32,8 +32,9 @@ from stepahead.pipeline import (
 )
 from stepahead.workers import Pace
 
-__all__ = ["paces_of", "parse_slow_stages"]
+__all__ = ["paces_of", "parse_slow_stages", "short_actions"]
 
+LEAST_MS = 10.0
 WARM_UP, STEPS = 4, 12
 """Steps that do not count, and that do: a multiple of most periods."""
 
@@ -117,6 +118,19 @@ def _time_inputs(stage: Stage, inputs: Tensor, delta: Tensor) -> float:
     begun = time.perf_counter()
     stage.passes.gradients(forward, [forward.h_in], delta)
     return time.perf_counter() - begun
+
+
+def short_actions(paces: Sequence[Pace], pieces: int) -> Iterator[str]:
+    """Say so where what stages do is over so soon that links are measured too.
+
+    Args:
+        pieces: Into how many a stage's passes are cut.
+    """
+    parts: tuple[Part, ...] = ("forward", "backward")
+    shortest = min(pace.seconds.get(part, 0.0) for pace in paces for part in parts) * 1e3 / pieces
+    if shortest < LEAST_MS:
+        rest = f"below {LEAST_MS:g} it measures the links too"
+        yield f"what virtual stages do lasts {shortest:.1f} ms at the least; {rest}"
 
 
 class _Timer:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepahead.pipeline import (
     Activation,
@@ -40,6 +41,7 @@ from stepahead.pipeline import (
     owner_of,
 )
 from stepahead.pipeline.groups import evaluating
+from stepahead.pipeline.signals import apply_loss
 
 from .delays import DueTimes
 from .loop import Links, Progress
@@ -89,6 +91,8 @@ class LockedStage:
         for each in placed:
             each.group.to(device)
         self.updaters = [recipe.updater(each.group, each.index, each.of) for each in placed]
+        loss = recipe.loss
+        self.loss = deepcopy(loss).to(device) if isinstance(loss, nn.Module) else loss
         self.steps = self.skipped = 0
         self.in_flight = self.most_in_flight = 0
         """Micro-batches that are gone through forward, and not yet through all of backward; and the most at a time."""
@@ -147,6 +151,7 @@ class LockedLoop:
         progress: Where to note how far it is.
         begin: Called with the first batch, before anything is run.
         ready: Called when all is prepared, before the first batch that counts.
+        inputs_share: Of a backward pass, what the gradient of the input takes where the schedule splits it.
         delays: What makes torch's ways between stages slow, if anything.
     """
 
@@ -163,6 +168,7 @@ class LockedLoop:
         progress: Progress | None = None,
         begin: Callable[[Activation], None] = lambda batch: None,
         ready: Callable[[], None] = lambda: None,
+        inputs_share: float = 0.5,
         delays: DueTimes | None = None,
     ) -> None:
         self.links = links
@@ -171,9 +177,9 @@ class LockedLoop:
         self._schedule, self._microbatches = schedule, microbatches
         self._spans = spans
         self._part = part or (lambda name, share: spans(name))
-        self._delays = delays
+        self._delays, self._inputs_share = delays, inputs_share
         self._begin, self._ready = begin, ready
-        self._averages = Averages(Loss(stage.recipe.loss).measure, metrics or {})
+        self._averages = Averages(Loss(stage.loss).measure, metrics or {})
         self._made: dict[int, Any] = {}
         """By the length of their batches."""
         self._owner = partial(owner_of, schedule, stages=stage.placed[0].of // groups_a_stage(schedule))
@@ -301,7 +307,7 @@ class LockedLoop:
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         with self._part("forward", 0.0):
-            return self.stage.recipe.loss(output, target if self._labelled else None)
+            return apply_loss(self.stage.loss, output, target if self._labelled else None)
 
     def _time(self, stage: Any) -> None:
         """Time what torch calls of one of its stages, and take the time in between for waiting."""
@@ -315,8 +321,9 @@ class LockedLoop:
         def timed(*arguments: Any, **options: Any) -> Any:
             self._note_gap(wait)
             whole = options.get("full_backward", True) and name != "backward_weight_one_chunk"
+            of_it = 1.0 if whole else self._inputs_share
             self._count(name, whole)
-            with self._part(part, share if whole else share / 2):
+            with self._part(part, share * (1.0 - of_it if name == "backward_weight_one_chunk" else of_it)):
                 result = method(*arguments, **options)
             self._since = self._spans.now()
             if name == "forward_one_chunk" and crosses:

@@ -111,6 +111,7 @@ def _run_locked(work: StageWork, post: Post) -> None:
         metrics=work.metrics,
         progress=post.progress,
         part=None if work.pace is None else Paced(post.spans, work.pace).piece,
+        inputs_share=0.5 if work.pace is None else work.pace.inputs_share,
         begin=begin,
         ready=post.begin,
         delays=_due_times(work, post),

@@ -42,7 +42,7 @@ class Case:
     flags: list[str] = field(default_factory=list[str])
     schedules: str = ""
     microbatches: str = "auto"
-    rounds: int = 5
+    rounds: int = 3
     seconds: float = 4.0
     data: str = ""
     """The folder below --data that the job reads, if it reads one."""
@@ -74,6 +74,10 @@ SLOW = ["--link-latency-ms", "50"]
 CASES: dict[str, Case] = {
     **{f"virtual-{stages}": _virtual(stages) for stages in (2, 4, 8)},
     "virtual-16": _virtual(16, schedules="ceiling,decoupled"),
+    **{
+        f"idle-{stages}": _virtual(stages, "--set", "options.width=64", schedules="gpipe,1f1b", rounds=3)
+        for stages in (4, 8)
+    },
     "virtual-4-slow": _virtual(4, *SLOW),
     "virtual-8-straggler": _virtual(8, "--slow-stage", "3:1.5", "--jitter", "0.2"),
     "mlp-512": _real(MLP, "--truth", "off"),
