@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +18,7 @@ from stepahead.pipeline import (
     Batch,
     Signal,
     Stage,
+    TrainingError,
     Truth,
     build_group,
     build_groups,
@@ -24,12 +27,15 @@ from stepahead.pipeline import (
 from stepahead.workers import Paced, Spans
 from stepahead.workers.heap import keep_freed_memory
 
+from .job import first_batch
 from .plan import Plan
 from .start import fork
 
-__all__ = ["ceiling", "first_batch"]
+__all__ = ["ceiling"]
 
 READY = b"."
+PATIENCE = 60.0
+"""Seconds that a stage may need beyond those that are measured."""
 WARM_UP = 5
 """Steps that do not count."""
 
@@ -49,36 +55,47 @@ class _Given(Signal):
 
 def ceiling(plan: Plan, seconds: float) -> float:
     """Return samples a second of the slowest stage, when all step at the same time for so many seconds."""
-    batch = first_batch(plan)
+    batch = first_batch(plan.job.data)
     groups = build_groups(plan.layers, plan.cut, seed=plan.config.seed)
     inputs = [batch[0], *example_outputs(groups, batch[0])[:-1]]
-    begin, results = os.pipe(), [os.pipe() for _ in range(plan.stages)]
-    pids = [
-        fork(partial(_step_alone, plan, stage, (inputs[stage], batch[1]), seconds, begin[0], results[stage][1]))
-        for stage in range(plan.stages)
-    ]
-    try:
-        for reading, _ in results:
-            assert os.read(reading, 1) == READY, "a stage said something else"
-        os.write(begin[1], READY * plan.stages)
-        rates = [float(os.read(reading, 64)) for reading, _ in results]
-    finally:
-        for pid in pids:
-            os.waitpid(pid, 0)
-        for descriptor in (*begin, *(end for pair in results for end in pair)):
-            os.close(descriptor)
+    pids: list[int] = []
+    with ExitStack() as lines:
+        ends: list[socket.socket] = []
+        try:
+            for stage in range(plan.stages):
+                ours, theirs = socket.socketpair()
+                ends.append(lines.enter_context(ours))
+                with theirs:
+                    pids.append(
+                        fork(partial(_step_alone, plan, stage, (inputs[stage], batch[1]), seconds, theirs, ours))
+                    )
+            for stage, end in enumerate(ends):
+                _hear(end, stage, PATIENCE)
+            for end in ends:
+                end.send(READY)
+            rates = [float(_hear(end, stage, seconds + PATIENCE)) for stage, end in enumerate(ends)]
+        finally:
+            lines.close()  # whoever waits for a word leaves then
+            for pid in pids:
+                os.waitpid(pid, 0)
     return len(batch[0]) * min(rates)
 
 
-def first_batch(plan: Plan) -> Batch:
-    """Return the first batch of a plan's data."""
-    message = next(plan.feed().messages())
-    assert isinstance(message, Activation), "data begins with a batch"
-    return message.tensors[0], message.label
+def _hear(end: socket.socket, stage: int, timeout: float) -> bytes:
+    """Return what a stage says; one that failed says nothing."""
+    end.settimeout(timeout)
+    try:
+        said = end.recv(64)
+    except TimeoutError:
+        raise TrainingError(f"the ceiling: stage {stage} said nothing for {timeout:g} s") from None
+    if not said:
+        raise TrainingError(f"the ceiling: stage {stage} failed; what it raised is above")
+    return said
 
 
-def _step_alone(plan: Plan, stage: int, batch: Batch, seconds: float, begin: int, result: int) -> int:
+def _step_alone(plan: Plan, stage: int, batch: Batch, seconds: float, line: socket.socket, other: socket.socket) -> int:
     """Run one stage on the same batch again and again, on its core, and write how many steps it makes a second."""
+    other.close()  # the parent's end: only when nobody has it any more is its closing heard
     if plan.cores[stage]:
         os.sched_setaffinity(0, plan.cores[stage])
     torch.set_num_threads(1)
@@ -86,13 +103,14 @@ def _step_alone(plan: Plan, stage: int, batch: Batch, seconds: float, begin: int
     made = _lonely_stage(plan, stage, batch)
     for _ in range(WARM_UP):
         _step(made, batch)
-    os.write(result, READY)
-    os.read(begin, 1)
+    line.send(READY)
+    if not line.recv(1):  # another stage has failed
+        return 1
     steps, start = 0, time.perf_counter()
     while (taken := time.perf_counter() - start) < seconds:
         _step(made, batch)
         steps += 1
-    os.write(result, str(steps / taken).encode())
+    line.send(str(steps / taken).encode())
     return 0
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from stepahead.pipeline import (
     LOCKED,
     MICROBATCHED,
+    USEFUL,
     StepaheadError,
     TrainingError,
     UsageError,
@@ -26,14 +27,14 @@ from stepahead.pipeline import (
     did_you_mean,
 )
 
-from .ceiling import ceiling, first_batch
+from .ceiling import ceiling
 from .compare_page import write_page
 from .comparison import CEILING, DECOUPLED, LATE, SINGLE, Comparison, Row
 from .config import Config, write_config
 from .environment import machine
 from .folder import RunFolder
 from .interrupts import stop_signals
-from .job import Job
+from .job import Job, first_batch
 from .plan import Plan, make_plan
 from .screen import say
 from .start import start_workers
@@ -50,7 +51,7 @@ AUTO = (1, 2, 4, 8)
 """Numbers of micro-batches that are tried; each schedule keeps its best."""
 SHORT = 0.3
 """Of the seconds of a round, what a number of micro-batches is tried for."""
-LEAST_SECONDS = 0.5
+LEAST_SECONDS, MOST_SECONDS = 0.5, 1e6
 """Workers are looked at four times a second: less shows nothing."""
 PATIENCE = 8.0
 """A round may take so many times its seconds until it has its least steps."""
@@ -89,8 +90,10 @@ class Settings:
             raise UsageError(f"rounds is {self.rounds}; it must be at least 1")
         if not self.microbatches or min(self.microbatches) < 1:
             raise UsageError("microbatches must be at least 1: auto, a number, or several: 2,4")
-        if not LEAST_SECONDS <= self.seconds < 1e6:
-            raise UsageError(f"seconds is {self.seconds}; it must be at least {LEAST_SECONDS}")
+        if len(set(self.schedules)) < len(self.schedules):
+            raise UsageError(f"schedules names one twice: {', '.join(self.schedules)}")
+        if not LEAST_SECONDS <= self.seconds < MOST_SECONDS:
+            raise UsageError(f"seconds is {self.seconds}; it must be from {LEAST_SECONDS} to {MOST_SECONDS:,.0f}")
 
 
 def compare(config: Config, job: Job, settings: Settings, console: Console, *, as_json: bool = False) -> int:
@@ -142,12 +145,14 @@ class Contest:
             raise UsageError(
                 "compare starts its own processes, and torchrun would start it for each rank; leave that out"
             )
+        if self.config.truth in LATE or self.config.signal == "locked":
+            raise UsageError("compare has rows of their own for that: --schedules stash,replay,lockstep")
         if isinstance(self.job.data, Iterator):
             raise UsageError("compare goes through the data again and again; give data that can be: a list, a loader")
         self._base = make_plan(replace(self.config, schedule=DECOUPLED, microbatches=None, baseline="none"), self.job)
         if self._base.stages < 2:
             raise UsageError("compare needs a pipeline; give at least 2 stages: --stages 2")
-        self._batch_rows = len(first_batch(self._base)[0])
+        self._batch_rows = len(first_batch(self.job.data)[0])
         self.notes += self._base.notes
         self.rows = [Row(schedule=name) for name in self.settings.schedules]
 
@@ -234,8 +239,15 @@ class Contest:
         if len(plans) > 1:
             for count, plan in plans.items():
                 tried = Row(schedule=row.schedule, microbatches=count)
-                self._run_once(tried, plan, folder, signals, _short(self.settings.seconds))
-                row.tried[count] = tried.rates[0]
+                try:
+                    self._run_once(tried, plan, folder, signals, _for_a_try(self.settings.seconds))
+                except TrainingError as error:  # too little memory for one, it may do with more
+                    row.error = str(error)
+                else:
+                    row.tried[count] = tried.rates[0]
+            if not row.tried:
+                raise TrainingError(row.error or "")
+            row.error = None
         row.microbatches = max(plans, key=lambda count: row.tried.get(count, 0.0))
         return plans[row.microbatches]
 
@@ -278,7 +290,7 @@ class Contest:
         alone = replace(base, schedule="lockstep", signal="auto", stages=1, cut="count").without_truth()
         if not self._base.is_virtual:
             return replace(alone, device=self._base.devices[0])
-        total = sum(sum(pace.seconds[part] for part in ("forward", "backward", "optimizer")) for pace in self._paces())
+        total = sum(sum(pace.seconds[part] for part in USEFUL) for pace in self._paces())
         return replace(alone, stage_ms=total * 1e3, slow_stage=None, link_latency_ms=0.0, link_gbps=None)
 
     def _paces(self) -> list[Any]:
@@ -331,7 +343,7 @@ def _cells(found: Comparison, row: Row) -> dict[str, str]:
     }
 
 
-def _short(seconds: float) -> Limits:
+def _for_a_try(seconds: float) -> Limits:
     """Return for how long a number of micro-batches is tried."""
     return Limits(seconds=max(SHORT * seconds, LEAST_SECONDS))
 

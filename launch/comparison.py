@@ -12,12 +12,12 @@ from stepahead.pipeline import LOCKED
 
 from .trial import Curve
 
-__all__ = ["CEILING", "DECOUPLED", "HONEST", "LATE", "SINGLE", "Comparison", "Row"]
+__all__ = ["CEILING", "DECOUPLED", "LATE", "NO_PIPELINE", "SINGLE", "Comparison", "Row"]
 
 SINGLE, CEILING, DECOUPLED = "single", "ceiling", "decoupled"
 LATE = ("replay", "stash")
 """Schedules that step late on the truth: they have no bubble either."""
-HONEST = (SINGLE, CEILING)
+NO_PIPELINE = (SINGLE, CEILING)
 """Rows that are no schedule of a pipeline: one process, and what no pipeline can pass."""
 
 
@@ -53,7 +53,7 @@ class Row:
         """The quartiles."""
         if not self.rates:
             return None
-        low, _, high = quantiles(self.rates, n=4) if len(self.rates) > 1 else self.rates * 3
+        low, _, high = quantiles(self.rates, n=4, method="inclusive") if len(self.rates) > 1 else self.rates * 3
         return low, high
 
     @property
@@ -65,7 +65,7 @@ class Row:
         return self.schedule if self.microbatches is None else f"{self.schedule} M={self.microbatches}"
 
     def seconds_to(self, loss: float | None) -> float | None:
-        """Return the median of the seconds until the loss was so low; None if some round did not come to it."""
+        """Return the median of the seconds until the loss was so low; None if most rounds did not come to it."""
         if loss is None or not self.curves:
             return None
         found = [next((at for at, _, value in curve if value <= loss), math.inf) for curve in self.curves]
@@ -109,7 +109,7 @@ class Comparison:
     @property
     def racing(self) -> list[Row]:
         """The rows that train a pipeline."""
-        return [row for row in self.rows if row.schedule not in HONEST and row.rates]
+        return [row for row in self.rows if row.schedule not in NO_PIPELINE and row.rates]
 
     @property
     def first(self) -> Row | None:
@@ -144,9 +144,8 @@ class Comparison:
     def break_even(self) -> float | None:
         """Up to which predictor's tax decoupled makes as many samples a second as the best locked schedule."""
         tax, row, best = self.predictor_tax, self.row(DECOUPLED), self.best_locked
-        if tax is None or row is None or best is None or not row.rate or not best.rate:
-            return None
-        return row.rate * (1 + tax) / best.rate - 1
+        ratio = None if row is None else self.ratio(row, best)
+        return None if tax is None or ratio is None else ratio * (1 + tax) - 1
 
     def as_json(self, verdict: Sequence[str]) -> dict[str, Any]:
         """Return it as it is written to compare.json."""

@@ -17,6 +17,7 @@ from typing import Any
 from torch.optim import Adam
 
 from stepahead.pipeline import (
+    Batch,
     LossFunction,
     LRScheduleRecipe,
     Metric,
@@ -31,7 +32,7 @@ from stepahead.pipeline import (
 )
 from stepahead.workers import Batches, drawing_apart
 
-__all__ = ["BUILT_IN", "Job", "load_job"]
+__all__ = ["BUILT_IN", "Job", "first_batch", "load_job"]
 
 BUILT_IN = {"digits": "stepahead.launch.job_digits", "chars": "stepahead.launch.job_chars"}
 ADAM = partial(Adam, lr=1e-3)
@@ -205,3 +206,9 @@ def _line_of(error: BaseException, path: Path) -> str:
             line = trace.tb_lineno
         trace = trace.tb_next
     return "" if line is None else f"line {line}: "
+
+
+def first_batch(data: Batches) -> Batch:
+    """Return the first batch of a job's data, which can be run through again."""
+    batch = next(iter(data(0) if callable(data) else data))
+    return batch[0], batch[1]

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import nn
 from torch.optim import Adam
 
@@ -25,7 +23,6 @@ from stepahead.pipeline import (
     TruthUse,
     UsageError,
     build_groups,
-    check_microbatches,
     cut_at,
     cut_by_cost,
     cut_by_count,
@@ -53,18 +50,16 @@ from stepahead.workers import (
     Wiring,
     worker_names,
 )
-from stepahead.workers.locked import is_available
 
+from .checks import check_links, check_schedule, check_truth, link_notes
 from .config import TRUTH_SETTINGS, Config
-from .job import Job, load_job
+from .job import Job, first_batch, load_job
 from .placement import cores_of, devices_of
 from .virtual import paces_of, parse_slow_stages, short_actions
 
 __all__ = ["Plan", "layer_costs", "make_plan", "plan_run"]
 
 PREFETCH = 8
-ENCRYPTED = "what goes between hosts is encrypted, and large tensors take about three times as long (benchmarks/links)"
-GLOO_INSTEAD = "gloo joins them, through the CPU's memory; shared memory (link auto) is quicker"
 SIGNALS: dict[str, SignalRecipe] = {"locked": locked, "delayed": delayed, "silent": silent}
 
 
@@ -274,12 +269,12 @@ def make_plan(config: Config, job: Job, hosts: Sequence[int] = (), here: int = 0
         total_steps=total,
         notes=notes,
     )
-    _check_schedule(plan)
-    _check_truth(plan.truth, config)
-    _check_links(plan)
+    check_schedule(plan)
+    check_truth(plan.truth, config)
+    check_links(plan)
     if config.link == "auto" and not plan.is_on_several_hosts and len(set(devices) - {"cpu", "virtual"}) < 2:
         plan = replace(plan, config=replace(config, link="shm"))
-    plan = replace(plan, notes=(*plan.notes, *_link_notes(plan)))
+    plan = replace(plan, notes=(*plan.notes, *link_notes(plan)))
     plan.truth.at(0, plan.stages)  # refuses what cannot be
     return _as_virtual(plan) if plan.is_virtual else plan
 
@@ -291,10 +286,8 @@ def _as_virtual(plan: Plan) -> Plan:
     parse_slow_stages(config.slow_stage, plan.stages)
     if isinstance(data, Iterator):
         raise UsageError("device is 'virtual', which tries a batch; give data that can be run through more than once")
-    batch = next(iter(data(0) if callable(data) else data))
-    paces = paces_of(
-        plan.layers, plan.cut, plan.recipe, (batch[0], batch[1]), stage_ms=config.stage_ms, jitter=config.jitter
-    )
+    batch = first_batch(data)
+    paces = paces_of(plan.layers, plan.cut, plan.recipe, batch, stage_ms=config.stage_ms, jitter=config.jitter)
     pieces = plan.microbatches * groups_a_stage(config.schedule)
     return replace(plan, paces=paces, notes=(*plan.notes, *short_actions(paces, pieces)))
 
@@ -312,54 +305,6 @@ def _resolve(config: Config, job: Job, stages: int) -> Config:
         epochs=epochs,
         evaluate_every=config.evaluate_every or job.evaluate_every,
     )
-
-
-def _check_schedule(plan: Plan) -> None:
-    """Refuse what torch's schedules cannot do."""
-    config = plan.config
-    if config.schedule not in MICROBATCHED:
-        if config.microbatches is not None:
-            what = f"microbatches is {config.microbatches}, and under {config.schedule} batches are not cut"
-            raise UsageError(f"{what}; leave it out, or take --schedule 1f1b")
-        return
-    check_microbatches(config.schedule, plan.stages, plan.microbatches)
-    if not is_available():
-        raise UsageError(f"{config.schedule} is torch's own, from torch 2.13 on; this is {torch.__version__}")
-    places = list(zip(plan.hosts, plan.devices, strict=True))
-    if any(device.startswith("cuda") for device in plan.devices) and len(set(places)) < len(places):
-        raise UsageError(f"{config.schedule} takes a GPU for each stage, and stages share some; name others, or 'cpu'")
-
-
-def _check_truth(truth: Truth, config: Config) -> None:
-    """Refuse what would be of no use."""
-    use, signal = truth.use, config.signal
-    if use != "off" and (config.schedule in LOCKED or signal == "locked"):
-        raise UsageError(f"truth is {use!r}, but locked stages wait for it in any case; leave it out")
-    if truth.is_late and signal != "auto":
-        raise UsageError(f"signal is {signal!r}, but with truth {use!r} stages step on that alone")
-    if use == "learn" and signal in ("probe", "silent"):
-        raise UsageError(f"truth is 'learn', but with signal {signal!r} there is nothing that could learn from it")
-
-
-def _check_links(plan: Plan) -> None:
-    """Refuse links that cannot do what is asked of them."""
-    link = plan.config.link
-    if plan.is_on_several_hosts and link == "shm":
-        raise UsageError("link is 'shm', and shared memory is on one host; leave it out, or say zmq or dist")
-    if plan.config.link_secret is not None and link == "dist":
-        raise UsageError("link is 'dist', which cannot encrypt, and there is a link_secret; say zmq")
-
-
-def _link_notes(plan: Plan) -> Iterator[str]:
-    """Say what may surprise about the links."""
-    if plan.is_on_several_hosts and plan.config.link_secret is not None:
-        yield ENCRYPTED
-    places = list(zip(plan.hosts, plan.devices, strict=True))
-    alike = [stage for stage, (one, other) in enumerate(pairwise(places)) if one == other]
-    shared = [stage for stage in alike if plan.devices[stage].startswith("cuda")]
-    if plan.config.link == "dist" and shared:
-        first, device = shared[0], plan.devices[shared[0]]
-        yield f"stages {first} and {first + 1} share {device}, which NCCL refuses: {GLOO_INSTEAD}"
 
 
 def _cut(config: Config, job: Job, layers: tuple[Layer, ...]) -> Cut:
@@ -384,9 +329,9 @@ def layer_costs(config: Config, job: Job, layers: tuple[Layer, ...]) -> list[flo
     """Return the seconds that each layer takes for a batch; all the same for data that cannot be tried."""
     if isinstance(job.data, Iterator):
         return [1.0] * len(layers)
-    example = next(iter(job.data(0) if callable(job.data) else job.data))
+    example = first_batch(job.data)
     optimizer = job.optimizer if callable(job.optimizer) else Adam
-    costs = measure_costs(layers, (example[0], example[1]), optimizer=optimizer, seed=config.seed)
+    costs = measure_costs(layers, example, optimizer=optimizer, seed=config.seed)
     return [cost.total for cost in costs]
 
 

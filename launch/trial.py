@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from stepahead.pipeline import owner_of
 from stepahead.workers import listen
 
 from .config import write_config
@@ -23,6 +24,8 @@ from .supervisor import Outcome, Supervisor
 __all__ = ["Curve", "Limits", "Start", "Trial", "Watch", "run_trial"]
 
 MOST_STEPS = 1_000_000
+LEAST_SECONDS = 1.0
+"""That are measured even if the loss is where it is to be before."""
 Curve = list[tuple[float, int, float]]
 """Seconds since the first batch, samples, and the mean of the last losses."""
 Start = Callable[[Plan, RunFolder, Supervisor], None]
@@ -68,7 +71,9 @@ def run_trial(plan: Plan, place: RunFolder, start: Start, signals: socket.socket
     config = replace(plan.config, steps=MOST_STEPS, epochs=None, ledger=False, evaluate=False)
     plan = replace(plan, config=config)
     facts = Facts(job=config.job, schedule=config.schedule, signal=plan.signal, run="", devices=plan.devices, layers=())
-    watch = Watch(limits, Monitor(facts, window=limits.most_seconds))
+    with_loss = owner_of(config.schedule, len(plan.cut) - 1, stages=plan.stages)
+    assert with_loss is not None, "the last group is some stage's"
+    watch = Watch(limits, Monitor(facts, window=limits.most_seconds), with_loss)
     try:
         write_config(config, place.config)
         with Supervisor(place, listen(place.path), plan.wiring, lambda line: None, signals) as supervisor:
@@ -97,6 +102,8 @@ class Watch:
 
     limits: Limits
     monitor: Monitor
+    with_loss: int
+    """The stage that has the last group: others may have a loss of their own."""
     moments: list[list[Moment]] = field(default_factory=list[list[Moment]])
     curve: Curve = field(default_factory=list[tuple[float, int, float]])
     _begun: float = math.inf
@@ -104,6 +111,7 @@ class Watch:
     _seen: int = 0
     _looked: float = 0.0
     _deadline: float = math.inf
+    _reached: bool = False
 
     def started(self, now: float) -> None:
         """Take note that the workers have been started."""
@@ -126,17 +134,16 @@ class Watch:
                 kept += more
             if changed:  # a rate is from one change of the count to another
                 self.monitor.take(now, samples)
-        reached = self._note_loss(samples)
+        self._reached = self._note_loss(samples[self.with_loss]) or self._reached
+        reached = self._reached and now >= self._begun + limits.warm_up + LEAST_SECONDS  # so that there is a rate
         enough = limits.warm_up + limits.seconds if steps >= self._first + limits.least_steps else limits.most_seconds
         return reached or now > min(self._begun + enough, self._deadline)
 
-    def _note_loss(self, samples: Sequence[Sample | None]) -> bool:
+    def _note_loss(self, sample: Sample | None) -> bool:
         """Go on with the curve, and return whether the loss has come as far as it is to come."""
-        known = [sample for sample in samples if sample and sample["loss"] is not None]
-        if not known:
+        if sample is None or sample["loss"] is None:
             return False
-        last = known[-1]  # the stage with the loss is the last one, or under zbv the first
-        if not self.curve or self.curve[-1][1] != last["samples"]:
-            self.curve.append((round(last["wall"], 3), last["samples"], round(last["loss"], 5)))
+        if not self.curve or self.curve[-1][1] != sample["samples"]:
+            self.curve.append((round(sample["wall"], 3), sample["samples"], round(sample["loss"], 5)))
         target = self.limits.target_loss
         return target is not None and self.curve[-1][2] <= target

@@ -35,7 +35,7 @@ from stepahead.workers import Pace
 __all__ = ["paces_of", "parse_slow_stages", "short_actions"]
 
 LEAST_MS = 10.0
-WARM_UP, STEPS = 4, 12
+WARM_UP, STEPS, REPEATS = 4, 12, 5
 """Steps that do not count, and that do: a multiple of most periods."""
 
 
@@ -66,7 +66,8 @@ def paces_of(
     """Return the pace of each group, after running a few batches through copies of all of them, one by one."""
     groups = [build_group(layers, cut, index, seed=recipe.seed) for index in range(len(cut))]
     outputs = example_outputs(groups, batch[0])
-    torch.set_num_threads(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as workers have
     plain = replace(recipe, signal=locked, truth=Truth())
     paces: list[Pace] = []
     for index, group in enumerate(groups):
@@ -77,6 +78,7 @@ def paces_of(
         scale = stage_ms / 1e3 / sum(useful.values())
         lasts: dict[Part, float] = {part: seconds * scale for part, seconds in found.items()}
         paces.append(Pace(stage=index, seconds=lasts, inputs_share=inputs_share, jitter=jitter, seed=recipe.seed))
+    torch.set_num_threads(threads)
     return tuple(paces)
 
 
@@ -93,22 +95,26 @@ class _Case:
     def measure(self, recipe: Recipe) -> tuple[dict[Part, float], float]:
         """Make some steps with a copy; return each part's seconds, and the share of backward that the input takes."""
         seconds: dict[Part, list[float]] = defaultdict(list)
+        early: dict[Part, list[float]] = {}
+        """What is so rare that it may not come again."""
         timer = _Timer(seconds)
         stage = recipe.stage(deepcopy(self.group), self.index, self.of, self.output, self.batch[1], span=timer)
         delta = torch.full_like(self.output, 1e-6)
         for step in range(WARM_UP + STEPS):
             timer.step = step
             if step == WARM_UP:
+                early = dict(seconds)
                 seconds.clear()
             inputs, label = self.batch
             list(stage.step_ahead(Activation(edge=stage.edge_above, step=step, tensors=(inputs,), label=label)))
             if not stage.is_last:
                 kind = GradientKind.TRUTH if stage.truth.awaits(step) else GradientKind.TARGET
                 list(stage.learn(Gradient(edge=stage.edge_below, step=step, tensors=(delta,), kind=kind)))
-        found: dict[Part, float] = {part: median(times) for part, times in seconds.items()}
+        kept: dict[Part, list[float]] = {**early, **seconds}
+        found: dict[Part, float] = {part: median(times) for part, times in kept.items()}
         if stage.is_first or "backward" not in found:
             return found, 0.5
-        by_itself = median(_time_inputs(stage, self.batch[0], delta) for _ in range(WARM_UP))
+        by_itself = median(_time_inputs(stage, self.batch[0], delta) for _ in range(REPEATS))
         return found, min(max(by_itself / found["backward"], 0.2), 0.8)
 
 

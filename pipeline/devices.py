@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
@@ -104,7 +105,11 @@ def pin(region: Tensor) -> bool:
     """Let GPUs copy to and from a region of memory directly, and return whether they can; not without a GPU in use."""
     if not torch.cuda.is_initialized():
         return False
-    return int(_runtime().cudaHostRegister(region.data_ptr(), region.nbytes, 0)) == 0
+    if int(_runtime().cudaHostRegister(region.data_ptr(), region.nbytes, 0)) == 0:
+        return True
+    with suppress(RuntimeError):  # CUDA keeps the error until something asks for it: better here than in a layer
+        torch.zeros(1, device="cuda")
+    return False
 
 
 def unpin(region: Tensor) -> None:

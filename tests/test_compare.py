@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from launcher import run
 from nets import CLASSES, adam, mlp, rows
 from rich.console import Console
 from test_processes import job_of
+from torch import Tensor, nn
 
 from stepahead.launch import Config
 from stepahead.launch.ceiling import ceiling
@@ -20,7 +22,8 @@ from stepahead.launch.comparison import Comparison, Row
 from stepahead.launch.plan import make_plan
 from stepahead.launch.trial import Curve
 from stepahead.launch.verdict import verdict
-from stepahead.pipeline import UsageError, synthetic
+from stepahead.pipeline import TrainingError, UsageError, synthetic
+from stepahead.workers.locked import is_available
 
 ROW_KEYS = {
     "schedule",
@@ -81,6 +84,7 @@ def test_ratios_are_of_rounds_and_the_best_locked_is_the_fastest() -> None:
     assert best.name == "1f1b M=4"
     assert made.ratio(decoupled, best) == pytest.approx(200 / 150)
     assert decoupled.rate == 200
+    assert decoupled.spread == pytest.approx((190.0, 220.0))
     assert made.predictor_tax == pytest.approx(0.2)
     assert made.bubble == pytest.approx(0.3)
     assert made.break_even == pytest.approx(200 * 1.2 / 150 - 1)
@@ -148,6 +152,7 @@ def test_the_table_fits(width: int) -> None:
     assert "interleaved-1f1b M=8" in text
 
 
+@pytest.mark.skipif(not is_available(), reason="torch's schedules need 2.13")
 def test_a_whole_comparison(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(JOB)
@@ -196,8 +201,10 @@ def test_rows_that_cannot_be_are_one_sentence_and_the_others_come(tmp_path: Path
         (["--stages", "1"], "compare needs a pipeline; give at least 2 stages"),
         (["--microbatches", "many"], "microbatches is 'many'; say auto, a number, or several: 2,4"),
         (["--microbatches", "0"], "microbatches must be at least 1"),
+        (["--schedules", "1f1b,1f1b"], "schedules names one twice"),
+        (["--truth", "stash"], "compare has rows of their own for that"),
         (["--rounds", "0"], "rounds is 0; it must be at least 1"),
-        (["--seconds", "-1"], "seconds is -1.0; it must be at least 0.5"),
+        (["--seconds", "-1"], "seconds is -1.0; it must be from 0.5 to 1,000,000"),
     ],
 )
 def test_what_cannot_be_compared_is_one_sentence(arguments: list[str], said: str, tmp_path: Path) -> None:
@@ -212,6 +219,20 @@ def test_data_that_can_be_gone_through_once_is_refused() -> None:
     job = job_of(mlp(), rows(3))
     with pytest.raises(UsageError, match="give data that can be: a list, a loader"):
         compare(Config(stages=2, device="cpu"), job_of(mlp(), iter(job.data)), Settings(), Console(quiet=True))  # type: ignore[arg-type]
+
+
+def test_a_ceiling_with_a_stage_that_fails_is_an_error() -> None:
+    class Broken(nn.Module):
+        def forward(self, h: Tensor) -> Tensor:
+            if torch.is_grad_enabled():  # not while shapes are looked at
+                raise ValueError("no")
+            return h
+
+    job = job_of(nn.Sequential(nn.Linear(12, 12), Broken(), nn.Linear(12, CLASSES)), rows(3))
+    for stage in (0, 1):
+        plan = make_plan(Config(stages=2, device="cpu", cut="2" if stage == 0 else "1", truth="off"), job)
+        with pytest.raises(TrainingError, match=f"the ceiling: stage {stage} failed"):
+            ceiling(plan, 0.2)
 
 
 def test_the_ceiling_of_virtual_stages_is_the_slowest_one() -> None:

@@ -27,7 +27,9 @@ from stepahead.pipeline import (
     locked,
 )
 from stepahead.workers import newest_snapshot, read_snapshot
+from stepahead.workers.locked import is_available
 
+pytestmark = pytest.mark.skipif(not is_available(), reason="torch's schedules need 2.13")
 FEATURES = 12
 CASES = [
     *((schedule, 2, microbatches) for schedule in MICROBATCHED for microbatches in (2, 4)),
@@ -91,16 +93,18 @@ def test_the_first_try_of_a_batch_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_time_is_useful_or_idle_and_activations_are_counted(tmp_path: Path) -> None:
     peaks: dict[str, list[int]] = {}
-    for schedule in ("gpipe", "1f1b"):
+    for schedule in ("gpipe", "1f1b", "zbv"):
         job = job_of(deep(), rows(6, size=32))
         summary = train(job, stages=2, schedule=schedule, microbatches=8, run_dir=str(tmp_path / schedule))
         for stage in summary["stages"]:
             assert stage["tax"] == 0.0
             assert stage["useful"] > 0.0
             assert stage["useful"] + sum(stage["idle"].values()) == pytest.approx(1.0)
+            assert min(stage["idle"].values()) >= 0.0  # nothing is counted twice
         peaks[schedule] = [stage["peak_activation_bytes"] for stage in summary["stages"]]
     assert peaks["1f1b"][0] < peaks["gpipe"][0] / 2  # two graphs of micro-batches, not eight
     assert peaks["1f1b"][1] < peaks["1f1b"][0]
+    assert peaks["zbv"][0] < peaks["gpipe"][0]  # each group's own graphs, not all of both
 
 
 def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
@@ -149,3 +153,10 @@ def test_a_locked_baseline_of_torchs(tmp_path: Path) -> None:
     baseline = json.loads(text.splitlines()[-1])["baseline"]
     assert baseline["schedule"] == "1f1b"
     assert baseline["samples_per_second"] > 0
+
+
+def test_an_older_torch_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stepahead.launch.checks.is_available", lambda: False)
+    for settings in ({"schedule": "gpipe"}, {"baseline": "1f1b"}):
+        with pytest.raises(UsageError, match=r"(gpipe|1f1b) is torch's own, from torch 2.13 on; this is"):
+            train(job_of(mlp(), rows(3)), stages=2, **settings)

@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
-from stepahead.pipeline import Message, StepaheadError
+from stepahead.pipeline import Message
 
 from .channels import Receiver
 from .waiting import Waiter
@@ -25,8 +25,8 @@ from .wire import header_of
 
 __all__ = ["Delay", "DelayedReceiver", "DueTimes"]
 
-PATIENCE = 0.05
-"""Seconds after which the thread looks whether its link was closed."""
+PATIENCE, SHORT = 0.05, 0.001
+"""Seconds after which the thread looks whether its link was closed, and whether there is room again."""
 NUMBER = 8
 
 
@@ -60,7 +60,7 @@ class DelayedReceiver(Receiver):
         self._inner, self._delay = inner, delay
         self._coming: deque[tuple[float, Message]] = deque()
         self._ready: deque[Message] = deque()
-        self._error: StepaheadError | None = None
+        self._error: Exception | None = None
         self._free = 0.0
         """When the way is free again."""
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -115,16 +115,22 @@ class DelayedReceiver(Receiver):
                     self._take_in()
                     self._let_through()
                     left = self._coming[0][0] - time.monotonic() if self._coming else PATIENCE
-                    waiter.wait(min(max(left, 0.0), PATIENCE))
-        except StepaheadError as error:
+                    patience = SHORT if self._is_full else PATIENCE  # nobody rings when there is room again
+                    waiter.wait(min(max(left, 0.0), patience))
+        except Exception as error:  # whoever receives is to hear of it, whatever it is
             while self._coming and not self.closed:
-                time.sleep(max(self._coming[0][0] - time.monotonic(), 0.0))
+                time.sleep(min(max(self._coming[0][0] - time.monotonic(), 0.0), PATIENCE))
                 self._let_through()
             self._error = error
             self._ring()
 
+    @property
+    def _is_full(self) -> bool:
+        """Whether as many are on their way as the link holds."""
+        return len(self._coming) + len(self._ready) >= self.capacity
+
     def _take_in(self) -> None:
-        while len(self._coming) + len(self._ready) < self.capacity:
+        while not self._is_full:
             message = self._inner.try_receive()
             if message is None:
                 return
@@ -163,7 +169,8 @@ class DueTimes:
         os.posix_fallocate(descriptor, 0, size)
         self._numbers: memoryview[int] = memoryview(mmap.mmap(descriptor, size)).cast("q")
         os.close(descriptor)
-        self._free = 0
+        self._free = [0, 0]
+        """When the way down and the way up are free again."""
 
     def watch(self, stage: Any) -> None:
         """Let one of torch's stages wait for what would not be there yet."""
@@ -187,17 +194,24 @@ class DueTimes:
 
         stage.forward_one_chunk, stage.backward_one_chunk = delayed_forward, delayed_backward
 
+    def due(self, plane: int, group: int, microbatch: int) -> int:
+        """Return when what a group sent last would be there, in nanoseconds; 0 for what goes nowhere."""
+        return self._numbers[self._place(plane, group, microbatch)]
+
     def _place(self, plane: int, group: int, microbatch: int) -> int:
         return (plane * self._groups + group) * self._microbatches + microbatch
 
     def note(self, plane: int, group: int, microbatch: int, size: int) -> None:
-        """Leave when what this group sends would be there."""
-        self._free = max(self._free, time.monotonic_ns()) + round(self._delay.lasts(size) * 1e9)
-        self._numbers[self._place(plane, group, microbatch)] = self._free + round(self._delay.latency * 1e9)
+        """Leave when what this group sends would be there: down (0) or up (1)."""
+        receiver = group + 1 if plane == 0 else group - 1
+        if self._owner(receiver) in (None, self._owner(group)):
+            return
+        free = self._free[plane] = max(self._free[plane], time.monotonic_ns()) + round(self._delay.lasts(size) * 1e9)
+        self._numbers[self._place(plane, group, microbatch)] = free + round(self._delay.latency * 1e9)
 
     def _wait(self, plane: int, sender: int, receiver: int, microbatch: int) -> None:
         if self._owner(sender) in (None, self._owner(receiver)):
             return
-        left = self._numbers[self._place(plane, sender, microbatch)] - time.monotonic_ns()
+        left = self.due(plane, sender, microbatch) - time.monotonic_ns()
         if left > 0:
             time.sleep(left / 1e9)

@@ -10,8 +10,9 @@ Torch fixes all shapes at the first step; so an evaluation, whose batches may be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ from stepahead.pipeline import (
     Activation,
     Averages,
     Group,
+    LinkTimeoutError,
     Loss,
     Mark,
     MarkKind,
@@ -33,8 +35,10 @@ from stepahead.pipeline import (
     Metric,
     NonFiniteError,
     Part,
+    PeerGoneError,
     Recipe,
     StageStatistics,
+    StepaheadError,
     UsageError,
     groups_a_stage,
     keyed,
@@ -94,8 +98,10 @@ class LockedStage:
         loss = recipe.loss
         self.loss = deepcopy(loss).to(device) if isinstance(loss, nn.Module) else loss
         self.steps = self.skipped = 0
-        self.in_flight = self.most_in_flight = 0
-        """Micro-batches that are gone through forward, and not yet through all of backward; and the most at a time."""
+        self.in_flight: Counter[int] = Counter()
+        """By group: micro-batches that are gone through forward, and not yet through all of backward."""
+        self.most_in_flight: Counter[int] = Counter()
+        """The most at a time."""
         self.bytes_sent = 0
         """To the stages below, and back from them."""
 
@@ -200,7 +206,8 @@ class LockedLoop:
             yield from self._pass_on(message)
             if isinstance(message, Activation):
                 self._spans.step = message.step
-                (self._train if message.training else self._evaluate)(message)
+                with _together():
+                    (self._train if message.training else self._evaluate)(message)
             elif isinstance(message, Mark):
                 if message.kind is MarkKind.STOP:
                     return
@@ -307,22 +314,25 @@ class LockedLoop:
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         with self._part("forward", 0.0):
-            return apply_loss(self.stage.loss, output, target if self._labelled else None)
+            loss = apply_loss(self.stage.loss, output, target if self._labelled else None)
+        self._since = self._spans.now()
+        return loss
 
     def _time(self, stage: Any) -> None:
         """Time what torch calls of one of its stages, and take the time in between for waiting."""
-        share = 1 / (self._microbatches * len(self.stage.placed))
-        below = self._owner(stage.stage_index + 1)
-        crosses = below not in (None, self._owner(stage.stage_index))
-        for name, (part, wait) in METHODS.items():
-            setattr(stage, name, self._timed(getattr(stage, name), name, part, wait, share, crosses))
+        for name in METHODS:
+            setattr(stage, name, self._timed(getattr(stage, name), name, stage.stage_index))
 
-    def _timed(self, method: Any, name: str, part: Part, wait: Wait | None, share: float, crosses: bool) -> Any:
+    def _timed(self, method: Any, name: str, group: int) -> Any:
+        part, wait = METHODS[name]
+        share = 1 / (self._microbatches * len(self.stage.placed))
+        crosses = self._owner(group + 1) not in (None, self._owner(group))
+
         def timed(*arguments: Any, **options: Any) -> Any:
             self._note_gap(wait)
             whole = options.get("full_backward", True) and name != "backward_weight_one_chunk"
             of_it = 1.0 if whole else self._inputs_share
-            self._count(name, whole)
+            self._count(name, group, whole)
             with self._part(part, share * (1.0 - of_it if name == "backward_weight_one_chunk" else of_it)):
                 result = method(*arguments, **options)
             self._since = self._spans.now()
@@ -332,17 +342,34 @@ class LockedLoop:
 
         return timed
 
-    def _count(self, name: str, whole: bool) -> None:
+    def _count(self, name: str, group: int, whole: bool) -> None:
+        now, most = self.stage.in_flight, self.stage.most_in_flight
         if name == "forward_one_chunk":
-            self.stage.in_flight += 1
-            self.stage.most_in_flight = max(self.stage.most_in_flight, self.stage.in_flight)
+            now[group] += 1
+            most[group] = max(most[group], now[group])
         elif whole or name == "backward_weight_one_chunk":
-            self.stage.in_flight -= 1
+            now[group] -= 1
 
     def _note_gap(self, name: SpanName | None) -> None:
         """Take the time since something was done for that."""
         if name is not None:
             self._spans.add(name, self._since)
+
+
+@contextmanager
+def _together() -> Generator[None]:
+    """Say it in our words where another stage is gone, or does not come: torch.distributed has one for all."""
+    try:
+        yield
+    except StepaheadError:
+        raise
+    except RuntimeError as error:
+        what = str(error).splitlines()[0]
+        if not (isinstance(error, dist.DistError) or "/gloo/" in str(error) or "NCCL" in str(error)):
+            raise
+        if "imed out" in what:
+            raise LinkTimeoutError(f"another stage did not come in the middle of a step: {what}") from error
+        raise PeerGoneError(f"another stage is gone in the middle of a step: {what}") from error
 
 
 def _stages_of(schedule: Any) -> list[Any]:

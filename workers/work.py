@@ -16,7 +16,6 @@ from stepahead.pipeline import (
     Group,
     Layer,
     Metric,
-    PeerGoneError,
     Recipe,
     Stage,
     build_group,
@@ -118,13 +117,11 @@ def _run_locked(work: StageWork, post: Post) -> None:
     )
     try:
         post.drive(loop.run(), links.ends, partial(_report, post, loop))
-    except RuntimeError as error:  # torch.distributed has no better word for a peer that is gone
-        if "gloo" not in str(error) and "NCCL" not in str(error) and "onnection" not in str(error):
-            raise
-        raise PeerGoneError(f"a stage is gone in the middle of a step: {str(error).splitlines()[0]}") from error
-    post.spans.end()
-    _finish(work, post, loop, groups, sum(meter.peak(stage.most_in_flight, 0, 1) for meter in meters))
-    dist.destroy_process_group()
+        post.spans.end()
+        peak = sum(meter.peak(stage.most_in_flight[number], 0, 1) for number, meter in zip(groups, meters, strict=True))
+        _finish(work, post, loop, groups, peak)
+    finally:
+        dist.destroy_process_group()  # under torchrun this process may live on, and no peer is to wait for it
 
 
 def _due_times(work: StageWork, post: Post) -> DueTimes | None:

@@ -177,7 +177,9 @@ def copies(bench: Bench) -> Iterator[Finding]:
     memory.close()
     values, now = torch.ones(COPIED // 4, device=bench.device), clock(bench.device)
     own, pinned = torch.empty(COPIED // 4), torch.empty(COPIED // 4)
-    pin(pinned)
+    if not pin(pinned):
+        yield Finding("memory of our own", "cannot be pinned", False)
+        return
     for name, place in (("pinned", pinned), ("not pinned", own)):
         for what, copy in (("into", partial(place.copy_, values)), ("out of", partial(values.copy_, place))):
             times: list[float] = []
@@ -214,6 +216,7 @@ def _in_processes(what: Callable[..., str], folder: Path, device: torch.device, 
     for process in processes:
         process.join(max(deadline - time.monotonic(), 0.0))
         process.kill()
+        process.join()
     said = folder / "0.said"
     return said.read_text() if said.exists() else f"nothing within {NCCL_PATIENCE:g} s"
 
