@@ -50,6 +50,8 @@ def check_truth(truth: Truth, config: Config) -> None:
     use, signal = truth.use, config.signal
     if use != "off" and (config.schedule in LOCKED or signal == "locked"):
         raise UsageError(f"truth is {use!r}, but locked stages wait for it in any case; leave it out")
+    if config.schedule in LOCKED and signal not in ("auto", "locked"):
+        raise UsageError(f"signal is {signal!r}, but under {config.schedule} stages wait for the truth; leave it out")
     if truth.is_late and signal != "auto":
         raise UsageError(f"signal is {signal!r}, but with truth {use!r} stages step on that alone")
     if use == "learn" and signal in ("probe", "silent"):

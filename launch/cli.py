@@ -178,7 +178,7 @@ def _compare(options: argparse.Namespace) -> int:
     except ValueError:
         raise UsageError(f"microbatches is {options.microbatches!r}; say auto, a number, or several: 2,4") from None
     settings = Settings(
-        schedules=tuple(options.schedules.split(",")) if options.schedules else SCHEDULES,
+        schedules=tuple(name.strip() for name in options.schedules.split(",")) if options.schedules else SCHEDULES,
         microbatches=counts,
         rounds=options.rounds,
         seconds=options.seconds,

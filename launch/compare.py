@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -51,6 +53,9 @@ AUTO = (1, 2, 4, 8)
 """Numbers of micro-batches that are tried; each schedule keeps its best."""
 SHORT = 0.3
 """Of the seconds of a round, what a number of micro-batches is tried for."""
+LATENESS = "this machine is too slow for these virtual stages"
+KEPT = 0.93
+"""Of the pace of virtual stages, below which a note is due."""
 LEAST_SECONDS, MOST_SECONDS = 0.5, 1e6
 """Workers are looked at four times a second: less shows nothing."""
 PATIENCE = 8.0
@@ -86,6 +91,8 @@ class Settings:
         for name in self.schedules:
             if name not in SCHEDULES:
                 raise UsageError(f"there is no schedule {name!r}; {did_you_mean(name, SCHEDULES)}")
+        if self.target_loss is not None and not math.isfinite(self.target_loss):
+            raise UsageError(f"target_loss is {self.target_loss}; it must be a number")
         if self.rounds < 1:
             raise UsageError(f"rounds is {self.rounds}; it must be at least 1")
         if not self.microbatches or min(self.microbatches) < 1:
@@ -99,7 +106,7 @@ class Settings:
 def compare(config: Config, job: Job, settings: Settings, console: Console, *, as_json: bool = False) -> int:
     """Measure all schedules, show what came of it, leave it in a folder, and return the exit code."""
     contest = Contest(config, job, settings)
-    folder = RunFolder.create(f"{config.job or job.name}-compare", config.run_dir)
+    folder = RunFolder.create(f"{Path(config.job.partition(':')[0]).stem or job.name}-compare", config.run_dir)
     write_config(config, folder.config)
     say(console, f"{contest.title}; folder: {folder.path}")
     interrupted = False
@@ -108,6 +115,7 @@ def compare(config: Config, job: Job, settings: Settings, console: Console, *, a
             contest.run(folder, signals, advance)
     except KeyboardInterrupt:
         interrupted = True
+        contest.notes.append("interrupted: what was not measured by then is not there")
     found = contest.found()
     words = verdict(found)
     console.print(table(found, console.width))
@@ -118,6 +126,8 @@ def compare(config: Config, job: Job, settings: Settings, console: Console, *, a
         say(console, f"note: {note}")
     for sentence in words:
         say(console, f"- {sentence}")
+    if console.width < max(LEAST_WIDTHS.values()):
+        say(console, "columns that do not fit are in the report")
     made = found.as_json(words)
     (folder.path / FILE).write_text(json.dumps(made, indent=1) + "\n")
     page = write_page(folder.path, made)
@@ -152,7 +162,7 @@ class Contest:
         self._base = make_plan(replace(self.config, schedule=DECOUPLED, microbatches=None, baseline="none"), self.job)
         if self._base.stages < 2:
             raise UsageError("compare needs a pipeline; give at least 2 stages: --stages 2")
-        self._batch_rows = len(first_batch(self.job.data)[0])
+        self._batch_rows = _rows_of(self.job)
         self.notes += self._base.notes
         self.rows = [Row(schedule=name) for name in self.settings.schedules]
 
@@ -165,7 +175,7 @@ class Contest:
         kind = f"virtual, {plan.config.stage_ms:g} ms each" if plan.is_virtual else ", ".join(sorted(set(plan.devices)))
         return (
             f"{plan.config.job}: {len(self.rows)} schedules, {plan.stages} stages ({kind}), "
-            f"{settings.rounds} rounds of {settings.seconds:g} s"
+            f"{settings.rounds} round{'s' * (settings.rounds > 1)} of {settings.seconds:g} s"
         )
 
     @property
@@ -202,6 +212,7 @@ class Contest:
             plan = self._plans[row.schedule] = self._plan(row, folder, signals)
         if row.schedule == CEILING:
             row.rates.append(ceiling(plan, self.settings.seconds))
+            self._note_lateness(row.rates[-1])
             return
         limits = Limits(
             seconds=self.settings.seconds,
@@ -209,6 +220,15 @@ class Contest:
             target_loss=self.settings.target_loss,
         )
         self._run_once(row, plan, folder, signals, limits)
+
+    def _note_lateness(self, rate: float) -> None:
+        """Take note if virtual stages cannot keep their times on this machine."""
+        if not self._base.is_virtual or any(LATENESS in note for note in self.notes):
+            return
+        slowest = max(sum(pace.seconds[part] for part in USEFUL) for pace in self._paces())
+        share = rate * slowest / self._batch_rows
+        if share < KEPT:
+            self.notes.append(f"{LATENESS} ({share:.0%} of their pace): take a longer --stage-ms, or a smaller model")
 
     def _run_once(self, row: Row, plan: Plan, folder: RunFolder, signals: socket.socket | None, limits: Limits) -> None:
         """Add what a round of a schedule shows to its row."""
@@ -354,6 +374,14 @@ def _range(shares: Sequence[float]) -> str:
         return ""
     low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
     return low if low == high else f"{low[:-1]}-{high}"
+
+
+def _rows_of(job: Job) -> int:
+    """Return the length of the first batch."""
+    try:
+        return len(first_batch(job.data)[0])
+    except Exception as error:
+        raise UsageError(f"the data gives no first batch: {type(error).__name__}: {error}") from error
 
 
 def _what_went_wrong(outcome: Outcome) -> str:

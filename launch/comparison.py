@@ -127,12 +127,11 @@ class Comparison:
 
     @property
     def predictor_tax(self) -> float | None:
-        """What the predictor costs the slowest decoupled stage, over what it would do anyway."""
+        """What predictor and replays cost the decoupled stage that pays most, over what it would do anyway."""
         row = self.row(DECOUPLED)
-        if row is None or not row.useful:
+        if row is None or not all(row.useful):
             return None
-        slowest = max(range(len(row.useful)), key=lambda stage: row.useful[stage] + row.tax[stage])
-        return row.tax[slowest] / row.useful[slowest] if row.useful[slowest] else None
+        return max((tax / useful for tax, useful in zip(row.tax, row.useful, strict=True)), default=None)
 
     @property
     def bubble(self) -> float | None:

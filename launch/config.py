@@ -128,6 +128,8 @@ class Config:
 
     def _check_virtual(self) -> None:
         """Refuse what virtual devices cannot be, and settings that only they have."""
+        if "virtual" in self.device.split(",") and self.device != "virtual":
+            raise UsageError(f"device is {self.device!r}; virtual stages are all of them, or none: --device virtual")
         if self.device != "virtual":
             given = {"stage_ms": self.stage_ms, "jitter": self.jitter, "slow_stage": self.slow_stage}
             given |= {"link_latency_ms": self.link_latency_ms, "link_gbps": self.link_gbps}

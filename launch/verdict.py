@@ -42,7 +42,8 @@ def _who_is_first(comparison: Comparison) -> Iterator[str]:
     timed = sorted(((taken, row) for taken, row in others if taken is not None), key=lambda entry: entry[0])
     said = f"{first.name} comes to a loss of {target:.4g} first, after {seconds:.1f} s"
     if not timed:
-        yield f"{said}; no other schedule does"
+        alone = len(comparison.racing) == 1
+        yield f"{said}; no other schedule {'was measured' if alone else 'does'}"
         return
     taken, second = timed[0]
     near = "level with" if seconds and taken / seconds < CLOSE else "then"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
@@ -43,13 +44,17 @@ def parse_slow_stages(text: str | None, stages: int) -> dict[int, float]:
     """Return by how much which stages are slower, from "3:1.5,5:2"."""
     found: dict[int, float] = {}
     for entry in filter(None, (text or "").split(",")):
-        stage, colon, factor = entry.partition(":")
+        times = math.nan
+        stage, _, factor = entry.partition(":")
         try:
-            found[int(stage)] = float(factor)
+            number, times = int(stage), float(factor)
         except ValueError:
-            colon = ""
-        if not colon or not 0 <= int(stage) < stages or found[int(stage)] <= 0:
-            what = f"slow_stage is {text!r}; it must be stage:factor, with stages from 0 to {stages - 1}"
+            number = -1
+        fits = 0 <= number < stages and number not in found and 0 < times < math.inf
+        if fits:
+            found[number] = times
+        else:
+            what = f"slow_stage is {text!r}; it must be stage:factor, each stage once, from 0 to {stages - 1}"
             raise UsageError(f"{what}: --slow-stage {min(3, stages - 1)}:1.5")
     return found
 

@@ -85,7 +85,7 @@ def test_ratios_are_of_rounds_and_the_best_locked_is_the_fastest() -> None:
     assert made.ratio(decoupled, best) == pytest.approx(200 / 150)
     assert decoupled.rate == 200
     assert decoupled.spread == pytest.approx((190.0, 220.0))
-    assert made.predictor_tax == pytest.approx(0.2)
+    assert made.predictor_tax == pytest.approx(0.2)  # the stage that pays most; the last one has no predictor
     assert made.bubble == pytest.approx(0.3)
     assert made.break_even == pytest.approx(200 * 1.2 / 150 - 1)
     assert made.row("stash") is None
@@ -201,7 +201,8 @@ def test_rows_that_cannot_be_are_one_sentence_and_the_others_come(tmp_path: Path
         (["--stages", "1"], "compare needs a pipeline; give at least 2 stages"),
         (["--microbatches", "many"], "microbatches is 'many'; say auto, a number, or several: 2,4"),
         (["--microbatches", "0"], "microbatches must be at least 1"),
-        (["--schedules", "1f1b,1f1b"], "schedules names one twice"),
+        (["--target-loss", "nan"], "target_loss is nan; it must be a number"),
+        (["--schedules", "1f1b, 1f1b"], "schedules names one twice"),
         (["--truth", "stash"], "compare has rows of their own for that"),
         (["--rounds", "0"], "rounds is 0; it must be at least 1"),
         (["--seconds", "-1"], "seconds is -1.0; it must be from 0.5 to 1,000,000"),
@@ -213,6 +214,23 @@ def test_what_cannot_be_compared_is_one_sentence(arguments: list[str], said: str
     assert said in text
     assert "Traceback" not in text
     assert not (tmp_path / "run").exists()
+
+
+def test_data_that_gives_nothing_is_one_sentence() -> None:
+    def data(epoch: int) -> list[Any]:
+        raise KeyError("no such file")
+
+    with pytest.raises(UsageError, match="the data gives no first batch: KeyError: 'no such file'"):
+        compare(Config(stages=2, device="cpu"), job_of(mlp(), data), Settings(), Console(quiet=True))  # type: ignore[arg-type]
+
+
+def test_virtual_stages_that_are_late_are_noted(tmp_path: Path) -> None:
+    settings = Settings(schedules=("ceiling", "lockstep"), rounds=1, seconds=0.5)
+    for stage_ms, late in ((40.0, False), (0.2, True)):
+        config = Config(stages=2, device="virtual", stage_ms=stage_ms, run_dir=str(tmp_path / f"{late}"))
+        compare(config, job_of(mlp(), rows(6)), settings, Console(quiet=True))
+        notes = json.loads((tmp_path / f"{late}" / "compare.json").read_text())["notes"]
+        assert any("too slow for these virtual stages" in note for note in notes) == late
 
 
 def test_data_that_can_be_gone_through_once_is_refused() -> None:

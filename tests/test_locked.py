@@ -18,6 +18,7 @@ from stepahead.pipeline import (
     MICROBATCHED,
     Recipe,
     Reference,
+    TrainingError,
     UsageError,
     accuracy,
     assemble,
@@ -119,12 +120,26 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
         ({"schedule": "1f1b", "microbatches": 4}, "a batch of 10 samples does not divide into 4 micro-batches"),
         ({"schedule": "zbv", "cut": "2"}, "which makes 2 groups, and zbv takes 4"),
         ({"schedule": "1f2b"}, "schedule is '1f2b'; .*did you mean '1f1b'"),
+        ({"schedule": "1f1b", "signal": "synthetic"}, "signal is 'synthetic', but under 1f1b stages wait"),
         ({"schedule": "1f1b", "truth": "replay"}, "but locked stages wait for it in any case"),
     ):
         with pytest.raises(UsageError, match=said):
             train(job, **{"stages": 2, "run_dir": str(tmp_path / "run"), **settings})
         if (tmp_path / "run").exists():
             (tmp_path / "run").rename(tmp_path / f"run-{said[:4]}")
+
+
+def test_a_loss_that_is_no_mean_is_refused_and_what_a_layer_raises_is_said(tmp_path: Path) -> None:
+    class Broken(nn.Module):
+        def forward(self, h: torch.Tensor) -> torch.Tensor:
+            raise ValueError("the layer has had enough")
+
+    summed = job_of(mlp(), rows(3), loss=nn.CrossEntropyLoss(reduction="sum"))
+    with pytest.raises(UsageError, match="under gpipe the loss must be a mean over the samples"):
+        train(summed, stages=2, schedule="gpipe", microbatches=2, run_dir=str(tmp_path / "summed"))
+    broken = job_of(nn.Sequential(*list(mlp())[:4], Broken(), *list(mlp())[4:]), rows(3))
+    with pytest.raises(TrainingError, match="ValueError: the layer has had enough"):
+        train(broken, stages=2, schedule="gpipe", microbatches=2, run_dir=str(tmp_path / "broken"))
 
 
 def test_rounds_of_interleaved_schedules() -> None:

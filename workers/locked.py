@@ -61,6 +61,9 @@ CLASSES = {
     "interleaved-zb": "ScheduleInterleavedZeroBubble",
     "zbv": "ScheduleZBVZeroBubble",
 }
+MOST_OFF = 0.05
+"""Share by which the loss of a batch may differ from the mean over its micro-batches: BatchNorm makes some, ignored
+places too."""
 MOST_FORM = 18
 """Numbers that say what a tensor is like: its dtype, how many sizes, and up to sixteen of those."""
 METHODS: dict[str, tuple[Part, Wait | None]] = {
@@ -252,8 +255,11 @@ class LockedLoop:
         if first:
             self._begin(batch)
         buffers = [(buffer, buffer.clone()) for each in self.stage.placed for buffer in each.group.buffers()]
+        losses: list[Tensor] = []
         with keyed(self.stage.recipe.seed, "try", device=self.stage.device):
-            self._step(schedule, batch, [])
+            output = self._step(schedule, batch, losses, returns=True)
+        if losses:
+            self._check_loss(output, batch, losses)
         for buffer, before in buffers:
             buffer.copy_(before)
         self.stage.clear()
@@ -288,15 +294,25 @@ class LockedLoop:
     def _is_first(self) -> bool:
         return self.stage.placed[0].index == 0
 
-    def _step(self, schedule: Any, batch: Activation, losses: list[Tensor]) -> None:
+    def _check_loss(self, output: Tensor, batch: Activation, losses: list[Tensor]) -> None:
+        """Refuse a loss that is not about the mean over a batch's samples: torch takes the mean over micro-batches."""
+        label = None if batch.label is None else batch.label.to(self.stage.device)
+        whole = float(apply_loss(self.stage.loss, output.detach(), label))
+        mean = float(torch.stack(losses).detach().mean())
+        if abs(whole - mean) > MOST_OFF * abs(whole):
+            raise UsageError(
+                f"the loss of a batch is {whole:.4g}, and the mean over its {len(losses)} micro-batches is {mean:.4g}: "
+                f"under {self._schedule} the loss must be a mean over the samples"
+            )
+
+    def _step(self, schedule: Any, batch: Activation, losses: list[Tensor], *, returns: bool = False) -> Any:
         given = [batch.tensors[0].to(self.stage.device)] if self._is_first else []
         label = batch.label
         self._labelled = label is not None
         if not self.stage.has_loss:
-            schedule.step(*given, return_outputs=False)
-            return
+            return schedule.step(*given, return_outputs=False)
         target = torch.zeros(len(batch.tensors[0]), dtype=torch.bool) if label is None else label
-        schedule.step(*given, target=target.to(self.stage.device), losses=losses, return_outputs=False)
+        return schedule.step(*given, target=target.to(self.stage.device), losses=losses, return_outputs=returns)
 
     def _make(self, rows: int) -> Any:
         """Return torch's schedule over new stages of its own, which have the same groups."""
@@ -364,9 +380,9 @@ def _together() -> Generator[None]:
     except StepaheadError:
         raise
     except RuntimeError as error:
-        what = str(error).splitlines()[0]
+        what = str(error).partition("\n")[0]
         if not (isinstance(error, dist.DistError) or "/gloo/" in str(error) or "NCCL" in str(error)):
-            raise
+            raise (error.__cause__ or error) from None  # torch wraps what a layer raised in that layer's arguments
         if "imed out" in what:
             raise LinkTimeoutError(f"another stage did not come in the middle of a step: {what}") from error
         raise PeerGoneError(f"another stage is gone in the middle of a step: {what}") from error
