@@ -90,7 +90,7 @@ CASES: dict[str, Case] = {
     "gpt-to-loss": _real("chars", "--truth-every", "4", rounds=1, seconds=60.0),
     "gpt-to-loss-slow": Case(
         "chars",
-        ["--stages", "4", "--device", "virtual", "--stage-ms", "120", *SLOW],
+        ["--stages", "4", "--device", "virtual", "--stage-ms", "240", *SLOW],
         schedules=PIPELINES,
         rounds=1,
         seconds=60.0,
