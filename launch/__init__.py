@@ -16,7 +16,7 @@ ranks       a run under torchrun            causes      what idle time is idle f
 hosts       further ones, from here         gpus        how busy and how hot
 virtual     what virtual stages take        compare     schedules side by side; comparison has
 trial       a plan run for some seconds                 the figures, verdict the words, and
-ceiling     stages with nothing between                 compare_page the page
+ceiling     stages with nothing between                 compare_table and compare_page show it
 outpost     on each of them; uplink         environment this machine, for bug reports
             is the line between             doctor      a self-test of it
 lifeline    a process that dies with another trace      trace.json.gz, for Perfetto

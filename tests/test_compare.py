@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from stepahead.launch import Config
 from stepahead.launch.ceiling import ceiling
-from stepahead.launch.compare import SCHEDULES, Settings, compare, table
+from stepahead.launch.compare import SCHEDULES, Settings, compare
+from stepahead.launch.compare_table import table
 from stepahead.launch.comparison import Comparison, Row
 from stepahead.launch.plan import make_plan
 from stepahead.launch.trial import Curve

@@ -14,7 +14,8 @@ waiting     for several ends at once        memory      what a stage holds, in b
 ends        which ends each worker has      heap        what is freed and wanted again
 wiring      of which kind each link is      telemetry   what it notes for whoever looks
 joining     makes a worker's ends           spans       where its time goes; queued, on a GPU
-delays      ways that are to be slow        locked      torch's own schedules, in place of the loop
+delays      ways that are to be slow        locked      torch's own schedules, in place of the loop;
+                                            locked_stage is what they drive
 ledger      what went through, for proofs   virtual     parts of a step that last as long as said
                                             samples     how far it is, written and read
 """

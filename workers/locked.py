@@ -10,22 +10,19 @@ Torch fixes all shapes at the first step; so an evaluation, whose batches may be
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepahead.pipeline import (
     Activation,
     Averages,
-    Group,
     LinkTimeoutError,
     Loss,
     Mark,
@@ -33,11 +30,8 @@ from stepahead.pipeline import (
     Message,
     MessageError,
     Metric,
-    NonFiniteError,
     Part,
     PeerGoneError,
-    Recipe,
-    StageStatistics,
     StepaheadError,
     UsageError,
     groups_a_stage,
@@ -48,11 +42,12 @@ from stepahead.pipeline.groups import evaluating
 from stepahead.pipeline.signals import apply_loss
 
 from .delays import DueTimes
+from .locked_stage import LockedStage
 from .loop import Links, Progress
 from .spans import SpanName, Spans, Wait
 from .wire import CODES, DTYPES
 
-__all__ = ["LockedLoop", "LockedStage", "Placed", "is_available"]
+__all__ = ["LockedLoop", "is_available"]
 
 CLASSES = {
     "gpipe": "ScheduleGPipe",
@@ -74,76 +69,9 @@ METHODS: dict[str, tuple[Part, Wait | None]] = {
 """What torch calls for each micro-batch: the part of a step that it is, and what a stage waited for before it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A group, and which of how many it is."""
-
-    group: Group
-    index: int
-    of: int
-
-
 def is_available() -> bool:
     """Return whether this torch has the schedules as they are used here."""
     return tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 13)
-
-
-class LockedStage:
-    """The groups of one stage with their optimizers."""
-
-    def __init__(self, placed: Sequence[Placed], recipe: Recipe, device: torch.device) -> None:
-        self.placed = list(placed)
-        self.recipe = recipe
-        self.device = device
-        for each in placed:
-            each.group.to(device)
-        self.updaters = [recipe.updater(each.group, each.index, each.of) for each in placed]
-        loss = recipe.loss
-        self.loss = deepcopy(loss).to(device) if isinstance(loss, nn.Module) else loss
-        self.steps = self.skipped = 0
-        self.in_flight: Counter[int] = Counter()
-        """By group: micro-batches that are gone through forward, and not yet through all of backward."""
-        self.most_in_flight: Counter[int] = Counter()
-        """The most at a time."""
-        self.bytes_sent = 0
-        """To the stages below, and back from them."""
-
-    @property
-    def has_loss(self) -> bool:
-        return any(each.index == each.of - 1 for each in self.placed)
-
-    def update(self, step: int) -> None:
-        """Step on the gradients that the schedule left."""
-        for each, updater in zip(self.placed, self.updaters, strict=True):
-            if updater is not None and not updater.step():
-                self.skipped += 1
-                if self.recipe.on_non_finite == "stop":
-                    raise NonFiniteError(
-                        f"step {step} ({each.group.title}): a gradient has values NaN or infinite; "
-                        f"lower the learning rate, clip, or skip such batches"
-                    )
-        self.clear()
-        for updater in self.updaters:
-            if updater is not None:
-                updater.advance()
-        self.steps += 1
-
-    def clear(self) -> None:
-        """Forget all gradients."""
-        for each in self.placed:
-            each.group.zero_grad()
-
-    def statistics(self) -> StageStatistics:
-        norms = [updater.norm for updater in self.updaters if updater is not None and updater.norm is not None]
-        return StageStatistics(
-            steps=self.steps,
-            loss=None,
-            gradient_norm=float(torch.stack(norms).norm()) if norms else None,
-            skipped=self.skipped,
-            unanswered=0,
-            held=0,
-            quality=None,
-        )
 
 
 class LockedLoop:

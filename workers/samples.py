@@ -16,7 +16,7 @@ import torch
 from stepahead.pipeline import Stage
 from stepahead.pipeline.devices import memory_used
 
-from .locked import LockedStage
+from .locked_stage import LockedStage
 from .loop import Links, Progress
 from .spans import NAMES, parts_of, seconds_of
 from .telemetry import REALS, Telemetry

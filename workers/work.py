@@ -30,7 +30,8 @@ from .checkpoints import save_stage
 from .delays import DueTimes
 from .feed import Feed
 from .joining import LINKS
-from .locked import LockedLoop, LockedStage, Placed
+from .locked import LockedLoop
+from .locked_stage import LockedStage, Placed
 from .loop import Lag, Links, Loop, Progress
 from .memory import ActivationMeter
 from .post import Post
