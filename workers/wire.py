@@ -49,6 +49,7 @@ __all__ = [
     "header_in",
     "header_of",
     "load",
+    "memory_of",
     "pack_header",
     "places_in",
     "plain_of",
@@ -183,6 +184,11 @@ def load(header: Header, places: tuple[Tensor, ...], own: torch.device | None = 
 def plain_of(tensor: Tensor) -> Tensor:
     """Return a tensor with the same values, which lie one behind the other in its memory."""
     return tensor.detach().resolve_conj().resolve_neg().contiguous()
+
+
+def memory_of(plain: Tensor) -> Any:
+    """Return the values of a plain tensor in the processor's memory, where they are, as bytes."""
+    return (ctypes.c_char * plain.nbytes).from_address(plain.data_ptr()) if plain.nbytes else b""
 
 
 def bytes_of(tensor: Tensor) -> bytes:

@@ -21,7 +21,7 @@ from stepahead.pipeline import FrameError, LinkError
 
 from .guard import Guard
 from .parcels import Carrier, Parcel
-from .wire import MOST_TENSORS, bytes_of
+from .wire import MOST_TENSORS, memory_of, plain_of
 
 __all__ = ["ZeroCarrier"]
 
@@ -33,8 +33,9 @@ MOST_WAITING = 256
 """Parcels that have come and were not taken; more than any link has credits."""
 NEVER = 2**30
 """Milliseconds until a new attempt to connect. With -1, which means none, ZeroMQ drops what came before the end."""
-IN, OUT = int(zmq.POLLIN), int(zmq.POLLOUT)
+IN, OUT, EVENTS, NOBLOCK = int(zmq.POLLIN), int(zmq.POLLOUT), int(zmq.EVENTS), int(zmq.NOBLOCK)
 """As plain numbers: to ask an enumeration takes as long as to ask the socket."""
+MORE = NOBLOCK | int(zmq.SNDMORE)
 OVER = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
 """What the monitor of a socket that connects tells when it is not, or no longer, connected."""
 
@@ -108,27 +109,38 @@ class ZeroCarrier(Carrier):
         return bool(events & IN) or (not events & OUT if self._monitor is None else self._is_told())
 
     def _events(self) -> int:
-        return int(self.socket.getsockopt(zmq.EVENTS))
+        return int(self.socket.getsockopt(EVENTS))
 
     def _is_told(self) -> bool:
         """Return whether the monitor has something to tell."""
-        return self._monitor is not None and bool(int(self._monitor.getsockopt(zmq.EVENTS)) & IN)
+        return self._monitor is not None and bool(int(self._monitor.getsockopt(EVENTS)) & IN)
 
     def send(self, head: bytes, values: Sequence[Tensor] = ()) -> None:
-        frames: list[Any] = [head, *map(bytes_of, values)]
+        plain = [plain_of(value).cpu() for value in values]
+        parts: list[Any] = [head, *map(memory_of, plain)]
+        last = parts.pop()
         with suppress(zmq.Again):  # nobody is there any more
-            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            for part in parts:  # ZeroMQ copies each: sent without, it would be given back by a thread of Python's
+                self.socket.send(part, MORE)
+            self.socket.send(last, NOBLOCK)
 
     def take(self) -> list[Parcel]:
         parcels: list[Parcel] = []
         with suppress(zmq.Again):  # what made it stir may have been no message, the end of a connection for example
             while self._events() & IN:  # to ask is quicker than to be told by an exception
-                head, *values = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                head, *values = self._parts()
                 if len(values) > MOST_TENSORS + 1:
                     raise FrameError(f"a link frame lies: it has {len(values)} parts; {MOST_TENSORS + 1} are allowed")
                 self._joined = True
                 parcels.append((head.bytes, [_tensor(value) for value in values]))
         return parcels
+
+    def _parts(self) -> list[zmq.Frame]:
+        """Return the parts of the next message."""
+        parts = [self.socket.recv(NOBLOCK, copy=False)]
+        while parts[-1].more:
+            parts.append(self.socket.recv(NOBLOCK, copy=False))
+        return parts
 
     def close(self) -> None:
         self._poll.close()
