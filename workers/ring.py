@@ -74,9 +74,7 @@ class Memory:
         """Whether GPUs copy to and from it directly."""
         self._known: dict[tuple[int, Form], tuple[Tensor, ...]] = {}
         self._numbers: memoryview[int] = memoryview(self._map).cast("Q")
-        lock = Lock()
-        lock.acquire()
-        self._let_go, self._take = lock.release, lock.acquire
+        self._lock = Lock()
         self.closed = False
 
     @classmethod
@@ -158,8 +156,10 @@ class Memory:
 
     def _fence(self) -> None:
         """Keep what comes before and what comes after apart, as other processes see it."""
-        self._let_go()  # between letting go and taking again nothing passes, in either direction
-        self._take()
+        with self._lock:
+            pass
+        with self._lock:  # between letting go and taking again nothing passes, in either direction
+            pass
 
     def _start(self, number: int) -> int:
         return CONTROL_BYTES + number % self.slots * self._stride
