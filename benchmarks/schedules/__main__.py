@@ -81,9 +81,11 @@ CASES: dict[str, Case] = {
     "virtual-4-slow": _virtual(4, *SLOW),
     "virtual-8-straggler": _virtual(8, "--slow-stage", "3:1.5", "--jitter", "0.2"),
     "mlp-512": _real(MLP, "--truth", "off"),
-    "mlp-512-truth": _real(MLP, schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"),
+    "mlp-512-truth": _real(MLP, "--truth", "true-up", schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"),
     "mlp-1024": _real(MLP, *WIDE, "--truth", "off"),
-    "mlp-1024-truth": _real(MLP, *WIDE, schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"),
+    "mlp-1024-truth": _real(
+        MLP, *WIDE, "--truth", "true-up", schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"
+    ),
     "cnn": _real(CNN, "--truth", "off", "--cut", "cost"),
     "gpt": _real("chars", "--truth", "off"),
     "gpt-truth": _real("chars", schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"),
@@ -95,9 +97,9 @@ CASES: dict[str, Case] = {
         rounds=1,
         seconds=60.0,
     ),
-    "gpt-to-loss-uncut": _real("chars", microbatches="1", rounds=1, seconds=60.0),
+    "gpt-to-loss-uncut": _real("chars", microbatches="1", rounds=1, seconds=40.0),
     "cnn-to-loss": _real(CNN, "--cut", "cost", data="cifar10", rounds=1, seconds=60.0),
-    "cnn-to-loss-uncut": _real(CNN, "--cut", "cost", *SMALL, data="cifar10", microbatches="1", rounds=1, seconds=60.0),
+    "cnn-to-loss-uncut": _real(CNN, "--cut", "cost", *SMALL, data="cifar10", microbatches="1", rounds=1, seconds=40.0),
 }
 
 
