@@ -194,7 +194,7 @@ def memory_of(plain: Tensor) -> Any:
 def bytes_of(tensor: Tensor) -> bytes:
     """Return a tensor's values as they would lie in a payload."""
     plain = plain_of(tensor).cpu()
-    return ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.nbytes else b""
+    return bytes(memory_of(plain))
 
 
 def places_in(region: Tensor, form: Form) -> tuple[Tensor, ...]:

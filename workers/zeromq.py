@@ -35,7 +35,6 @@ NEVER = 2**30
 """Milliseconds until a new attempt to connect. With -1, which means none, ZeroMQ drops what came before the end."""
 IN, OUT, EVENTS, NOBLOCK = int(zmq.POLLIN), int(zmq.POLLOUT), int(zmq.EVENTS), int(zmq.NOBLOCK)
 """As plain numbers: to ask an enumeration takes as long as to ask the socket."""
-MORE = NOBLOCK | int(zmq.SNDMORE)
 OVER = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
 """What the monitor of a socket that connects tells when it is not, or no longer, connected."""
 
@@ -118,29 +117,19 @@ class ZeroCarrier(Carrier):
     def send(self, head: bytes, values: Sequence[Tensor] = ()) -> None:
         plain = [plain_of(value).cpu() for value in values]
         parts: list[Any] = [head, *map(memory_of, plain)]
-        last = parts.pop()
         with suppress(zmq.Again):  # nobody is there any more
-            for part in parts:  # ZeroMQ copies each: sent without, it would be given back by a thread of Python's
-                self.socket.send(part, MORE)
-            self.socket.send(last, NOBLOCK)
+            self.socket.send_multipart(parts, NOBLOCK)  # copied, or a thread of Python's would have to give them back
 
     def take(self) -> list[Parcel]:
         parcels: list[Parcel] = []
         with suppress(zmq.Again):  # what made it stir may have been no message, the end of a connection for example
             while self._events() & IN:  # to ask is quicker than to be told by an exception
-                head, *values = self._parts()
+                head, *values = self.socket.recv_multipart(NOBLOCK, copy=False)
                 if len(values) > MOST_TENSORS + 1:
                     raise FrameError(f"a link frame lies: it has {len(values)} parts; {MOST_TENSORS + 1} are allowed")
                 self._joined = True
                 parcels.append((head.bytes, [_tensor(value) for value in values]))
         return parcels
-
-    def _parts(self) -> list[zmq.Frame]:
-        """Return the parts of the next message."""
-        parts = [self.socket.recv(NOBLOCK, copy=False)]
-        while parts[-1].more:
-            parts.append(self.socket.recv(NOBLOCK, copy=False))
-        return parts
 
     def close(self) -> None:
         self._poll.close()
