@@ -3,7 +3,10 @@
 messages    what crosses a link                 signals     what a stage steps on, and its interface
 cuts        where to cut a chain of layers      synthesis   a predictor's guess, BP(lambda)
 groups      layers, and groups of them          probes      a local classifier's gradient
-costs       what each layer takes               predictors  the networks that guess
+costs       what each layer takes               feedback    fixed maps of what comes from below
+answers     what a stage tells the one above    critics     the slope of a learnt loss
+hindsight   what is made of an earlier batch    predictors  the networks that guess
+statistics  what a stage has done, in numbers   inputs      guesses of what comes from above
 stage       one step of one stage               quality     how good the guesses are
 truth       what it does with the truth         kept        batches whose gradient has not come
 passes      a group forward and backward        intake      what a stage takes in from above
@@ -16,8 +19,10 @@ optimizers  one for gradients that come late    locks       locked schedules wit
 errors      the tree of exceptions
 """
 
+from .answers import Answer
 from .assembly import Recipe, assemble, example_outputs
 from .costs import LayerCost, balance_model, measure_costs
+from .critics import Critic, Sobolev, critic, local_critic, sobolev
 from .cuts import Cut, cut_at, cut_by_cost, cut_by_count
 from .devices import parse_device
 from .errors import (
@@ -37,7 +42,16 @@ from .errors import (
     WorkerLostError,
     did_you_mean,
 )
+from .feedback import (
+    DirectFeedback,
+    FeedbackAlignment,
+    Kickback,
+    direct_feedback,
+    feedback_alignment,
+    kickback,
+)
 from .groups import Group, Layer, Model, build_group, build_groups, cut_model, layers_of
+from .inputs import InputRecipe, SyntheticInput, synthetic_inputs
 from .kept import Kept
 from .locks import LOCKED, MICROBATCHED, check_microbatches, groups_a_stage, groups_of, owner_of
 from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Message, TensorSpec, edge_name
@@ -50,8 +64,22 @@ from .quality import Quality, QualityReading
 from .randomness import keyed, seed_for
 from .reference import Batch, LagMode, Reference, StepReport
 from .schedules import exact_lag, free_lag, relayed_lag, schedule
-from .signals import Delayed, Locked, Loss, LossFunction, Needs, Signal, SignalRecipe, Silent, delayed, locked, silent
-from .stage import NonFinitePolicy, Stage, StageStatistics
+from .signals import (
+    Asking,
+    Delayed,
+    Locked,
+    Loss,
+    LossFunction,
+    Needs,
+    Signal,
+    SignalRecipe,
+    Silent,
+    delayed,
+    locked,
+    silent,
+)
+from .stage import NonFinitePolicy, Stage
+from .statistics import StageStatistics
 from .synthesis import Blend, Synthetic, blend, synthetic
 from .truth import KEEPS, RELAYS, USES, StageTruth, Truth, TruthUse
 from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
@@ -66,18 +94,25 @@ __all__ = [
     "USEFUL",
     "USES",
     "Activation",
+    "Answer",
+    "Asking",
     "Averages",
     "Batch",
     "Blend",
     "Conv",
+    "Critic",
     "Cut",
     "CutError",
     "Delayed",
+    "DirectFeedback",
+    "FeedbackAlignment",
     "FrameError",
     "Gradient",
     "GradientKind",
     "Group",
+    "InputRecipe",
     "Kept",
+    "Kickback",
     "LRScheduleRecipe",
     "LabelError",
     "LagMode",
@@ -114,6 +149,7 @@ __all__ = [
     "Signal",
     "SignalRecipe",
     "Silent",
+    "Sobolev",
     "Span",
     "Stage",
     "StageStatistics",
@@ -121,6 +157,7 @@ __all__ = [
     "StepReport",
     "StepaheadError",
     "Synthetic",
+    "SyntheticInput",
     "TensorSpec",
     "Token",
     "TrainingError",
@@ -136,20 +173,25 @@ __all__ = [
     "build_group",
     "build_groups",
     "check_microbatches",
+    "critic",
     "cut_at",
     "cut_by_cost",
     "cut_by_count",
     "cut_model",
     "delayed",
     "did_you_mean",
+    "direct_feedback",
     "edge_name",
     "exact_lag",
     "example_outputs",
+    "feedback_alignment",
     "free_lag",
     "groups_a_stage",
     "groups_of",
     "keyed",
+    "kickback",
     "layers_of",
+    "local_critic",
     "locked",
     "make_predictor",
     "measure_costs",
@@ -161,5 +203,7 @@ __all__ = [
     "schedule",
     "seed_for",
     "silent",
+    "sobolev",
     "synthetic",
+    "synthetic_inputs",
 ]

@@ -10,12 +10,14 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from .answers import Answer
 from .devices import parse_device
 from .errors import UsageError
 from .groups import Group, evaluating
+from .inputs import InputRecipe, SyntheticInput
 from .parts import Span, no_span
 from .randomness import keyed
-from .signals import Loss, LossFunction, Signal, SignalRecipe, delayed
+from .signals import Asking, Loss, LossFunction, Signal, SignalRecipe, delayed
 from .stage import NonFinitePolicy, Stage
 from .truth import Truth
 from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
@@ -47,6 +49,10 @@ class Recipe:
     optimizer: OptimizerRecipe | Sequence[OptimizerRecipe | None] | None
     """Makes a stage's optimizer from its parameters; None freezes the stage's weights."""
     lr_schedule: LRScheduleRecipe | Sequence[LRScheduleRecipe | None] | None = None
+    inputs: InputRecipe | None = None
+    """Makes what stages guess their inputs with: all but the first then run on guesses, and wait for nobody."""
+    chance: float = 1.0
+    """Of each stage's to step on a batch, drawn for each by itself; what is left out costs it no backward pass."""
     clip: float | None = None
     """The most that the norm of one stage's gradient may be; stages do not wait for a common norm."""
     seed: int = 0
@@ -58,6 +64,11 @@ class Recipe:
             raise UsageError(f"on_non_finite is {self.on_non_finite!r}; it must be 'stop' or 'skip'")
         if self.clip is not None and self.clip <= 0:
             raise UsageError(f"clip is {self.clip}; a norm to clip to must be above 0")
+        if not 0.0 < self.chance <= 1.0:
+            raise UsageError(f"stages step with a chance of {self.chance}; it must be above 0 and at most 1")
+        if self.truth.use != "off" and (self.chance < 1.0 or self.inputs is not None):
+            what = "stages that leave batches out" if self.chance < 1.0 else "stages with synthetic inputs"
+            raise UsageError(f"{what} have no truth to pass on; leave the truth off")
 
     def stage(
         self,
@@ -67,10 +78,14 @@ class Recipe:
         output: Tensor,
         label: Tensor | None,
         *,
+        above: tuple[Tensor, Tensor] | None = None,
         device: str | torch.device = "cpu",
         span: Span = no_span,
     ) -> Stage:
-        """Make one stage, given an example of its group's output and of the label."""
+        """Make one stage, given an example of its group's output and of the label.
+
+        For synthetic inputs it takes examples of the raw batch and of the group's input, too: `above`.
+        """
         place = parse_device(device)
         group.to(place)
         return Stage(
@@ -82,9 +97,26 @@ class Recipe:
             seed=self.seed,
             truth=self.truth.at(index, stages),
             device=place,
+            answer=self._answer_above(index, stages),
+            inputs=self._inputs(index, above, place),
+            unlocked=self.inputs is not None,
+            chance=self.chance,
             on_non_finite=self.on_non_finite,
             span=span,
         )
+
+    def _answer_above(self, index: int, stages: int) -> Answer:
+        """Return what the stage above asks of this one."""
+        above = None if index == 0 or self.truth.is_late else _entry("signal", self.signal, index - 1, stages - 1)
+        return above.answer if isinstance(above, Asking) else Answer.GRADIENT
+
+    def _inputs(self, index: int, above: tuple[Tensor, Tensor] | None, device: torch.device) -> SyntheticInput | None:
+        if self.inputs is None or index == 0:
+            return None
+        assert above is not None, "a stage with a synthetic input is made from examples of what it guesses"
+        x, h = above
+        with keyed(self.seed, index, "inputs", device=device):
+            return self.inputs(x.to(device), h.to(device))
 
     def _signal(self, index: int, stages: int, output: Tensor, label: Tensor | None) -> Signal:
         if index == stages - 1:
@@ -131,7 +163,15 @@ def assemble(
     outputs = example_outputs(groups, data)
     places = [devices] * len(groups) if isinstance(devices, (str, torch.device)) else list(devices)
     return [
-        recipe.stage(group, index, len(groups), outputs[index], label, device=places[index])
+        recipe.stage(
+            group,
+            index,
+            len(groups),
+            outputs[index],
+            label,
+            above=(data, outputs[index - 1]) if index else None,
+            device=places[index],
+        )
         for index, group in enumerate(groups)
     ]
 

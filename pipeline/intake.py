@@ -17,12 +17,14 @@ class Intake:
     Args:
         index: The stage's.
         device: Where its group is.
+        raw: Whether it takes raw batches, whichever stage this is.
     """
 
-    def __init__(self, index: int, device: torch.device) -> None:
+    def __init__(self, index: int, device: torch.device, *, raw: bool = False) -> None:
         self.edge = edge_name(index - 1, index)
         self._index = index
         self._device = device
+        self._raw = raw or index == 0
         self._specs: dict[str, TensorSpec] = {}
 
     def take(self, activation: Activation, step: int) -> tuple[Tensor, Tensor | None]:
@@ -34,7 +36,7 @@ class Intake:
             self._check_spec("the label", label, step)
             label = label.to(self._device).contiguous()
         h_in = tensor.to(self._device).detach().contiguous()  # as a link would deliver it
-        if self._index > 0:
+        if not self._raw:
             if not h_in.is_floating_point():
                 what = f"a {h_in.dtype} comes over the cut, and no gradient goes back; cut elsewhere"
                 raise CutError(f"stage {self._index}, step {step}: {what}")

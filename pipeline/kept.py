@@ -28,7 +28,7 @@ class KeptBatch:
     guess: Tensor | None = None
     """The gradient at the output that the group stepped on."""
     refused: bool = False
-    """Whether that step was not made after all, because something was not finite."""
+    """Whether that step was not made, because the batch was left out or something was not finite."""
     said: Tensor | None = None
     """The gradient at the input that it made then, while the stage above has not been told."""
     buffers: list[Tensor] = field(default_factory=list[Tensor])
@@ -74,14 +74,14 @@ class Kept:
             self.most_bytes = max(self.most_bytes, self.nbytes)
             self.most_graphs = max(self.most_graphs, self.graphs + (batch.forward is None))
 
-    def take(self, gradient: Gradient, where: str) -> KeptBatch | None:
-        """Return the batch that a gradient answers, which is then forgotten."""
+    def take(self, gradient: Gradient, where: str, *, shaped: bool = True) -> KeptBatch | None:
+        """Return the batch that a gradient answers, then forgotten; it may have to be of the output's shape."""
         if gradient.step not in self._batches:
             raise MessageError(f"{where}: a gradient came, but no batch of that step waits for one")
         batch = self._batches[gradient.step]
         if batch is not None:
             came, due = TensorSpec.of(gradient.tensors[0]), TensorSpec.of(batch.h)
-            if came != due:
+            if shaped and came != due:
                 raise MessageError(f"{where}: the gradient from below is {came}, the activation was {due}")
             self._count(batch, -1)
         del self._batches[gradient.step]

@@ -25,6 +25,8 @@ class GradientKind(StrEnum):
     """Made by the stage below with its own signal, a synthetic one for example: a bootstrapped target."""
     TRUTH = "truth"
     """The true gradient of the loss, at the weights that the stages below had for this batch."""
+    NONE = "none"
+    """There is none: the stage below left the batch out."""
 
 
 class MarkKind(StrEnum):

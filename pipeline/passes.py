@@ -80,6 +80,15 @@ class Passes:
             buffer.copy_(buffers[name])
         return Pass(h_in, h_out, list(weights.values()), copied=True)
 
+    def copy_buffers(self) -> list[Tensor]:
+        """Return copies of the group's buffers, to go back to."""
+        return [buffer.clone() for buffer in self.group.buffers()]
+
+    def restore_buffers(self, copies: Sequence[Tensor]) -> None:
+        """Go back to copies of the buffers, if there are any."""
+        for buffer, copy in zip(self.group.buffers(), copies, strict=False):
+            buffer.copy_(copy)
+
     def evaluate(self, h_in: Tensor, step: int) -> Tensor:
         """Run a batch in eval mode, without a graph."""
         with evaluating(self.group), self._drawing(step, "evaluate"):

@@ -39,6 +39,7 @@ __all__ = [
     "PredictorRecipe",
     "Token",
     "make_predictor",
+    "row_norm",
 ]
 
 
@@ -130,7 +131,7 @@ class MLP(Predictor):
         self.classes = classes
         widths = [features] + [hidden] * depth
         self.hidden = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
-        self.norms = nn.ModuleList(_row_norm(norm, hidden) for _ in range(depth))
+        self.norms = nn.ModuleList(row_norm(norm, hidden) for _ in range(depth))
         self.out = _zeroed(nn.Linear(widths[-1], features))
         self.label = LabelTable(classes, widths[1] if depth else features, zero=not depth) if classes else None
 
@@ -298,7 +299,8 @@ def _zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
     return layer
 
 
-def _row_norm(norm: str, width: int) -> nn.Module:
+def row_norm(norm: str, width: int) -> nn.Module:
+    """Return a norm for rows of features."""
     if norm == "batch":  # batch statistics only: a predictor runs twice a step, and never in an evaluation
         return _BatchNorm(width, track_running_stats=False)
     if norm == "layer":

@@ -70,6 +70,8 @@ class Reference:
             self._due = free_lag(lags, stages[0].seed, self._awaits)
         self._activations: list[deque[Activation]] = [deque() for _ in stages]
         self._gradients: list[dict[int, Gradient]] = [{} for _ in stages]
+        self._heard: list[dict[int, Activation]] = [{} for _ in stages]
+        """What came from above for stages that have run on a guess of it."""
         self._samples = 0
         self._failed_at: int | None = None
 
@@ -86,8 +88,9 @@ class Reference:
         """
         self._drain()  # of an earlier run that its caller left where it was
         waits = [stage.waits for stage in self.stages]
+        guessing = [stage.index for stage in self.stages if stage.inputs is not None]
         try:
-            for actions in schedule(waits, self._due, self._feed(islice(batches, steps))):
+            for actions in schedule(waits, self._due, self._feed(islice(batches, steps)), guessing):
                 before = self.step
                 for action in actions:
                     self._act(*action)
@@ -106,11 +109,13 @@ class Reference:
         return averages.take()
 
     def _feed(self, batches: Iterable[Batch]) -> Iterator[int]:
-        """Hand each batch to the first stage, and yield its step."""
-        first = self.stages[0]
+        """Hand each batch to the first stage, and to those that guess their inputs from it; yield its step."""
         for step, (data, label) in enumerate(batches, start=self.step):
             self._samples = len(data)
-            self._activations[0].append(Activation(edge=first.edge_above, step=step, tensors=(data,), label=label))
+            for stage in self.stages:
+                if stage.is_first or stage.inputs is not None:
+                    batch = Activation(edge=stage.edge_above, step=step, tensors=(data,), label=label)
+                    self._activations[stage.index].append(batch)
             yield step
 
     def _act(self, what: str, stage: int, step: int) -> None:
@@ -124,6 +129,9 @@ class Reference:
     def _messages(self, what: str, stage: int, step: int) -> Iterator[Activation | Gradient]:
         if what == "forward":
             return self.stages[stage].step_ahead(self._activations[stage].popleft())
+        if what == "hear":
+            self.stages[stage].hear(self._heard[stage].pop(step))
+            return iter(())
         return self.stages[stage].learn(self._gradients[stage].pop(step))
 
     def _awaits(self, stage: int, step: int) -> bool:
@@ -139,15 +147,19 @@ class Reference:
         if self._failed_at is not None:
             raise UsageError(f"this run failed at step {self._failed_at}; assemble its stages again")
         for stage in reversed(range(len(self.stages))):  # from below: truths come up
+            while self._heard[stage]:
+                self._act("hear", stage, next(iter(self._heard[stage])))
             while self._gradients[stage]:
                 self._act("learn", stage, next(iter(self._gradients[stage])))
             self.stages[stage].finish()
 
     def _deliver(self, message: Activation | Gradient, sender: int) -> None:
-        if isinstance(message, Activation):
-            self._activations[sender + 1].append(message)
-        else:
+        if isinstance(message, Gradient):
             self._gradients[sender - 1][message.step] = message
+        elif self.stages[sender + 1].inputs is not None:
+            self._heard[sender + 1][message.step] = message
+        else:
+            self._activations[sender + 1].append(message)
 
     def _output(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         data, label = batch

@@ -11,6 +11,7 @@ own is the same run.
     stage 2  F0 F1    F2    F3 ..       stage 2       F0          F1     ..
 
 "forward" is `Stage.step_ahead`, which includes the step wherever the signal does not wait; "learn" is `Stage.learn`.
+"hear" is `Stage.hear`: a stage with synthetic inputs learns what came from above, with the lag of the stage above.
 Gradients that are still on their way after the last round are learnt from in the order in which they come.
 """
 
@@ -24,32 +25,44 @@ from .randomness import seed_for
 
 __all__ = ["Action", "Awaits", "Due", "exact_lag", "free_lag", "relayed_lag", "schedule"]
 
-Action = tuple[Literal["forward", "learn"], int, int]
+Action = tuple[Literal["forward", "learn", "hear"], int, int]
 Due = Callable[[int, int], int]
 """The step before which a stage learns from the gradient of a step."""
 Awaits = Callable[[int, int], bool]
 """Whether a stage awaits the truth of a step, which the stages below pass on."""
 
 
-def schedule(waits: Sequence[bool], due: Due, steps: Iterable[int]) -> Iterator[list[Action]]:
+def schedule(
+    waits: Sequence[bool], due: Due, steps: Iterable[int], guessing: Sequence[int] = ()
+) -> Iterator[list[Action]]:
     """Yield a run's actions, step by step.
 
     Args:
         waits: For each stage, whether its signal waits for the gradient from below within the step.
         due: When the others learn from a gradient; of several that are due, the one of the earliest step comes first.
         steps: The steps to run, in order; they may be produced one by one.
+        guessing: The stages that run on synthetic inputs.
     """
     unlearnt: dict[int, dict[int, int]] = {stage: {} for stage in range(len(waits) - 1) if not waits[stage]}
+    unheard: dict[int, dict[int, int]] = {stage: {} for stage in guessing}
     for step in steps:
         actions: list[Action] = [("forward", stage, step) for stage in range(len(waits))]
         actions.extend(("learn", stage, step) for stage in reversed(range(len(waits) - 1)) if waits[stage])
+        for stage, pending in unheard.items():
+            pending[step] = due(stage - 1, step)
+            actions.extend(("hear", stage, earlier) for earlier in _ripe(pending, step))
         for stage, pending in unlearnt.items():
             pending[step] = due(stage, step)
-            ready = [earlier for earlier, before in pending.items() if before <= step + 1]
-            for earlier in ready:
-                actions.append(("learn", stage, earlier))
-                del pending[earlier]
+            actions.extend(("learn", stage, earlier) for earlier in _ripe(pending, step))
         yield actions
+
+
+def _ripe(pending: dict[int, int], step: int) -> list[int]:
+    """Take out, and return, the steps that are due before the next one."""
+    ripe = [earlier for earlier, before in pending.items() if before <= step + 1]
+    for earlier in ripe:
+        del pending[earlier]
+    return ripe
 
 
 def relayed_lag(lag: int, stage: int, stages: int) -> int:

@@ -11,6 +11,8 @@ honestly what it must wait for. What comes back later can teach it.
     Blend        lambda true + (1 - lambda) synthetic    the gradient from below  that gradient
     Probe        of a local classifier's loss            nothing                  the label, at once
     Silent       none: the group keeps its weights       nothing                  -
+    Feedback     a fixed map of what comes from below    a gradient, the error    -
+    Critic       the slope of a learnt loss              nothing                  lagged losses (and gradients)
 
 Activations and gradients are single tensors here, detached from any graph; a signal returns detached tensors.
 """
@@ -18,17 +20,21 @@ Activations and gradients are single tensors here, detached from any graph; a si
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from .answers import Answer
 from .errors import LabelError, UsageError
 from .messages import TensorSpec
 from .quality import QualityReading
 
 __all__ = [
+    "Asking",
     "Delayed",
     "Locked",
     "Loss",
@@ -41,6 +47,7 @@ __all__ = [
     "arrived",
     "delayed",
     "locked",
+    "losses_of",
     "silent",
 ]
 
@@ -64,6 +71,8 @@ class Signal(nn.Module):
     """The interface: give a gradient, and learn from what comes later."""
 
     needs: ClassVar[Needs] = Needs.NOTHING
+    answer: ClassVar[Answer] = Answer.GRADIENT
+    """What it waits for or learns from; a recipe of one that asks for something else says so too: `Asking`."""
     passes_truth: ClassVar[bool] = False
     """True if a true gradient from below makes this signal's own gradient true."""
     draws: bool = True
@@ -86,8 +95,20 @@ class Signal(nn.Module):
         """Return whether `learn` will be called with a gradient for this step's batch."""
         return False
 
-    def learn(self, h: Tensor, y: Tensor | None, delta: Tensor, step: int) -> None:
-        """Learn from `delta`, the gradient at `h` that came later; it is good during the call only."""
+    @property
+    def pulls(self) -> bool:
+        """Whether `learn` returns a gradient."""
+        return False
+
+    def learn(self, h: Tensor, y: Tensor | None, delta: Tensor, step: int, *more: Tensor) -> Tensor | None:
+        """Learn from `delta`, the gradient at `h` that came later, or what it asked for; good during the call only.
+
+        What it may return is a gradient at `h` that the group's next step takes in too.
+        """
+
+    def values(self, h: Tensor, y: Tensor | None) -> Tensor:
+        """Return what it takes the samples' losses for, once `gradient` was asked for theirs."""
+        raise UsageError(f"a stage asks for the samples' losses, which {type(self).__name__} below it does not know")
 
     def end_step(self) -> None:
         """Take note that a batch is over, whether it was stepped on or not: a learning rate schedule counts it."""
@@ -118,6 +139,17 @@ SignalRecipe = Callable[[Tensor, Tensor | None], Signal]
 """Makes a stage's signal from an example of its output and of the label."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A recipe of signals that ask the stage below for something else than the gradient at its input."""
+
+    make: SignalRecipe
+    answer: Answer
+
+    def __call__(self, h: Tensor, y: Tensor | None) -> Signal:
+        return self.make(h, y)
+
+
 class Loss(Signal):
     """The last stage's signal: the true gradient of the loss."""
 
@@ -134,6 +166,10 @@ class Loss(Signal):
         loss = apply_loss(self.function, h, y)
         self.loss = loss.detach()
         return torch.autograd.grad(loss, h)[0]
+
+    @torch.no_grad()
+    def values(self, h: Tensor, y: Tensor | None) -> Tensor:
+        return losses_of(self.function, h, y)
 
     @torch.no_grad()
     def measure(self, h: Tensor, y: Tensor | None) -> Tensor:
@@ -185,6 +221,16 @@ def apply_loss(function: LossFunction, h: Tensor, y: Tensor | None) -> Tensor:
     if loss.dim() != 0:
         raise UsageError(f"the loss returned shape {list(loss.shape)}; it must be one number: take the mean")
     return loss
+
+
+def losses_of(function: LossFunction, h: Tensor, y: Tensor | None) -> Tensor:
+    """Return the loss of each sample; where the function only tells the mean, that for each of them."""
+    if isinstance(function, nn.Module) and getattr(function, "reduction", None) == "mean":
+        each = copy(function)
+        each.__dict__["reduction"] = "none"
+        losses: Tensor = each(h, y)
+        return losses.flatten(1).mean(dim=1) if losses.dim() > 1 else losses
+    return apply_loss(function, h, y).expand(len(h))
 
 
 def locked(h: Tensor, y: Tensor | None) -> Signal:

@@ -21,52 +21,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .answers import Answer, answer_with
 from .errors import MessageError, NonFiniteError, StepaheadError
-from .finite import are_finite, count_non_finite, is_finite
+from .finite import count_non_finite, is_finite
 from .groups import Group
+from .hindsight import Hindsight
+from .inputs import SyntheticInput
 from .intake import Intake
 from .kept import Kept, KeptBatch
 from .messages import Activation, Gradient, GradientKind, edge_name
 from .parts import Span, no_span
-from .passes import Pass, Passes
-from .quality import QualityReading
-from .randomness import keyed
+from .passes import Passes
+from .randomness import keyed, seed_for
 from .signals import Needs, Signal
-from .truth import Repair, StageTruth
-from .updates import Updater, values_of
+from .statistics import StageStatistics
+from .truth import StageTruth
+from .updates import Updater
 
-__all__ = ["NonFinitePolicy", "Stage", "StageStatistics"]
+__all__ = ["NonFinitePolicy", "Stage"]
 
 NonFinitePolicy = Literal["stop", "skip"]
 CPU = torch.device("cpu")
 NO_TRUTH = StageTruth()
 NOTHING = nullcontext()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageStatistics:
-    """What a stage has done so far."""
-
-    steps: int
-    """Batches that have come in."""
-    loss: float | None
-    """The signal's objective on the last batch: the loss itself at the last stage."""
-    gradient_norm: float | None
-    """Length of the group's gradient when it was last measured, before clipping."""
-    skipped: int
-    """Batches in which something was not finite, so that the group did not step, or the signal did not learn."""
-    unanswered: int
-    """Batches whose gradient has not come back yet."""
-    held: int
-    """Bytes that are kept for them and their repairs, but for what autograd keeps."""
-    quality: QualityReading | None
-    """How good the signal's guesses are."""
 
 
 class Stage:
@@ -75,11 +58,15 @@ class Stage:
     Args:
         group: The layers.
         signal: What the group steps on.
+        inputs: What it runs on instead of what comes from above: then it is given raw batches.
         updater: The group's optimizer and its learning rate schedule, or None to freeze the group.
         index: Which stage this is, counted from the one that gets the data.
         stages: How many there are.
         seed: The run's seed: draws are keyed by it, the index and the step.
         truth: What it does with the truth of a batch.
+        answer: What the stage above wants for each batch.
+        chance: Of stepping on a batch; one that is left out only passes, and with `inputs` anywhere not even that.
+        unlocked: Whether stages run on synthetic inputs; the first one has the data itself.
         device: Where the group is.
         on_non_finite: What NaN or infinity does: "stop" raises, "skip" passes the batch over.
         span: Wraps the parts of a step.
@@ -95,6 +82,10 @@ class Stage:
         stages: int = 1,
         seed: int = 0,
         truth: StageTruth = NO_TRUTH,
+        answer: Answer = Answer.GRADIENT,
+        inputs: SyntheticInput | None = None,
+        unlocked: bool = False,
+        chance: float = 1.0,
         device: torch.device = CPU,
         on_non_finite: NonFinitePolicy = "stop",
         span: Span = no_span,
@@ -106,12 +97,16 @@ class Stage:
         self.stages = stages
         self.seed = seed
         self.truth = truth
+        self.answer = answer
+        self.inputs = inputs
+        self.unlocked = unlocked
+        self.chance = chance
         self.device = device
         self.on_non_finite: NonFinitePolicy = on_non_finite
         self.span = span
         self.step = 0
         self.skipped = 0
-        self.intake = Intake(index, device)
+        self.intake = Intake(index, device, raw=inputs is not None)
         self.edge_above = self.intake.edge
         self.edge_below = edge_name(index, index + 1)
         self.kept = Kept()
@@ -119,7 +114,10 @@ class Stage:
         if updater is None:
             group.requires_grad_(False)
         self.passes = Passes(group, seed=seed, index=index, device=device)
-        self._repair = Repair(self.passes.weights, truth.spread)
+        self._hindsight = Hindsight(
+            self.passes, truth, signal, trained=updater is not None, not_finite=self._not_finite
+        )
+        self._repair = self._hindsight.repair
 
     @property
     def is_first(self) -> bool:
@@ -131,8 +129,8 @@ class Stage:
 
     @property
     def waits(self) -> bool:
-        """Whether the group steps only when the gradient from below has come."""
-        return self.signal.needs is Needs.GRADIENT
+        """Whether the group steps only when the gradient from below has come, or the error at the output."""
+        return self.signal.needs in (Needs.GRADIENT, Needs.OUTPUT_ERROR)
 
     @property
     def is_late(self) -> bool:
@@ -140,7 +138,10 @@ class Stage:
         return self.signal.needs is Needs.TRUTH
 
     def step_ahead(self, activation: Activation) -> Iterator[Activation | Gradient]:
-        """Run a batch forward, and unless the signal must wait, backward and through the optimizer."""
+        """Run a batch forward, and unless the signal must wait, backward and through the optimizer.
+
+        A stage with synthetic inputs is given raw batches.
+        """
         if self.waits and self.kept:
             raise MessageError(
                 f"stage {self.index} is locked: it must get the gradient of step {next(iter(self.kept))} "
@@ -148,10 +149,19 @@ class Stage:
             )
         h_in, label = self.intake.take(activation, self.step)
         step, self.step = self.step, self.step + 1
-        buffers = self._copy_buffers()
+        absent = self._is_left_out(step)
+        if self.inputs is not None:
+            self.inputs.expect(h_in, step)
+        if absent and self.unlocked:
+            yield from self._leave_out(step, label)
+            return
+        if self.inputs is not None:
+            with self.span("predict"), self._drawing(step, "inputs"):
+                h_in = self.inputs.guess(h_in).requires_grad_()
+        buffers = self.passes.copy_buffers() if self.on_non_finite == "skip" else []
         with self.span("forward"):
-            graph = not self.is_late or self.truth.keeps_graph
-            forward = self.passes.forward(h_in, step, graph=graph, copied=self._keeps_graph(step))
+            graph = (not self.is_late or self.truth.keeps_graph) and not absent
+            forward = self.passes.forward(h_in, step, graph=graph, copied=self._hindsight.keeps_graph(step))
         h = forward.h_out.detach()
         if not is_finite(h):
             self._not_finite(step, [("the activation from above", h_in), ("its activation", h)])
@@ -163,7 +173,9 @@ class Stage:
             return
         if not self.is_last:
             yield Activation(edge=self.edge_below, step=step, tensors=(h,), label=label)
-        if self.waits:
+        if absent:
+            yield from self._let_pass(step, KeptBatch(h, label, refused=True))
+        elif self.waits:
             self._keep(step, KeptBatch(h, label, forward, buffers=buffers))
         elif self.is_late:
             self._keep(step, KeptBatch(h, label, forward) if graph else KeptBatch(h, label, h_in=h_in))
@@ -174,7 +186,13 @@ class Stage:
         """Use the gradient of an earlier batch: to step if that waited for it, as its truth, to refine the signal."""
         step = gradient.step
         batch = self._take(gradient)
+        if self._hands_up:
+            yield Gradient(edge=self.edge_above, step=step, tensors=gradient.tensors, kind=gradient.kind)
         if batch is None:
+            return
+        if gradient.kind is GradientKind.NONE:
+            if self.waits:
+                yield from self._pass_by(step)
             return
         delta = gradient.tensors[0].to(self.device).contiguous()
         if not is_finite(delta):
@@ -188,14 +206,24 @@ class Stage:
                 with self.span("replay"):
                     batch.forward = self.passes.again(batch.kept_input, step)
             yield from self._backward_and_update(step, batch, delta, gradient.kind)
-        elif self._reruns(step):
+        elif self._hindsight.reruns(step):
             with self.span("replay"):
-                up = self._true_up(step, batch, delta)
+                up = self._hindsight.true_up(step, batch, delta)
             if up is not None:
-                yield self._gradient(step, up, GradientKind.TRUTH)
+                yield self._gradient(step, GradientKind.TRUTH, up)
         if self.signal.wants(step):
             with self.span("learn"), self._drawing(step, "learn"):
-                self.signal.learn(batch.h, batch.label, delta, step)
+                more = [tensor.to(self.device).contiguous() for tensor in gradient.tensors[1:]]
+                pull = self.signal.learn(batch.h, batch.label, delta, step, *more)
+            if pull is not None:
+                with self.span("replay"):
+                    self._hindsight.pull(step, batch, pull)
+
+    def hear(self, activation: Activation) -> None:
+        """Learn from what came from above what the synthetic input was to be."""
+        assert self.inputs is not None, "a stage that waits for its input has heard it"
+        with self.span("learn"), self._drawing(activation.step, "hear"):
+            self.inputs.learn(activation.tensors[0].to(self.device), activation.step)
 
     def finish(self) -> None:
         """Step once more, for repairs that no batch is left to carry."""
@@ -229,6 +257,7 @@ class Stage:
             unanswered=len(self.kept),
             held=self.kept.nbytes + self._repair.nbytes,
             quality=self.signal.quality,
+            inputs=None if self.inputs is None else self.inputs.quality,
         )
 
     def _backward_and_update(
@@ -243,16 +272,19 @@ class Stage:
                 self._not_finite(step, [("the gradient of its signal", d)])
             with self.span("backward"):
                 term = self.signal.term(forward.h_out, batch.label)
-                self.passes.backward(forward, d, term, retain=waited is None and self._keeps_graph(step))
+                self.passes.backward(forward, d, term, retain=waited is None and self._hindsight.keeps_graph(step))
         up = torch.zeros_like(forward.h_in) if forward.h_in.grad is None else forward.h_in.grad
         forward.h_in.grad = None
         owes, remains = waited is None and self.truth.owes(step), None
         if waited is None:
-            remains = self._remains(step, batch, forward, d, up if owes else None)
+            remains = self._hindsight.remains(step, batch, forward, d, up if owes else None)
             self._keep(step, remains)
         if not self.is_first and not owes:
             # sent before the optimizer's step: a locked stage above waits for it, and will see if it is not finite
-            yield self._gradient(step, up, kind if self.signal.passes_truth else GradientKind.TARGET)
+            values = partial(self.signal.values, batch.h, batch.label)
+            if told := answer_with(self.answer, up, d, values, is_last=self.is_last):
+                is_true = self.signal.passes_truth and self.answer is Answer.GRADIENT
+                yield self._gradient(step, kind if is_true else GradientKind.TARGET, *told)
         if (d is not None or self._repair.is_due) and self.updater is not None:
             with self.span("optimizer"):
                 stepped = self._update(step, self.updater, d, batch.buffers)
@@ -260,60 +292,12 @@ class Stage:
                 remains.refused = not stepped
         self._end_step()
 
-    def _remains(
-        self, step: int, batch: KeptBatch, forward: Pass, d: Tensor | None, owed: Tensor | None
-    ) -> KeptBatch | None:
-        """Return what is kept of a batch that was stepped on, until its gradient comes."""
-        if not self._reruns(step):
-            return KeptBatch(batch.h, batch.label) if self.signal.wants(step) else None
-        kept = KeptBatch(batch.h, batch.label)
-        if self.truth.use == "true-up":
-            kept.guess, kept.said = d, owed if self.truth.relay == "sum" else None
-        if self._keeps_graph(step):
-            kept.forward = forward
-        else:
-            kept.h_in = forward.h_in.detach()
-        return kept
-
-    def _true_up(self, step: int, batch: KeptBatch, delta: Tensor) -> Tensor | None:
-        """Take in what the step on this batch lacks; return the truth for the stage above, if it is owed one."""
-        owes = self.truth.owes(step)
-        repairs = self._repairs and not batch.refused
-        forward = batch.forward or self.passes.again(batch.kept_input, step)
-        up: Tensor | None = None
-        if owes and (self.truth.relay == "again" or not repairs):
-            (up,) = self.passes.gradients(forward, [forward.h_in], delta, retain=repairs)
-        if repairs:
-            asked = forward.weights if up is not None or not owes else [*forward.weights, forward.h_in]
-            found = self.passes.gradients(forward, asked, delta if batch.guess is None else delta - batch.guess)
-            missing, part = found[: len(forward.weights)], found[len(forward.weights) :]
-            if are_finite([values_of(gradient) for gradient in missing if gradient is not None]):
-                self._repair.add(missing, self.truth.every)
-            else:
-                self._not_finite(step, [("the repair of its step", each) for each in missing if each is not None])
-            if part:
-                up = part[0] if batch.said is None or part[0] is None else batch.said + part[0]
-        if not owes:
-            return None
-        return torch.zeros_like(forward.h_in) if up is None else up
-
     def _without_gradient(self, step: int, batch: KeptBatch) -> Iterator[Activation | Gradient]:
         """Do without the gradient of a batch, and let the stage above know if it waits for its own."""
         if self.waits or self.is_late:
             yield from self._pass_over(step, batch.kept_input, batch.buffers)
         elif self.truth.owes(step):
-            yield self._gradient(step, torch.full_like(batch.kept_input, torch.nan), GradientKind.TRUTH)
-
-    def _reruns(self, step: int) -> bool:
-        """Return whether something is made of the batch's truth: a step, a repair, what the stage above is owed."""
-        return self.truth.awaits(step) and (self.is_late or self._repairs or self.truth.owes(step))
-
-    @property
-    def _repairs(self) -> bool:
-        return self.truth.use == "true-up" and self.updater is not None
-
-    def _keeps_graph(self, step: int) -> bool:
-        return self.truth.keeps_graph and self._reruns(step)
+            yield self._gradient(step, GradientKind.TRUTH, torch.full_like(batch.kept_input, torch.nan))
 
     def _ask_signal(self, step: int, batch: KeptBatch, waited: Tensor | None) -> Tensor | None:
         with self.span("backward" if self.signal.passes_truth else "predict"), self._drawing(step, "signal"):
@@ -333,7 +317,7 @@ class Stage:
         if self._step(step, updater, [] if d is None else [("the gradient of its signal", d)]):
             return True
         self._repair.put_back()
-        self._restore_buffers(buffers)
+        self.passes.restore_buffers(buffers)
         return False
 
     def _step(self, step: int, updater: Updater, suspects: Sequence[tuple[str, Tensor]] = ()) -> bool:
@@ -343,12 +327,41 @@ class Stage:
         self._not_finite(step, [*suspects, *((what, tensor) for what, tensor in named if tensor is not None)])
         return False
 
+    @property
+    def _hands_up(self) -> bool:
+        """Whether it hands up what comes from below, as it is, before its own backward pass: that is for all."""
+        return self.answer is Answer.ERROR and not self.is_first and not self.is_last
+
+    def _is_left_out(self, step: int) -> bool:
+        return self.chance < 1.0 and seed_for(self.seed, self.index, step, "chance") >= self.chance * 2**63
+
+    def _leave_out(self, step: int, label: Tensor | None) -> Iterator[Activation | Gradient]:
+        """Do nothing with a batch but let the neighbours know."""
+        nothing = torch.empty(0, device=self.device)
+        if not self.is_last:
+            yield Activation(edge=self.edge_below, step=step, tensors=(nothing,), label=label)
+        self._keep(step, None)
+        yield from self._pass_by(step)
+
+    def _let_pass(self, step: int, batch: KeptBatch) -> Iterator[Gradient]:
+        """Pass a batch on without stepping on it; the predictor still learns from its gradient."""
+        if self.is_last:
+            self._ask_signal(step, batch, None)  # for the loss
+        self._keep(step, batch if not self.waits and self.signal.wants(step) else None)
+        yield from self._pass_by(step)
+
+    def _pass_by(self, step: int) -> Iterator[Gradient]:
+        """Let the stage above know that there is no gradient of a batch."""
+        if not self.is_first and not self._hands_up:
+            yield self._gradient(step, GradientKind.NONE, torch.empty(0, device=self.device))
+        self._end_step()
+
     def _pass_over(self, step: int, h_in: Tensor, buffers: list[Tensor]) -> Iterator[Activation | Gradient]:
         """Leave the group as it was before a batch that was not finite, and let the stage above know."""
-        self._restore_buffers(buffers)
+        self.passes.restore_buffers(buffers)
         self.signal.loss = None
-        if not self.is_first:
-            yield self._gradient(step, torch.full_like(h_in, torch.nan), GradientKind.TARGET)
+        if not self.is_first and not self._hands_up:
+            yield self._gradient(step, GradientKind.TARGET, torch.full_like(h_in, torch.nan))
         self._end_step()
 
     def _end_step(self) -> None:
@@ -366,7 +379,9 @@ class Stage:
         where = self._where(gradient.step)
         if gradient.edge != self.edge_below:
             raise MessageError(f"{where}: a gradient came for edge {gradient.edge}, not {self.edge_below}")
-        return self.kept.take(gradient, where)
+        return self.kept.take(
+            gradient, where, shaped=self.signal.answer.has_gradient and gradient.kind is not GradientKind.NONE
+        )
 
     def _not_finite(self, step: int, suspects: Iterable[tuple[str, Tensor]]) -> None:
         """Count a batch in which something is not finite, or raise and name the first suspect that is not."""
@@ -380,15 +395,8 @@ class Stage:
             f"values NaN or infinite; lower the learning rate, clip, or skip such batches"
         )
 
-    def _gradient(self, step: int, tensor: Tensor, kind: GradientKind) -> Gradient:
-        return Gradient(edge=self.edge_above, step=step, tensors=(tensor,), kind=kind)
+    def _gradient(self, step: int, kind: GradientKind, *tensors: Tensor) -> Gradient:
+        return Gradient(edge=self.edge_above, step=step, tensors=tensors, kind=kind)
 
     def _where(self, step: int) -> str:
         return f"stage {self.index}, step {step}"
-
-    def _copy_buffers(self) -> list[Tensor]:
-        return [buffer.clone() for buffer in self.group.buffers()] if self.on_non_finite == "skip" else []
-
-    def _restore_buffers(self, copies: list[Tensor]) -> None:
-        for buffer, copy in zip(self.group.buffers(), copies, strict=False):  # no copies unless batches are skipped
-            buffer.copy_(copy)

@@ -30,6 +30,8 @@ class Synthetic(Signal):
         every: Learn on each n-th batch only.
         rows: Learn on this share of the batch's samples only, another part each time: 1, 1/2, 1/3 ..
         loss_is_mean: False for a loss that sums over the samples.
+        propagates: Whether the group is to make itself predictable: what the predictor missed flows into it too, when
+            that is known (SG + prop).
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Synthetic(Signal):
         every: int = 1,
         rows: float = 1.0,
         loss_is_mean: bool = True,
+        propagates: bool = False,
     ) -> None:
         super().__init__()
         if every < 1:
@@ -53,6 +56,7 @@ class Synthetic(Signal):
         self.every = every
         self.parts = round(1 / rows)
         self.loss_is_mean = loss_is_mean
+        self.propagates = propagates
         self.draws = any(isinstance(module, nn.Dropout) for module in predictor.modules())
         self._dtype = next(predictor.parameters()).dtype
         self._quality = Quality()
@@ -64,11 +68,15 @@ class Synthetic(Signal):
     def wants(self, step: int) -> bool:
         return step % self.every == 0
 
-    def learn(self, h: Tensor, y: Tensor | None, delta: Tensor, step: int) -> None:
+    @property
+    def pulls(self) -> bool:
+        return self.propagates
+
+    def learn(self, h: Tensor, y: Tensor | None, delta: Tensor, step: int, *more: Tensor) -> Tensor | None:
         part = slice((step // self.every) % self.parts, None, self.parts)
         if len(h) <= part.start:  # a last batch so short that this turn finds no row in it
-            return
-        h_part, y_part = h[part], None if y is None else y[part]
+            return None
+        h_part, y_part = h[part].detach().requires_grad_(self.propagates), None if y is None else y[part]
         guess = self._guess(h_part, y_part)
         target = (delta[part] * self._scale(h, y)).to(guess.dtype)
         error = F.mse_loss(guess, target, reduction="sum") / _samples(h_part, y_part)
@@ -76,6 +84,11 @@ class Synthetic(Signal):
         if self.updater.step():
             self._quality.update(guess.detach(), target)
         self.updater.clear()
+        if h_part.grad is None:
+            return None
+        pull = torch.zeros_like(h)
+        pull[part] = h_part.grad
+        return pull
 
     def end_step(self) -> None:
         self.updater.advance()
@@ -116,6 +129,7 @@ def synthetic(
     every: int = 1,
     rows: float = 1.0,
     loss_is_mean: bool = True,
+    propagates: bool = False,
     **options: Any,
 ) -> SignalRecipe:
     """Return the recipe of `Synthetic`: cDNI with `classes`, DNI without.
@@ -132,6 +146,7 @@ def synthetic(
             every=every,
             rows=rows,
             loss_is_mean=loss_is_mean,
+            propagates=propagates,
         )
 
     return make

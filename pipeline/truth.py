@@ -22,6 +22,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from .answers import Answer
 from .errors import UsageError, did_you_mean
 from .signals import Needs, Signal
 
@@ -61,10 +62,10 @@ class StageTruth:
     def check(self, signal: Signal) -> None:
         """Refuse a signal whose needs do not go with this."""
         name, needs = type(signal).__name__, signal.needs
-        if needs is Needs.OUTPUT_ERROR:
-            raise UsageError(f"{name} needs {needs.value}, which nothing sends to a stage")
-        if needs is Needs.GRADIENT and self.use != "off":
+        if needs in (Needs.GRADIENT, Needs.OUTPUT_ERROR) and self.use != "off":
             raise UsageError(f"{name} waits for {needs.value}; leave the truth off, for it has no use then")
+        if signal.answer is not Answer.GRADIENT and self.use != "off":
+            raise UsageError(f"{name} learns from {signal.answer.value}; leave the truth off, for it has no use then")
         if (needs is Needs.TRUTH) != (self.use in ("replay", "stash")):
             raise UsageError(f"the signal {name} and the truth's use {self.use!r} do not go together")
 

@@ -22,10 +22,16 @@ from stepahead.pipeline import (
     Truth,
     assemble,
     blend,
+    critic,
+    direct_feedback,
+    feedback_alignment,
     keyed,
+    kickback,
+    local_critic,
     locked,
     probe,
     silent,
+    sobolev,
     synthetic,
 )
 
@@ -42,6 +48,13 @@ SIGNALS: dict[str, SignalRecipe] = {
     "auto shape": synthetic(optimizer=adam),
     "probe": probe(loss=nn.CrossEntropyLoss(), optimizer=adam, classes=CLASSES),
     "silent": silent,
+    "propagates": synthetic("linear", classes=CLASSES, optimizer=adam, propagates=True),
+    "feedback alignment": feedback_alignment,
+    "direct feedback": direct_feedback,
+    "kickback": kickback,
+    "critic": critic(classes=CLASSES, optimizer=adam),
+    "sobolev": sobolev(classes=CLASSES, optimizer=adam),
+    "local critic": local_critic(loss=nn.CrossEntropyLoss(), classes=CLASSES, optimizer=adam),
 }
 """One of each kind."""
 

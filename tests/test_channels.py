@@ -271,6 +271,24 @@ def test_a_sender_hears_that_the_receiver_closed(link: Ends) -> None:
         sender.send(batch(1), timeout=1)
 
 
+def test_a_sender_is_settled_once_its_receiver_wants_no_more(link: Ends) -> None:
+    sender, receiver = link
+    sender.send(batch(0), timeout=1)
+    assert receiver.receive(timeout=1).step == 0
+    assert receiver.settled
+    receiver.close()
+    until(sender, lambda: sender.settled)
+
+
+@pytest.mark.parametrize("make", [over_ipc, over_tcp, over_gloo], indirect=True)
+def test_a_sender_is_not_settled_while_its_process_holds_what_it_sent(link: Ends) -> None:
+    sender, receiver = link
+    sender.send(batch(0), timeout=1)
+    assert not sender.settled
+    receiver.receive(timeout=1)
+    assert not sender.settled
+
+
 def test_a_closed_end_cannot_be_used(link: Ends) -> None:
     sender, receiver = link
     sender.close()

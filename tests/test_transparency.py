@@ -93,7 +93,11 @@ def test_a_locked_stage_hands_up_the_true_gradient() -> None:
     copies = deepcopy(groups)
     stages = make_stages(groups, (data, label), signal=[cdni, locked, locked], seed=3)
     learnt: list[Tensor] = []
-    stages[0].signal.learn = lambda h, y, delta, step: learnt.append(delta)  # type: ignore[method-assign]
+
+    def learn(h: Tensor, y: Tensor | None, delta: Tensor, step: int, *more: Tensor) -> None:
+        learnt.append(delta)
+
+    stages[0].signal.learn = learn  # type: ignore[method-assign]
     list(Reference(stages).train([(data, label)]))
 
     h = data

@@ -75,6 +75,11 @@ class LinkEnd(Waitable):
     def waiting(self) -> int:
         """At a sender: sent, and not yet taken by the other end. At a receiver: come, and not yet received."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing that was sent from here gets lost if this process ends now."""
+        return True
+
     def statistics(self) -> LinkStatistics:
         """Return what went through this end so far."""
         return LinkStatistics(messages=self._messages, bytes=self._bytes, waiting=self.waiting, capacity=self.capacity)

@@ -5,6 +5,8 @@
       has credits again                       <----    how many it has taken, a quarter of the places at a time
       "!" a clean end                        <---->    "!"
 
+A clean run's receiver ends first: what was sent would be lost with its sender, if it had not been taken by then.
+
 A parcel is a head of some bytes, and values: tensors of bytes. `zeromq.py` and `distributed.py` carry them.
 """
 
@@ -115,6 +117,10 @@ class ParcelSender(_ParcelEnd, Sender):
     @property
     def waiting(self) -> int:
         return self._messages - self._taken
+
+    @property
+    def settled(self) -> bool:
+        return self._ended or self._lost  # a receiver that has all that it wants says so
 
     def try_send(self, message: Message) -> bool:
         self._check_open("send")

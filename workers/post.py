@@ -91,6 +91,21 @@ class Post:
                 end.on_message = ledger.recorder("sent" if isinstance(end, Sender) else "received")
         return made
 
+    def part(self) -> None:
+        """Close the ends in order, as long as it takes: what was sent may be lost with this process."""
+        senders = [end for end in self._ends.values() if isinstance(end, Sender)]
+        for end in self._ends.values():
+            if isinstance(end, Receiver):
+                end.close()  # first, so that nobody waits for somebody who waits
+        deadline = time.monotonic() + self.place.timeout
+        with Waiter([*senders, self.control]) as waiter:
+            while not self.abandoned and not all(end.settled for end in senders):
+                if (left := deadline - time.monotonic()) <= 0:
+                    break
+                waiter.wait(min(left, LONGEST_WAIT))
+                self._listen()
+        self.leave()
+
     def leave(self) -> None:
         """Close the ends: a process that failed may live on, and its peers are not to wait for it."""
         for end in self._ends.values():

@@ -140,8 +140,7 @@ def _finish(work: StageWork, post: Post, loop: Loop | LockedLoop, groups: Mappin
     for index, group in groups.items():
         save_stage(post.place.run, group, index)
     post.tell("finished", summary=summary)
-    for end in loop.links.ends:
-        end.close()
+    post.part()
 
 
 def feed_pipeline(feed: Feed, post: Post) -> None:
@@ -151,7 +150,7 @@ def feed_pipeline(feed: Feed, post: Post) -> None:
     post.spans.begin()
     post.drive(_feed(feed, post, link), [link], partial(write_sample, post.telemetry, post.progress, None, None))
     post.tell("finished", summary={})
-    link.close()
+    post.part()
 
 
 def _feed(feed: Feed, post: Post, link: Sender) -> Iterator[Wait | None]:

@@ -71,6 +71,8 @@ MLP, CNN = f"{JOBS}:mlp", f"{JOBS}:cnn"
 WIDE = ["--set", "options.width=1024", "--set", "options.batch=512"]
 SMALL = ["--set", "options.batch=32"]
 SLOW = ["--link-latency-ms", "50"]
+FAR = ["--stages", "4", "--device", "virtual", "--stage-ms", "240", *SLOW]
+TRUE = ["--cut", "cost", "--truth", "true-up", "--truth-every", "1"]
 CASES: dict[str, Case] = {
     **{f"virtual-{stages}": _virtual(stages) for stages in (2, 4, 8)},
     "virtual-16": _virtual(16, schedules="ceiling,decoupled"),
@@ -90,16 +92,25 @@ CASES: dict[str, Case] = {
     "gpt": _real("chars", "--truth", "off"),
     "gpt-truth": _real("chars", schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"),
     "gpt-to-loss": _real("chars", "--truth-every", "4", rounds=1, seconds=60.0),
-    "gpt-to-loss-slow": Case(
+    "gpt-to-loss-slow": Case("chars", FAR, schedules=PIPELINES, rounds=1, seconds=60.0),
+    **{
+        f"gpt-to-loss-slow-{every}": Case(
+            "chars", [*FAR, "--truth-every", str(every)], schedules="gpipe,stash,decoupled", rounds=1, seconds=60.0
+        )
+        for every in (2, 4)
+    },
+    "gpt-to-loss-uncut": _real("chars", microbatches="1", rounds=1, seconds=40.0),
+    "gpt-to-loss-uncut-4": _real(
         "chars",
-        ["--stages", "4", "--device", "virtual", "--stage-ms", "240", *SLOW],
-        schedules=PIPELINES,
+        "--truth-every",
+        "4",
+        schedules="lockstep,zbv,stash,decoupled",
+        microbatches="1",
         rounds=1,
         seconds=60.0,
     ),
-    "gpt-to-loss-uncut": _real("chars", microbatches="1", rounds=1, seconds=40.0),
-    "cnn-to-loss": _real(CNN, "--cut", "cost", data="cifar10", rounds=1, seconds=60.0),
-    "cnn-to-loss-uncut": _real(CNN, "--cut", "cost", *SMALL, data="cifar10", microbatches="1", rounds=1, seconds=40.0),
+    "cnn-to-loss": _real(CNN, *TRUE, data="cifar10", rounds=1, seconds=60.0),
+    "cnn-to-loss-uncut": _real(CNN, *TRUE, *SMALL, data="cifar10", microbatches="1", rounds=1, seconds=40.0),
 }
 
 

@@ -1,0 +1,106 @@
+"""Hindsight: what a stage makes of a batch that it has stepped on, when what it is worth comes from below.
+
+    true_up    the truth: what the step lacked, for the next one to make up for; the truth of the stage above
+    pull       what its predictor missed, flowing into the group too (SG + prop)
+
+Both need the batch once more: from its input, with today's weights, or from the graph of then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from .finite import are_finite
+from .kept import KeptBatch
+from .passes import Pass, Passes
+from .signals import Needs, Signal
+from .truth import Repair, StageTruth
+from .updates import values_of
+
+__all__ = ["Hindsight"]
+
+
+class Hindsight:
+    """One stage's.
+
+    Args:
+        passes: The stage's.
+        truth: What it does with the truth.
+        signal: What it steps on.
+        trained: Whether it steps at all.
+        not_finite: Told the step, and what in it is not finite.
+    """
+
+    def __init__(
+        self,
+        passes: Passes,
+        truth: StageTruth,
+        signal: Signal,
+        *,
+        trained: bool,
+        not_finite: Callable[[int, Iterable[tuple[str, Tensor]]], None],
+    ) -> None:
+        self.repair = Repair(passes.weights, truth.spread)
+        self._passes, self._truth, self._signal = passes, truth, signal
+        self._trained = trained
+        self._not_finite = not_finite
+
+    def reruns(self, step: int) -> bool:
+        """Return whether something is made of the batch's truth: a step, a repair, what the stage above is owed."""
+        is_late = self._signal.needs is Needs.TRUTH
+        return self._truth.awaits(step) and (is_late or self._repairs or self._truth.owes(step))
+
+    def keeps_graph(self, step: int) -> bool:
+        """Return whether the batch will go backward once more through the graph of then."""
+        return self._truth.keeps_graph and self.reruns(step)
+
+    def remains(
+        self, step: int, batch: KeptBatch, forward: Pass, d: Tensor | None, owed: Tensor | None
+    ) -> KeptBatch | None:
+        """Return what is kept of a batch that was stepped on, until its gradient comes."""
+        if not self.reruns(step):
+            h_in = forward.h_in.detach() if self._signal.pulls else None
+            return KeptBatch(batch.h, batch.label, h_in=h_in) if self._signal.wants(step) else None
+        kept = KeptBatch(batch.h, batch.label)
+        if self._truth.use == "true-up":
+            kept.guess, kept.said = d, owed if self._truth.relay == "sum" else None
+        if self.keeps_graph(step):
+            kept.forward = forward
+        else:
+            kept.h_in = forward.h_in.detach()
+        return kept
+
+    def true_up(self, step: int, batch: KeptBatch, delta: Tensor) -> Tensor | None:
+        """Take in what the step on this batch lacks; return the truth for the stage above, if it is owed one."""
+        owes = self._truth.owes(step)
+        repairs = self._repairs and not batch.refused
+        forward = batch.forward or self._passes.again(batch.kept_input, step)
+        up: Tensor | None = None
+        if owes and (self._truth.relay == "again" or not repairs):
+            (up,) = self._passes.gradients(forward, [forward.h_in], delta, retain=repairs)
+        if repairs:
+            asked = forward.weights if up is not None or not owes else [*forward.weights, forward.h_in]
+            found = self._passes.gradients(forward, asked, delta if batch.guess is None else delta - batch.guess)
+            missing, part = found[: len(forward.weights)], found[len(forward.weights) :]
+            if are_finite([values_of(gradient) for gradient in missing if gradient is not None]):
+                self.repair.add(missing, self._truth.every)
+            else:
+                self._not_finite(step, [("the repair of its step", each) for each in missing if each is not None])
+            if part:
+                up = part[0] if batch.said is None or part[0] is None else batch.said + part[0]
+        if not owes:
+            return None
+        return torch.zeros_like(forward.h_in) if up is None else up
+
+    def pull(self, step: int, batch: KeptBatch, gradient: Tensor) -> None:
+        """Take in a gradient at the batch's output that the next step is to make too."""
+        if self._trained and not batch.refused:
+            forward = self._passes.again(batch.kept_input, step)
+            self.repair.add(self._passes.gradients(forward, forward.weights, gradient), 1.0)
+
+    @property
+    def _repairs(self) -> bool:
+        return self._truth.use == "true-up" and self._trained
