@@ -18,6 +18,7 @@ from torch.optim import Adam
 
 from stepahead.pipeline import (
     Batch,
+    InputRecipe,
     LossFunction,
     LRScheduleRecipe,
     Metric,
@@ -82,6 +83,10 @@ class Job:
     """What stages step on, in place of a synthetic signal with the predictor above."""
     truth: Truth | None = None
     """What stages do with the truth; unless given, true-up with the signal above, nothing with one of the job's own."""
+    inputs: InputRecipe | None = None
+    """Makes what stages guess their inputs with, from raw batches that they draw themselves: see `synthetic_inputs`."""
+    chance: float = 1.0
+    """Of each stage's to step on a batch, below 1 to leave some out."""
     stages: int = 2
     steps: int | None = None
     epochs: int | None = None
@@ -93,6 +98,8 @@ class Job:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise UsageError(f"the job's {name} is {value!r}; it must be a whole number of at least 1")
+        if not isinstance(self.chance, (int, float)) or not 0 < self.chance <= 1:
+            raise UsageError(f"the job's chance is {self.chance!r}; it must be above 0 and at most 1")
         if self.truth is not None and not isinstance(self.truth, Truth):
             raise UsageError(f"the job's truth is {self.truth!r}; it must be a Truth: truth=Truth(use='true-up')")
         if isinstance(self.test, (list, tuple)) and not self.test:

@@ -196,16 +196,20 @@ def share_of_rate(steps: int, step: int) -> float:
 
 
 def epoch(text: Tensor, window: int, batch: int, seed: int, number: int) -> Iterator[Batch]:
-    """Yield the text's windows in random order; every epoch cuts it elsewhere."""
+    """Yield the text's windows in random order, in whole batches; every epoch cuts it elsewhere."""
     generator = torch.Generator().manual_seed(seed_for(seed, "epoch", number))
     return windows(text[number % window :], window, batch, generator)
 
 
 def windows(text: Tensor, window: int, batch: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
-    """Yield batches of windows with what follows each character in them; in random order, given a generator."""
+    """Yield batches of windows with what follows each character in them.
+
+    Given a generator they are in random order, and the last batch is filled up with the first of them.
+    """
     starts = torch.arange(0, len(text) - window, window)
     if generator is not None:
         starts = starts[torch.randperm(len(starts), generator=generator)]
+        starts = torch.cat([starts, starts[: -len(starts) % batch]])
     for some in starts.split(batch):
         rows = some.unsqueeze(1) + torch.arange(window)
         yield text[rows], text[rows + 1]

@@ -165,6 +165,8 @@ class Plan:
             optimizer=job.optimizer,
             lr_schedule=job.lr_schedule,
             clip=job.clip,
+            inputs=None if self.is_locked else job.inputs,
+            chance=1.0 if self.is_locked else job.chance,
             on_non_finite=job.on_non_finite,
             seed=self.config.seed,
         )
@@ -184,6 +186,7 @@ class Plan:
             device=device,
             schedule=config.schedule,
             microbatches=self.microbatches,
+            feed=None if self.recipe.inputs is None else self.feed(),
             pace=self._pace(stage),
         )
 
@@ -350,7 +353,7 @@ def _own_truth(config: Config, job: Job) -> Truth:
     if job.truth is not None:
         return job.truth
     own = config.signal == "auto" and job.signal is not None
-    return Truth() if own else Truth(use="true-up")
+    return Truth() if own or job.inputs is not None or job.chance < 1.0 else Truth(use="true-up")
 
 
 def _signal(name: str, job: Job) -> SignalRecipe:

@@ -73,6 +73,7 @@ def paces_of(
     outputs = example_outputs(groups, batch[0])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as workers have
+    recipe = replace(recipe, inputs=None, chance=1.0)
     plain = replace(recipe, signal=locked, truth=Truth())
     paces: list[Pace] = []
     for index, group in enumerate(groups):

@@ -7,7 +7,7 @@ With them falls the forward lock: every stage draws the raw batches itself. What
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from itertools import pairwise
 from math import prod
@@ -130,7 +130,7 @@ class _Flat(nn.Module):
 
 
 @contextmanager
-def _statistics_kept(network: nn.Module) -> Iterator[None]:
+def _statistics_kept(network: nn.Module) -> Generator[None]:
     """Leave a network's buffers as they are: each batch runs twice, and is to count once."""
     before = [buffer.clone() for buffer in network.buffers()]
     try:

@@ -33,6 +33,7 @@ from stepahead.pipeline import (
     silent,
     sobolev,
     synthetic,
+    synthetic_inputs,
 )
 
 Batch = tuple[Tensor, Tensor]
@@ -57,6 +58,7 @@ SIGNALS: dict[str, SignalRecipe] = {
     "local critic": local_critic(loss=nn.CrossEntropyLoss(), classes=CLASSES, optimizer=adam),
 }
 """One of each kind."""
+INPUTS = synthetic_inputs(optimizer=adam)
 
 
 TRUTHS: dict[str, Truth] = {

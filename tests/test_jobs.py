@@ -133,6 +133,13 @@ def test_windows_tell_what_follows() -> None:
     assert last_x.tolist() == [[8, 9, 10, 11]]
 
 
+def test_an_epoch_of_windows_is_whole_batches() -> None:
+    """Or a schedule that cuts batches ends with the epoch."""
+    batches = list(windows(torch.arange(15), 4, 2, torch.Generator().manual_seed(0)))
+    assert [len(x) for x, _ in batches] == [2, 2]
+    assert len({tuple(row) for x, _ in batches for row in x.tolist()}) == 3
+
+
 def test_the_learning_rate_rises_falls_and_stays() -> None:
     assert [round(share_of_rate(1000, step), 2) for step in (0, 49, 100, 550, 1000, 5000)] == [
         *(0.01, 0.5, 1.0),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import CLASSES, SIGNALS, adam, cdni, mlp, rows
+from nets import CLASSES, INPUTS, SIGNALS, adam, cdni, mlp, rows
 from torch import nn
 from torch.optim import SGD, Adam
 
@@ -27,11 +27,10 @@ from stepahead.pipeline import (
     synthetic_inputs,
 )
 
-INPUTS = synthetic_inputs(optimizer=adam)
-
 
 def stages_of(**options: Any) -> list[Stage]:
-    recipe = Recipe(**{"loss": nn.CrossEntropyLoss(), "signal": cdni, "optimizer": adam, **options})
+    settings: dict[str, Any] = {"signal": cdni, "optimizer": adam, **options}
+    recipe = Recipe(loss=nn.CrossEntropyLoss(), **settings)
     return assemble(cut_model(mlp(), 3), rows(1)[0], recipe)
 
 

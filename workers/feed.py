@@ -63,6 +63,12 @@ class Feed:
             yield from self._evaluation(step, stopped)
         yield Mark(edge=EDGE, step=last, kind=MarkKind.STOP)
 
+    def draws(self) -> Iterator[Activation]:
+        """Yield the training batches alone, for a stage that draws them itself."""
+        batches = self._batches(lambda: False, lambda steps: None)
+        for step, (x, y) in enumerate(batches):
+            yield Activation(edge=EDGE, step=step, tensors=(x,), label=y)
+
     def _batches(self, stopped: Callable[[], bool], expect: Callable[[int], None]) -> Iterator[Batch]:
         drawn = 0
         for epoch in count() if self.epochs is None else range(self.epochs):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, cast
 
 import torch.distributed as dist
+from torch import Tensor
 
 from stepahead.pipeline import (
     MICROBATCHED,
@@ -37,6 +38,7 @@ from .memory import ActivationMeter
 from .post import Post
 from .samples import PREDICTOR, write_sample
 from .spans import Wait
+from .unlocked import UnlockedLoop
 from .virtual import Pace, Paced
 
 __all__ = ["StageWork", "feed_pipeline", "run_stage"]
@@ -55,6 +57,8 @@ class StageWork:
     schedule: str
     microbatches: int
     """Into how many a batch is cut, under the schedules that do so."""
+    feed: Feed | None = None
+    """What stages draw themselves, where they run on guesses of their inputs."""
     pace: Pace | None = None
     """How long what a virtual stage does lasts."""
 
@@ -70,19 +74,31 @@ def run_stage(work: StageWork, post: Post) -> None:
     meter = ActivationMeter()
 
     def make_stage(batch: Activation) -> Stage:
-        (output,) = example_outputs([group], batch.tensors[0])
+        above = (batch.tensors[0], _guessed_input(work, index, batch)) if draws else None
+        h_in = above[1] if above else batch.tensors[0]
+        (output,) = example_outputs([group], h_in)
         span = post.spans if work.pace is None else Paced(post.spans, work.pace)
-        stage = work.recipe.stage(group, index, stages, output, batch.label, device=work.device, span=span)
-        meter.begin(group, batch)
+        stage = work.recipe.stage(group, index, stages, output, batch.label, above=above, device=work.device, span=span)
+        meter.begin(group, replace(batch, tensors=(h_in,)))
         post.begin()
         return stage
 
-    loop = Loop(make_stage, links, work.lag, post.spans, work.metrics, post.progress)
+    draws = work.feed.draws() if work.feed and index else None
+    how = (make_stage, links, work.lag, post.spans, work.metrics, post.progress)
+    loop = UnlockedLoop(draws, *how) if draws else Loop(*how)
     post.drive(loop.run(), links.ends, partial(_report, post, loop))
     post.spans.end()
     queued = links.activations_in.capacity
     peak = meter.peak(loop.stage.kept.most_graphs, loop.stage.most_held, queued) if loop.stage else 0
     _finish(work, post, loop, {index: group}, peak)
+
+
+def _guessed_input(work: StageWork, index: int, batch: Activation) -> Tensor:
+    """Return an example of what will come from above, of the layers there: they are built for it and let go."""
+    h = batch.tensors[0]
+    for above in range(index):
+        (h,) = example_outputs([build_group(work.layers, work.cut, above, seed=work.recipe.seed)], h)
+    return h
 
 
 def _run_locked(work: StageWork, post: Post) -> None:

@@ -92,6 +92,14 @@ CASES: dict[str, Case] = {
     "gpt": _real("chars", "--truth", "off"),
     "gpt-truth": _real("chars", schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"),
     "gpt-to-loss": _real("chars", "--truth-every", "4", rounds=1, seconds=60.0),
+    "gpt-to-loss-graph": _real(
+        "chars",
+        "--set",
+        "truth_keep=graph",
+        schedules="1f1b,interleaved-zb,zbv,stash,decoupled",
+        rounds=1,
+        seconds=60.0,
+    ),
     "gpt-to-loss-slow": Case("chars", FAR, schedules=PIPELINES, rounds=1, seconds=60.0),
     **{
         f"gpt-to-loss-slow-{every}": Case(
@@ -110,6 +118,18 @@ CASES: dict[str, Case] = {
         seconds=60.0,
     ),
     "cnn-to-loss": _real(CNN, *TRUE, data="cifar10", rounds=1, seconds=60.0),
+    "cnn-to-loss-uncut-muon": _real(
+        CNN,
+        *TRUE,
+        *SMALL,
+        "--set",
+        "options.optimizer=muon",
+        schedules="lockstep,interleaved-zb,replay,stash,decoupled",
+        microbatches="1",
+        data="cifar10",
+        rounds=1,
+        seconds=60.0,
+    ),
     "cnn-to-loss-uncut": _real(CNN, *TRUE, *SMALL, data="cifar10", microbatches="1", rounds=1, seconds=40.0),
 }
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 
 from stepahead.launch import Job, cifar10, minibatches
-from stepahead.pipeline import Batch, synthetic
+from stepahead.pipeline import Batch, muon, synthetic
 
 CLASSES = 10
 BATCHES = 32
@@ -39,8 +39,12 @@ def mlp(width: int = 512, depth: int = 8, batch: int = 256, stages: int = 2) -> 
     )
 
 
-def cnn(data: str = "", channels: int = 32, batch: int = 128) -> Job:
-    """Convolutions in two stages of about equal cost; on noise if no folder with CIFAR-10's binaries is given."""
+def cnn(data: str = "", channels: int = 32, batch: int = 128, optimizer: str = "adam") -> Job:
+    """Convolutions in two stages of about equal cost; on noise if no folder with CIFAR-10's binaries is given.
+
+    With `optimizer="muon"` filters and matrices have the optimizer for gradients that come late.
+    """
+    adam = partial(Adam, lr=1e-3, fused=True)
     if data:
         files = cifar10(Path(data))
         batches = partial(_epoch, files.train, batch)
@@ -61,7 +65,7 @@ def cnn(data: str = "", channels: int = 32, batch: int = 128) -> Job:
         ],
         data=batches,
         loss=nn.CrossEntropyLoss(),
-        optimizer=partial(Adam, lr=1e-3, fused=True),
+        optimizer=muon(1e-2, rest=adam) if optimizer == "muon" else adam,
         signal=synthetic(
             "conv",
             hidden=8,
@@ -69,7 +73,7 @@ def cnn(data: str = "", channels: int = 32, batch: int = 128) -> Job:
             classes=CLASSES,
             every=4,
             rows=1 / 4,
-            optimizer=partial(Adam, lr=1e-3, fused=True),
+            optimizer=adam,
         ),
         classes=CLASSES,
         stages=2,

@@ -1,0 +1,152 @@
+"""One guess in the middle of a deep net, and nets cut into K blocks; what their layers then look like (paper B).
+
+Of each trained net: the matrix of distances between the activations of 400 test images, layer by layer, beside that of
+the last hidden layer; a linear classifier on each layer; the length of each layer's weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from rich.box import MARKDOWN
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stepahead.launch import Dataset
+
+from .entry import Budget, Entry, Figures, Trial, rows_table
+from .figures import draw_layers
+from .nets import CLASSES, fcn, images
+from .training import METHODS, Setting, course, train
+
+__all__ = ["ENTRIES"]
+
+DEPTHS, BLOCKS = (3, 5, 10, 20, 50), (2, 3, 5, 10)
+WIDTH, STEPS, POINTS, FITTED = 64, 3000, 400, 4000
+
+
+def _run_middle(hidden: int, method: str, seed: int, budget: Budget, title: str) -> Figures:
+    data, groups = images(budget.data, True), list[nn.Module]()
+    setting = Setting(
+        layers=fcn(hidden + 1, width=WIDTH),
+        method=METHODS[method],
+        course=course(budget.full, STEPS, 1e-3, 128),
+        seed=seed,
+        at=((hidden + 1) // 2,),
+    )
+    return {**train(setting, data, title, keep=groups), **look_inside(groups, data)}
+
+
+def _run_blocks(blocks: int, method: str, seed: int, budget: Budget, title: str) -> Figures:
+    setting = Setting(
+        layers=fcn(10, width=WIDTH),
+        method=METHODS[method],
+        course=course(budget.full, STEPS, 1e-3, 128),
+        seed=seed,
+        blocks=blocks,
+    )
+    return train(setting, images(budget.data, True), title)
+
+
+@torch.no_grad()
+def look_inside(groups: list[nn.Module], data: Dataset) -> Figures:
+    """Return by layer: how like the last hidden layer's its distances are, a linear classifier, its weights."""
+    layers = [layer for group in groups for layer in group.children()]
+    order = data.test[1][:POINTS].argsort()
+    seen, fitted = _activations(layers, data.test[0][:POINTS][order]), _activations(layers, data.train[0][:FITTED])
+    tested = _activations(layers, data.test[0])
+    matrices = [torch.corrcoef(h).fill_diagonal_(0) for h in seen[:-1]]
+    return {
+        "likeness": [_likeness(matrix, matrices[-1]) for matrix in matrices],
+        "step": [_likeness(before, after) for before, after in itertools.pairwise(matrices)],
+        "probe": [
+            _probe(h, data.train[1][:FITTED], there, data.test[1])
+            for h, there in zip(fitted[:-1], tested[:-1], strict=True)
+        ],
+        "norms": [round(float(_weight(layer).norm()), 3) for layer in layers],
+    }
+
+
+def _activations(layers: list[nn.Module], x: Tensor) -> list[Tensor]:
+    found: list[Tensor] = []
+    for layer in layers:
+        layer.eval()
+        x = layer(x)
+        layer.train()
+        found.append(x)
+    return found
+
+
+def _likeness(one: Tensor, other: Tensor) -> float:
+    """Return the correlation of two matrices of distances."""
+    return round(float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]), 3)
+
+
+def _probe(h: Tensor, y: Tensor, there: Tensor, truth: Tensor) -> float:
+    """Return the test error of a linear classifier fitted by least squares, in percent."""
+    mean, scale = h.mean(dim=0), h.std(dim=0) + 1e-3
+    given = torch.cat([(h - mean) / scale, torch.ones(len(h), 1)], dim=1)
+    target = F.one_hot(y, CLASSES).float()
+    ridge = 1e-2 * len(h) * torch.eye(given.shape[1])
+    weight = torch.linalg.solve(given.T @ given + ridge, given.T @ target)
+    said = torch.cat([(there - mean) / scale, torch.ones(len(there), 1)], dim=1) @ weight
+    return round(100 * float((said.argmax(dim=1) != truth).float().mean()), 2)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    return next(parameter for parameter in layer.parameters() if parameter.dim() == 2)
+
+
+def _middle_trials(full: bool) -> list[Trial]:
+    return [
+        Trial(f"{hidden} hidden, {method}, seed {seed}", partial(_run_middle, hidden, method, seed))
+        for hidden in DEPTHS
+        for method in ("backprop", "cDNI")
+        for seed in range(3 if full else 1)
+    ]
+
+
+def _blocks_trials(full: bool) -> list[Trial]:
+    cuts = [(1, "backprop"), *((blocks, method) for blocks in BLOCKS for method in ("cDNI", "DNI"))]
+    return [
+        Trial(f"{blocks} blocks, {method}, seed {seed}", partial(_run_blocks, blocks, method, seed))
+        for blocks, method in cuts
+        for seed in range(3 if full else 1)
+    ]
+
+
+def _middle_table(results: Mapping[str, Figures]) -> Table:
+    heads = ("hidden layers", "signal", "test error, %", "loss at 1/4, by error", "like the last", "probes", "norms")
+    drawn = Table(*heads, box=MARKDOWN)
+    for hidden in DEPTHS:
+        for method in ("backprop", "cDNI"):
+            line = results.get(f"{hidden} hidden, {method}, seed 0")
+            if line is not None:
+                early = line["curve"][len(line["curve"]) // 4][1]
+                shown = [_ends(line[name]) for name in ("likeness", "probe", "norms")]
+                drawn.add_row(str(hidden), method, f"{line['test_error']:.2f}", f"{early:.2f}", *shown)
+    return drawn
+
+
+def _ends(values: list[float]) -> str:
+    """Return the first, the one at each third, and the last of a list of numbers."""
+    picks = [values[index * (len(values) - 1) // 3] for index in range(4)] if len(values) > 3 else values
+    return " ".join(f"{value:g}" for value in picks)
+
+
+def _blocks_table(results: Mapping[str, Figures]) -> Table:
+    rows = [
+        (f"{blocks} blocks", [f"{blocks} blocks, {method}" for method in ("backprop", "cDNI", "DNI")])
+        for blocks in (1, *BLOCKS)
+    ]
+    return rows_table(["test error, %", "backprop", "cDNI", "DNI"], rows, results, "test_error")
+
+
+ENTRIES = {
+    "middle": Entry("MNIST, one guess in the middle of a deep net", _middle_trials, _middle_table, draw_layers),
+    "blocks": Entry("MNIST, 10 layers in K blocks", _blocks_trials, _blocks_table),
+}

@@ -1,0 +1,108 @@
+"""What an entry is: trials that are run once each, and a table that is made of what they left."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from rich.box import MARKDOWN
+from rich.table import Table
+
+__all__ = ["Budget", "Entry", "Figures", "Results", "Trial", "rows_table"]
+
+RESULTS = Path(__file__).parent / "results"
+Figures = Mapping[str, Any]
+"""What a trial leaves: numbers and lists of numbers, by name."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long, and on what."""
+
+    full: bool
+    """The paper's own schedule, or one that fits two cores."""
+    data: Path
+
+    @property
+    def name(self) -> str:
+        return "full" if self.full else "quick"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of an entry."""
+
+    key: str
+    """What it is called among them."""
+    run: Callable[[Budget, str], Figures]
+    """Runs it, given its title."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One experiment."""
+
+    title: str
+    trials: Callable[[bool], Sequence[Trial]]
+    """What there is to run, in full or in short."""
+    table: Callable[[Mapping[str, Figures]], Table]
+    """Draws what the trials left, by their keys."""
+    figure: Callable[[Mapping[str, Figures], Path], None] | None = None
+    """Writes a picture of it."""
+
+
+class Results:
+    """What the trials of an entry have left so far: lines of a file.
+
+    Args:
+        name: The entry's.
+        budget: Short and full runs have files of their own.
+        folder: Where they are.
+    """
+
+    def __init__(self, name: str, budget: str, folder: Path = RESULTS) -> None:
+        self.file = folder / f"{name}-{budget}.jsonl"
+
+    def read(self) -> dict[str, Figures]:
+        """Return what is there, by the trial's key."""
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        return {line["trial"]: line for line in map(json.loads, lines)}
+
+    def run(self, trial: Trial, budget: Budget, title: str) -> None:
+        """Run a trial, and write down what it leaves."""
+        start = time.monotonic()
+        figures = trial.run(budget, title)
+        seconds = round(time.monotonic() - start, 1)
+        versions = {"torch": torch.__version__, "python": platform.python_version()}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a") as file:
+            file.write(json.dumps({"trial": trial.key, **figures, "seconds": seconds, **versions}) + "\n")
+
+
+def rows_table(
+    heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], results: Mapping[str, Figures], figure: str
+) -> Table:
+    """Return a table with a column for each method: the mean of a figure over seeds, each seed, the paper's beside.
+
+    A row is its name and a cell for each column, "PREFIX|PAPER": the trials whose keys begin with PREFIX.
+    """
+    drawn = Table(*heads, box=MARKDOWN)
+    for name, cells in rows:
+        drawn.add_row(name, *(_cell(cell, results, figure) for cell in cells))
+    return drawn
+
+
+def _cell(cell: str, results: Mapping[str, Figures], figure: str) -> str:
+    prefix, _, paper = cell.partition("|")
+    found = [line[figure] for key, line in results.items() if key.startswith(prefix + ", seed ")]
+    if not found:
+        return "-" + (f" (paper {paper})" if paper else "")
+    spread = f" [{min(found):.2f}, {max(found):.2f}]" if len(found) > 1 else ""
+    return f"{mean(found):.2f}{spread}" + (f" (paper {paper})" if paper else "")

@@ -1,0 +1,114 @@
+"""Paper A, table of feed-forward nets: every layer decoupled, with labels (cDNI) and without (DNI)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from rich.table import Table
+
+from .entry import Budget, Entry, Figures, Trial, rows_table
+from .figures import draw_curves
+from .nets import Layers, cifar, cnn, fcn, images
+from .training import METHODS, Method, Setting, course, guessing, train
+
+__all__ = ["ENTRIES"]
+
+CONV: dict[str, Method] = {
+    "no backprop": METHODS["no backprop"],
+    "backprop": METHODS["backprop"],
+    "DNI": guessing("conv", labels=False, depth=2),
+    "cDNI": guessing("conv", labels=True, depth=0),
+}
+"""For nets of convolutions: paper A's predictor without labels, and the smallest one with them."""
+CIFAR_FCN = {**METHODS, "DNI": guessing("mlp", labels=False, hidden=4000, depth=1, norm="batch")}
+SHORT_FCN = {**METHODS, "DNI": guessing("mlp", labels=False, hidden=1024, depth=1, norm="batch")}
+
+PAPER = {
+    "mnist-fcn": {3: "9.3 2.0 1.9 2.2", 4: "12.6 1.8 2.2 1.9", 5: "16.2 1.8 3.4 1.7", 6: "21.4 1.8 4.3 1.6"},
+    "mnist-cnn": {3: "0.9 0.8 0.9 1.0", 4: "2.8 0.6 0.7 0.8"},
+    "cifar-fcn": {
+        3: "54.9 43.5 42.5 48.5",
+        4: "57.2 43.0 45.0 45.1",
+        5: "59.6 41.7 46.9 43.5",
+        6: "61.9 42.0 49.7 46.8",
+    },
+    "cifar-cnn": {3: "28.7 17.9 19.5 19.0", 4: "38.1 15.7 19.5 16.4"},
+    "mnist-deep": {21: "- - - 2"},
+}
+"""Test error in percent after 500,000 steps: no backprop, backprop, DNI, cDNI."""
+
+
+def _layers(name: str, depth: int, full: bool) -> Layers:
+    if name == "cifar-fcn":
+        return fcn(depth, inputs=3072, width=1000 if full else 400)
+    if name == "mnist-cnn":
+        return cnn(depth, 64 if full else 16, 28)
+    if name == "cifar-cnn":
+        return cnn(depth, 128 if full else 32, 32, colours=3)
+    return fcn(depth)
+
+
+def _methods(name: str, full: bool) -> Mapping[str, Method]:
+    if name.endswith("cnn"):
+        return CONV
+    return METHODS if name.startswith("mnist") else CIFAR_FCN if full else SHORT_FCN
+
+
+STEPS = {"mnist-fcn": 4000, "mnist-deep": 4000, "mnist-cnn": 2000, "cifar-fcn": 4000, "cifar-cnn": 3000}
+"""Of the short runs."""
+
+
+def _run(name: str, depth: int, method: str, seed: int, budget: Budget, title: str) -> Figures:
+    data = (cifar if name.startswith("cifar") else images)(budget.data, not name.endswith("cnn"))
+    rate = 1e-3 if name.endswith("cnn") else 3e-4
+    setting = Setting(
+        layers=_layers(name, depth, budget.full),
+        method=_methods(name, budget.full)[method],
+        course=course(budget.full, STEPS[name], rate, 128 if name.endswith("cnn") else 256),
+        seed=seed,
+    )
+    return train(setting, data, title)
+
+
+def _trials(name: str, full: bool) -> list[Trial]:
+    methods = ("backprop", "cDNI") if name == "mnist-deep" else tuple(METHODS)
+    return [
+        Trial(f"{depth} layers, {method}, seed {seed}", partial(_run, name, depth, method, seed))
+        for method in methods
+        for depth in PAPER[name]
+        for seed in _seeds(name, method, full)
+    ]
+
+
+def _seeds(name: str, method: str, full: bool) -> Sequence[int]:
+    """Return three seeds where a goal compares two of them, else one."""
+    of_goal = name.startswith("mnist-") and not name.endswith("cnn") and method in ("backprop", "cDNI")
+    return range(3 if full or of_goal else 1)
+
+
+def _table(name: str, results: Mapping[str, Figures]) -> Table:
+    rows = [
+        (
+            f"{depth} layers",
+            [f"{depth} layers, {method}|{paper}" for method, paper in zip(METHODS, papers.split(), strict=True)],
+        )
+        for depth, papers in PAPER[name].items()
+    ]
+    return rows_table(["test error, %", *METHODS], rows, results, "test_error")
+
+
+def _entry(name: str, title: str) -> Entry:
+    return Entry(title, partial(_trials, name), partial(_table, name), draw_curves)
+
+
+ENTRIES = {
+    name: _entry(name, title)
+    for name, title in {
+        "mnist-fcn": "MNIST, linear layers, every one decoupled",
+        "mnist-deep": "MNIST, 21 linear layers, every one decoupled",
+        "mnist-cnn": "MNIST, convolutions, every layer decoupled",
+        "cifar-fcn": "CIFAR-10, linear layers, every one decoupled",
+        "cifar-cnn": "CIFAR-10, convolutions, every layer decoupled",
+    }.items()
+}

@@ -1,0 +1,65 @@
+"""Pictures of entries; they need matplotlib (the extra `report`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .entry import Figures
+
+__all__ = ["draw_curves", "draw_layers"]
+
+
+def draw_curves(results: Mapping[str, Figures], file: Path) -> None:
+    """Draw test errors over steps, one panel for each group of trials that share their first word or two."""
+    panels: dict[str, dict[str, Figures]] = {}
+    for key, line in results.items():
+        if key.endswith("seed 0"):
+            first, *rest = key.removesuffix(", seed 0").split(", ")
+            panels.setdefault(first if rest else "", {})[", ".join(rest) or first] = line
+    figure, axes = _panels(len(panels), "test error, %")
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for name, line in lines.items():
+            steps, errors = zip(*line["curve"], strict=True)
+            axis.plot(steps, errors, label=name, linewidth=1.4)
+        axis.set_yscale("log")
+        axis.set_title(title)
+        axis.set_xlabel("steps")
+        axis.legend(fontsize=7, frameon=False)
+    _save(figure, file)
+
+
+def draw_layers(results: Mapping[str, Figures], file: Path) -> None:
+    """Draw what the layers of the deepest nets look like: likeness to the last, probes, lengths of weights."""
+    names = {"likeness": "like the last hidden layer", "probe": "linear probe, error %", "norms": "length of weights"}
+    figure, axes = _panels(len(names), "")
+    for axis, (name, title) in zip(axes, names.items(), strict=True):
+        for key, line in results.items():
+            if name in line and key.startswith(("10 ", "20 ")):
+                style = "-" if "backprop" in key else "--"
+                axis.plot(line[name], style, label=key.removesuffix(", seed 0"), linewidth=1.4)
+        axis.set_title(title)
+        axis.set_xlabel("layer")
+        axis.legend(fontsize=7, frameon=False)
+    _save(figure, file)
+
+
+def _panels(count: int, label: str) -> tuple[Any, list[Any]]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, count, figsize=(3.6 * count, 3.2), squeeze=False)
+    axes[0][0].set_ylabel(label)
+    return figure, list(axes[0])
+
+
+def _save(figure: Any, file: Path) -> None:
+    from matplotlib import pyplot
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,97 @@
+"""Paper B's table: every signal trains the same net, and says what it waits for; critics in a deeper one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from rich.box import MARKDOWN
+from rich.table import Table
+from torch import nn
+
+from stepahead.pipeline import (
+    SignalRecipe,
+    blend,
+    critic,
+    direct_feedback,
+    feedback_alignment,
+    kickback,
+    local_critic,
+    probe,
+    sobolev,
+)
+
+from .entry import Budget, Entry, Figures, Trial
+from .figures import draw_curves
+from .nets import CLASSES, fcn, images
+from .training import METHODS, Course, Method, Setting, adam, course, guessing, train
+
+__all__ = ["ENTRIES"]
+
+LOSS = nn.CrossEntropyLoss()
+DEPTH, STEPS = 4, 4000
+
+
+def _blend(share: float, now: Course) -> SignalRecipe:
+    options: Any = adam(now)
+    return blend(share, "linear", classes=CLASSES, **options)
+
+
+def _with_head(make: Any, now: Course) -> SignalRecipe:
+    recipe: SignalRecipe = make(loss=LOSS, classes=CLASSES, **adam(now))
+    return recipe
+
+
+def _number(make: Any, now: Course) -> SignalRecipe:
+    recipe: SignalRecipe = make(classes=CLASSES, hidden=256, **adam(now))
+    return recipe
+
+
+def _plain(signal: SignalRecipe, now: Course) -> SignalRecipe:
+    return signal
+
+
+NOTHING = "nothing"
+SIGNALS: dict[str, tuple[Method, str, str]] = {
+    "backprop": (METHODS["backprop"], "the gradient from below", "-"),
+    "BP(0.5)": (partial(_blend, 0.5), "the gradient from below", "that gradient"),
+    "DNI": (METHODS["DNI"], NOTHING, "the gradient, later"),
+    "cDNI": (METHODS["cDNI"], NOTHING, "the gradient, later"),
+    "cDNI + prop": (guessing("linear", labels=True, propagates=True), NOTHING, "the gradient, later; into h too"),
+    "critic": (partial(_number, critic), NOTHING, "losses, later"),
+    "Sobolev critic": (partial(_number, sobolev), NOTHING, "losses and the gradient, later"),
+    "local critic": (partial(_with_head, local_critic), NOTHING, "losses, later"),
+    "local probe": (partial(_with_head, probe), NOTHING, "the label, at once"),
+    "feedback alignment": (partial(_plain, feedback_alignment), "the gradient below the next layer", "-"),
+    "direct feedback": (partial(_plain, direct_feedback), "the error at the output", "-"),
+    "kickback": (partial(_plain, kickback), "the error at the output", "-"),
+    "none": (METHODS["no backprop"], NOTHING, "-"),
+}
+"""By name: the method, what it waits for, what teaches it."""
+
+
+def _run(name: str, seed: int, budget: Budget, title: str) -> Figures:
+    setting = Setting(layers=fcn(DEPTH), method=SIGNALS[name][0], course=course(budget.full, STEPS), seed=seed)
+    return train(setting, images(budget.data, True), title)
+
+
+def _trials(full: bool) -> list[Trial]:
+    return [
+        Trial(f"{name}, seed {seed}", partial(_run, name, seed)) for seed in range(3 if full else 1) for name in SIGNALS
+    ]
+
+
+def _table(results: Mapping[str, Figures]) -> Table:
+    heads = ("signal", "waits for", "taught by", "test error, %", "training loss", "cosine, from the input on")
+    drawn = Table(*heads, box=MARKDOWN)
+    for name, (_, waits, taught) in SIGNALS.items():
+        line = results.get(f"{name}, seed 0")
+        if line is not None:
+            last = line["quality"][-1] if line["quality"] else []
+            cosines = " ".join(f"{cosine:.2f}" for cosine, *_ in last)
+            drawn.add_row(name, waits, taught, f"{line['test_error']:.2f}", f"{line['train_loss']:.4f}", cosines)
+    return drawn
+
+
+ENTRIES = {"signals": Entry("MNIST, 4 layers: every signal trains the same net", _trials, _table, draw_curves)}

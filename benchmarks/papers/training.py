@@ -1,0 +1,163 @@
+"""Training as in paper A: Adam, a rate that falls twice, each layer a stage of its own; the papers' lag of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import MultiStepLR
+
+from stepahead.launch import Dataset, Track, minibatches
+from stepahead.pipeline import (
+    InputRecipe,
+    Recipe,
+    Reference,
+    SignalRecipe,
+    accuracy,
+    assemble,
+    cut_model,
+    layers_of,
+    locked,
+    silent,
+    synthetic,
+)
+
+from .entry import Figures
+from .nets import CLASSES, Layers
+
+__all__ = ["METHODS", "Course", "Method", "Setting", "adam", "course", "train"]
+
+POINTS = 20
+"""Readings over a run."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long and how fast."""
+
+    steps: int
+    rate: float
+    batch: int = 256
+
+    @property
+    def drops(self) -> list[int]:
+        """The steps after which the rate is a tenth."""
+        return [self.steps * 60 // 100, self.steps * 80 // 100]
+
+
+FULL = Course(500_000, 3e-5)
+
+
+def course(full: bool, steps: int, rate: float = 3e-4, batch: int = 256) -> Course:
+    """Return the paper's own course, or one of so many steps at a rate that suits them."""
+    return FULL if full else Course(steps, rate, batch)
+
+
+Method = Callable[[Course], SignalRecipe]
+"""Makes a signal for a course: predictors learn at the rates of the layers."""
+
+
+def adam(now: Course) -> dict[str, object]:
+    """Return the optimizer and its schedule, as options of a signal."""
+    return {"optimizer": partial(Adam, lr=now.rate), "lr_schedule": partial(_falling, now.drops)}
+
+
+def _guessing(kind: str, labels: bool, options: dict[str, object], now: Course) -> SignalRecipe:
+    return synthetic(kind, classes=CLASSES if labels else None, **adam(now), **options)  # type: ignore[arg-type]
+
+
+def guessing(kind: str, *, labels: bool, **options: object) -> Method:
+    """Return a method: synthetic gradients of one kind of predictor."""
+    return partial(_guessing, kind, labels, options)
+
+
+def _fixed(signal: SignalRecipe, now: Course) -> SignalRecipe:
+    return signal
+
+
+METHODS: dict[str, Method] = {
+    "no backprop": partial(_fixed, silent),
+    "backprop": partial(_fixed, locked),
+    "DNI": guessing("mlp", labels=False, hidden=1024, depth=2, norm="batch"),
+    "cDNI": guessing("linear", labels=True),
+}
+"""For nets of linear layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One training run."""
+
+    layers: Layers
+    method: Method
+    course: Course
+    seed: int = 0
+    blocks: int | None = None
+    """Into how many groups the layers are cut; each by itself unless given."""
+    at: tuple[int, ...] = ()
+    """Or before which layers."""
+    chance: float = 1.0
+    inputs: InputRecipe | None = None
+
+
+def train(setting: Setting, data: Dataset, title: str, *, keep: list[nn.Module] | None = None) -> Figures:
+    """Train, and return the test error, the curve of it, and how good the guesses were all along.
+
+    Args:
+        keep: Where to put the trained groups.
+    """
+    now, layers = setting.course, setting.layers
+    recipe = Recipe(
+        loss=nn.CrossEntropyLoss(),
+        signal=setting.method(now),
+        optimizer=partial(Adam, lr=now.rate),
+        lr_schedule=partial(_falling, now.drops),
+        seed=setting.seed,
+        chance=setting.chance,
+        inputs=setting.inputs,
+    )
+    if setting.at:
+        groups = cut_model(layers, at=setting.at, seed=setting.seed)
+    else:
+        groups = cut_model(layers, setting.blocks or len(layers_of(layers)), seed=setting.seed)
+    example = data.train[0][: now.batch], data.train[1][: now.batch]
+    reference = Reference(assemble(groups, example, recipe), lag=1)
+    every, curve, quality, loss = max(now.steps // POINTS, 1), list[tuple[int, float]](), list[list[list[float]]](), 0.0
+    steps = reference.train(minibatches(data.train, now.batch, seed=setting.seed), steps=now.steps)
+    for report in Track(steps, total=now.steps, title=title, every_seconds=60):
+        loss += (report.loss - loss) / 100
+        if (report.step + 1) % every == 0:
+            curve.append((report.step + 1, round(_error(reference, data), 3)))
+            quality.append(_quality(reference))
+    if keep is not None:
+        keep += groups
+    return {
+        "test_error": _error(reference, data),
+        "train_loss": loss,
+        "steps": now.steps,
+        "curve": curve,
+        "quality": quality,
+    }
+
+
+def _error(reference: Reference, data: Dataset) -> float:
+    """Return the error on the test images, in percent."""
+    parts = zip(data.test[0].split(2000), data.test[1].split(2000), strict=True)
+    return 100 * (1 - reference.evaluate(parts, {"accuracy": accuracy})["accuracy"])
+
+
+def _quality(reference: Reference) -> list[list[float]]:
+    """Return cosine, sign error and relative error at each interface that guesses."""
+    readings = [stage.statistics().quality for stage in reference.stages]
+    return [
+        [round(reading.cosine, 3), round(reading.sign_error, 3), round(reading.relative_error, 3)]
+        for reading in readings
+        if reading is not None
+    ]
+
+
+def _falling(drops: Sequence[int], optimizer: Optimizer) -> MultiStepLR:
+    return MultiStepLR(optimizer, list(drops), gamma=0.1)
