@@ -174,6 +174,7 @@ def _detail(state: RunState, view: View, index: int) -> list[Text]:
         ("loss", _course(stage.loss, stage.losses, width, view.glyphs)),
         ("cosine", _course(stage.cosine, stage.cosines, width, view.glyphs)),
         ("error", "-" if stage.relative_error is None else f"{stage.relative_error:.2f} of the gradient's length"),
+        ("missed", "-" if stage.missed is None else f"{stage.missed:.2f} of the true gradient, by a step on a guess"),
         ("norm", "-" if stage.gradient_norm is None else short(stage.gradient_norm)),
         ("memory", size(stage.memory) if stage.memory else "-"),
     ]

@@ -92,6 +92,8 @@ class StageState:
     cosine: float | None = None
     cosines: tuple[float, ...] = ()
     relative_error: float | None = None
+    missed: float | None = None
+    """What steps on guesses lack, over the length of the true gradient."""
     lag_p50: int = 0
     lag_max: int = 0
     unanswered: int = 0
@@ -290,6 +292,7 @@ class Monitor:
             queue_out=tuple(last["queue_out"]),
             losses=tuple(self._losses[index].points),
             cosines=tuple(self._cosines[index].points),
+            missed=last.get("missed"),
             lag_p50=last["lag"][0],
             lag_max=last["lag"][1],
             gpu=None if last["gpu"] is None else tuple(last["gpu"]),

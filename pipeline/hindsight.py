@@ -8,10 +8,10 @@ Both need the batch once more: from its input, with today's weights, or from the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .finite import are_finite
 from .kept import KeptBatch
@@ -21,6 +21,9 @@ from .truth import Repair, StageTruth
 from .updates import values_of
 
 __all__ = ["Hindsight"]
+
+MEASURED = 64
+"""Of so many truths that repair a step, one is used to measure what the step missed: it takes a backward pass more."""
 
 
 class Hindsight:
@@ -44,6 +47,10 @@ class Hindsight:
         not_finite: Callable[[int, Iterable[tuple[str, Tensor]]], None],
     ) -> None:
         self.repair = Repair(passes.weights, truth.spread)
+        self.missed: Tensor | None = None
+        """Length of what a step lacked over that of the true gradient, when it was last measured: the monitor of paper
+        B's proposition 2. Below 1 the step went down."""
+        self._repaired = 0
         self._passes, self._truth, self._signal = passes, truth, signal
         self._trained = trained
         self._not_finite = not_finite
@@ -82,10 +89,13 @@ class Hindsight:
         if owes and (self._truth.relay == "again" or not repairs):
             (up,) = self._passes.gradients(forward, [forward.h_in], delta, retain=repairs)
         if repairs:
+            true = self._true_gradient(forward, delta)
             asked = forward.weights if up is not None or not owes else [*forward.weights, forward.h_in]
             found = self._passes.gradients(forward, asked, delta if batch.guess is None else delta - batch.guess)
             missing, part = found[: len(forward.weights)], found[len(forward.weights) :]
             if are_finite([values_of(gradient) for gradient in missing if gradient is not None]):
+                if true is not None:
+                    self.missed = _length(missing) / true
                 self.repair.add(missing, self._truth.every)
             else:
                 self._not_finite(step, [("the repair of its step", each) for each in missing if each is not None])
@@ -104,3 +114,14 @@ class Hindsight:
     @property
     def _repairs(self) -> bool:
         return self._truth.use == "true-up" and self._trained
+
+    def _true_gradient(self, forward: Pass, delta: Tensor) -> Tensor | None:
+        """Return the length of the true gradient at the weights, at times."""
+        self._repaired += 1
+        if self._repaired % MEASURED != 1:
+            return None
+        return _length(self._passes.gradients(forward, forward.weights, delta, retain=True))
+
+
+def _length(gradients: Sequence[Tensor | None]) -> Tensor:
+    return nn.utils.get_total_norm([values_of(gradient) for gradient in gradients if gradient is not None])

@@ -138,10 +138,7 @@ class Stage:
         return self.signal.needs is Needs.TRUTH
 
     def step_ahead(self, activation: Activation) -> Iterator[Activation | Gradient]:
-        """Run a batch forward, and unless the signal must wait, backward and through the optimizer.
-
-        A stage with synthetic inputs is given raw batches.
-        """
+        """Run a batch forward, and unless the signal must wait, backward and through the optimizer."""
         if self.waits and self.kept:
             raise MessageError(
                 f"stage {self.index} is locked: it must get the gradient of step {next(iter(self.kept))} "
@@ -257,6 +254,7 @@ class Stage:
             unanswered=len(self.kept),
             held=self.kept.nbytes + self._repair.nbytes,
             quality=self.signal.quality,
+            missed=None if self._hindsight.missed is None else float(self._hindsight.missed),
             inputs=None if self.inputs is None else self.inputs.quality,
         )
 

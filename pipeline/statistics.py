@@ -27,5 +27,7 @@ class StageStatistics:
     """Bytes that are kept for them and their repairs, but for what autograd keeps."""
     quality: QualityReading | None
     """How good the signal's guesses are."""
+    missed: float | None = None
+    """What a step on a guess lacked, over the length of the true gradient; known where steps are trued up."""
     inputs: QualityReading | None = None
     """How good the guesses of what comes from above are."""

@@ -75,6 +75,7 @@ def _write_stage(telemetry: Telemetry, progress: Progress, stage: Stage | Locked
     telemetry["memory"] = _memory_used(stage.device)
     telemetry["loss"] = _or_nan(progress.loss)
     telemetry["gradient_norm"] = _or_nan(statistics.gradient_norm)
+    telemetry["missed"] = _or_nan(statistics.missed)
     if statistics.quality is not None:
         for name in PREDICTOR:
             telemetry[name] = getattr(statistics.quality, name)

@@ -216,6 +216,7 @@ def _summary(
         "parameters": sum(weight.numel() for group in groups for weight in group.parameters()),
         **post.spans.shares(),
         "predictor": None if quality is None else {key: asdict(quality)[key] for key in PREDICTOR},
+        "missed": statistics.missed if statistics else None,
         "lag": _lag(progress),
         "skipped": statistics.skipped if statistics else 0,
         "samples": progress.samples,

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from . import asynchrony, depth, feedforward, signals, theory
+from . import asynchrony, depth, feedforward, processes, signals, theory
 from .entry import Budget, Entry, Results
 
 ENTRIES: dict[str, Entry] = {
@@ -24,6 +24,7 @@ ENTRIES: dict[str, Entry] = {
     **asynchrony.ENTRIES,
     **depth.ENTRIES,
     **signals.ENTRIES,
+    **processes.ENTRIES,
     **theory.ENTRIES,
 }
 PICTURES = Path(__file__).parent.parent.parent / "docs" / "papers"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 
 from torch import nn
 
 from stepahead.launch import Dataset, cifar10, mnist
 
-__all__ = ["CLASSES", "Layers", "cifar", "cnn", "fcn", "images"]
+__all__ = ["CLASSES", "Layers", "cifar", "cnn", "fcn", "images", "vgg"]
 
 Layers = list[Callable[[], nn.Module]]
 CLASSES = 10
@@ -30,6 +31,13 @@ def cnn(depth: int, channels: int, size: int, colours: int = 1) -> Layers:
         hidden.append(partial(_conv, colours if index == 0 else channels, channels, pool))
         size = (size + 1) // 2
     return [*hidden, partial(_classifier, channels * size * size)]
+
+
+def vgg(channels: int) -> Layers:
+    """Return six convolutions of 3x3 on CIFAR-10's images, halved after each second one, and a classifier."""
+    widths = [3, channels, channels, 2 * channels, 2 * channels, 4 * channels, 4 * channels]
+    convs = [partial(_narrow_conv, i, o, index % 2 == 1) for index, (i, o) in enumerate(pairwise(widths))]
+    return [*convs, partial(_classifier, 4 * channels * 4 * 4)]
 
 
 @lru_cache(maxsize=1)
@@ -56,6 +64,11 @@ def _linear(inputs: int, outputs: int) -> nn.Module:
 
 def _conv(inputs: int, outputs: int, pool: Callable[[int, int, int], nn.Module]) -> nn.Module:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 5, padding=2), nn.BatchNorm2d(outputs), nn.ReLU(), pool(3, 2, 1))
+
+
+def _narrow_conv(inputs: int, outputs: int, halves: bool) -> nn.Module:
+    layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.MaxPool2d(2)) if halves else nn.Sequential(*layers)
 
 
 def _classifier(inputs: int) -> nn.Module:

@@ -26,7 +26,7 @@ __all__ = ["ENTRIES"]
 KINDS, LOSSES, SIZES, DEPTHS = ("separable", "noisy", "random", "noisyrandom"), ("mse", "log"), (2, 100), (0, 10)
 SETS = {0: 10, 10: 5}
 """How many sets of data are sampled, of shallow and of deep nets."""
-WIDTH = 32
+WIDTH, SHORT_STEPS = 32, 6000
 
 
 def sample(kind: str, size: int, sets: int) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,7 @@ class Guess:
 
 def descend(kind: str, size: int, loss: str, hidden: int, guess: str, budget: Budget, title: str) -> Figures:
     """Train by backprop or on a guess in the middle (of a shallow net: at its output), and return each set's loss."""
-    sets, steps = SETS[hidden], 20_000 if budget.full else 6000
+    sets, steps = SETS[hidden], 20_000 if budget.full else SHORT_STEPS
     x, y = sample(kind, size, sets)
     chain = Chain.make(sets, [size, *[WIDTH] * hidden, 1])
     middle = max(hidden // 2, 1)

@@ -28,7 +28,7 @@ from stepahead.pipeline import (
 from .entry import Figures
 from .nets import CLASSES, Layers
 
-__all__ = ["METHODS", "Course", "Method", "Setting", "adam", "course", "train"]
+__all__ = ["METHODS", "Course", "Method", "Setting", "adam", "course", "falling", "guessing", "train"]
 
 POINTS = 20
 """Readings over a run."""
@@ -62,7 +62,7 @@ Method = Callable[[Course], SignalRecipe]
 
 def adam(now: Course) -> dict[str, object]:
     """Return the optimizer and its schedule, as options of a signal."""
-    return {"optimizer": partial(Adam, lr=now.rate), "lr_schedule": partial(_falling, now.drops)}
+    return {"optimizer": partial(Adam, lr=now.rate), "lr_schedule": partial(falling, now.drops)}
 
 
 def _guessing(kind: str, labels: bool, options: dict[str, object], now: Course) -> SignalRecipe:
@@ -114,7 +114,7 @@ def train(setting: Setting, data: Dataset, title: str, *, keep: list[nn.Module] 
         loss=nn.CrossEntropyLoss(),
         signal=setting.method(now),
         optimizer=partial(Adam, lr=now.rate),
-        lr_schedule=partial(_falling, now.drops),
+        lr_schedule=partial(falling, now.drops),
         seed=setting.seed,
         chance=setting.chance,
         inputs=setting.inputs,
@@ -159,5 +159,6 @@ def _quality(reference: Reference) -> list[list[float]]:
     ]
 
 
-def _falling(drops: Sequence[int], optimizer: Optimizer) -> MultiStepLR:
+def falling(drops: Sequence[int], optimizer: Optimizer) -> MultiStepLR:
+    """Return a schedule: a tenth of the rate after each drop."""
     return MultiStepLR(optimizer, list(drops), gamma=0.1)

@@ -1,0 +1,96 @@
+"""The papers' experiments: their lists of trials, their tables, and the small ones that are over in a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks.papers.__main__ import ENTRIES
+from benchmarks.papers.entry import Budget, Results, Trial
+from benchmarks.papers.nets import Layers, cnn, fcn
+from benchmarks.papers.theory import KINDS, descend, sample
+from benchmarks.papers.training import METHODS, Course, Setting, train
+from stepahead.launch import Dataset
+
+SHORT = Budget(full=False, data=Path("nowhere"))
+
+
+def drawn(name: str, results: Mapping[str, Any]) -> str:
+    console = Console(width=250, file=StringIO())
+    console.print(ENTRIES[name].table(results))
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("full", [False, True])
+def test_trials_have_names_of_their_own(name: str, full: bool) -> None:
+    keys = [trial.key for trial in ENTRIES[name].trials(full)]
+    assert keys
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_what_was_measured_is_of_trials_that_there_are(name: str) -> None:
+    found = Results(name, "quick").read()
+    assert set(found) <= {trial.key for trial in ENTRIES[name].trials(False)}
+    if found:
+        assert len(drawn(name, found).splitlines()) > 2
+
+
+def test_a_trial_is_run_once(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def run(budget: Budget, title: str) -> dict[str, float]:
+        calls.append(title)
+        return {"figure": 1.5}
+
+    results = Results("some", "quick", tmp_path)
+    results.run(Trial("first", run), SHORT, "some 1 of 1: first")
+    assert calls == ["some 1 of 1: first"]
+    assert results.read()["first"]["figure"] == 1.5
+    assert set(results.read()) == {"first"}
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"), [(fcn(3, inputs=20, width=8), (20,)), (cnn(3, 4, 8), (1, 8, 8))], ids=["linear", "conv"]
+)
+@pytest.mark.parametrize("method", ["backprop", "no backprop"])
+def test_training_gives_errors_all_along(layers: Layers, shape: tuple[int, ...], method: str) -> None:
+    x, y = torch.randn(200, *shape), torch.arange(200) % 10
+    setting = Setting(layers=layers, method=METHODS[method], course=Course(40, 1e-3, 20))
+    made = train(setting, Dataset((x, y), (x, y)), "a test")
+    assert [step for step, _ in made["curve"]] == list(range(2, 41, 2))
+    assert 0 <= made["test_error"] <= 100
+    assert made["quality"][-1] == []
+
+
+def test_the_spurious_equilibrium_stands_still() -> None:
+    trials = {trial.key: trial for trial in ENTRIES["theory"].trials(False)}
+    made = trials["spurious equilibrium"].run(SHORT, "")
+    assert made["moved"] == [0.0, 0.0, 0.0]
+    assert made["true slope"] == 6.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sampled_sets_are_what_they_are_called(kind: str) -> None:
+    x, y = sample(kind, 2, 3)
+    assert x.shape == (3, 100, 2)
+    assert set(y.unique().tolist()) == {0.0, 1.0}
+    given = torch.cat([x, torch.ones(3, 100, 1)], dim=2)
+    fitted = given @ torch.linalg.lstsq(given, 2 * y - 1).solution
+    missed = ((fitted > 0).float() != y).float().mean()
+    assert (missed < 0.08) == (kind == "separable")
+
+
+def test_a_guess_is_followed_to_where_backprop_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short stretch of the toy: linear net, squares; the full table is in docs/papers.md."""
+    monkeypatch.setattr("benchmarks.papers.theory.SHORT_STEPS", 1500)
+    theirs = descend("noisy", 2, "mse", 0, "", SHORT, "")["losses"]
+    ours = descend("noisy", 2, "mse", 0, "linear", SHORT, "")["losses"]
+    assert max(a - b for a, b in zip(ours, theirs, strict=True)) < 1e-3
