@@ -204,12 +204,13 @@ def epoch(text: Tensor, window: int, batch: int, seed: int, number: int) -> Iter
 def windows(text: Tensor, window: int, batch: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
     """Yield batches of windows with what follows each character in them.
 
-    Given a generator they are in random order, and the last batch is filled up with the first of them.
+    Given a generator they are in random order, and the last batch is filled up with the first of them: schedules that
+    cut batches take whole ones alone.
     """
     starts = torch.arange(0, len(text) - window, window)
     if generator is not None:
         starts = starts[torch.randperm(len(starts), generator=generator)]
-        starts = torch.cat([starts, starts[: -len(starts) % batch]])
+        starts = starts.repeat(1 + batch // len(starts))[: len(starts) + -len(starts) % batch]
     for some in starts.split(batch):
         rows = some.unsqueeze(1) + torch.arange(window)
         yield text[rows], text[rows + 1]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stepahead.pipeline import (
     Activation,
+    Answer,
     Batch,
     Cut,
     Gradient,
@@ -115,13 +116,20 @@ class _Case:
             list(stage.step_ahead(Activation(edge=stage.edge_above, step=step, tensors=(inputs,), label=label)))
             if not stage.is_last:
                 kind = GradientKind.TRUTH if stage.truth.awaits(step) else GradientKind.TARGET
-                list(stage.learn(Gradient(edge=stage.edge_below, step=step, tensors=(delta,), kind=kind)))
+                told = _told(stage.signal.answer, delta)
+                list(stage.learn(Gradient(edge=stage.edge_below, step=step, tensors=told, kind=kind)))
         kept: dict[Part, list[float]] = {**early, **seconds}
         found: dict[Part, float] = {part: median(times) for part, times in kept.items()}
         if stage.is_first or "backward" not in found:
             return found, 0.5
         by_itself = median(_time_inputs(stage, self.batch[0], delta) for _ in range(REPEATS))
         return found, min(max(by_itself / found["backward"], 0.2), 0.8)
+
+
+def _told(answer: Answer, delta: Tensor) -> tuple[Tensor, ...]:
+    """Return something of the shape of what a signal asks for."""
+    losses = delta.new_ones(len(delta))
+    return {Answer.VALUES: (losses,), Answer.GRADIENT_AND_VALUES: (delta, losses)}.get(answer, (delta,))
 
 
 def _time_inputs(stage: Stage, inputs: Tensor, delta: Tensor) -> float:

@@ -7,6 +7,8 @@ from enum import Enum
 
 from torch import Tensor
 
+from .errors import UsageError
+
 __all__ = ["Answer", "answer_with"]
 
 
@@ -37,7 +39,8 @@ def answer_with(
         case Answer.GRADIENT_AND_VALUES:
             return (up, values())
         case Answer.OUTPUT:
-            assert d is not None, "a group that is fed back to has a gradient at its output"
+            if d is None:
+                raise UsageError("feedback alignment asks for the gradient at the next group's output, which has none")
             return (d,)
         case Answer.ERROR:
             return (d,) if is_last and d is not None else ()

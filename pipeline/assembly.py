@@ -107,8 +107,17 @@ class Recipe:
 
     def _answer_above(self, index: int, stages: int) -> Answer:
         """Return what the stage above asks of this one."""
-        above = None if index == 0 or self.truth.is_late else _entry("signal", self.signal, index - 1, stages - 1)
-        return above.answer if isinstance(above, Asking) else Answer.GRADIENT
+        answer = Answer.GRADIENT if index == 0 else self._answer_of(index - 1, stages)
+        if answer is Answer.ERROR and index < stages - 1 and self._answer_of(index, stages) is not answer:
+            raise UsageError(
+                f"stage {index - 1} asks for {answer.value}; stage {index} must have a signal that gets it"
+            )
+        return answer
+
+    def _answer_of(self, index: int, stages: int) -> Answer:
+        """Return what a stage's signal asks of the stage below."""
+        make = None if self.truth.is_late else _entry("signal", self.signal, index, stages - 1)
+        return make.answer if isinstance(make, Asking) else Answer.GRADIENT
 
     def _inputs(self, index: int, above: tuple[Tensor, Tensor] | None, device: torch.device) -> SyntheticInput | None:
         if self.inputs is None or index == 0:
@@ -128,7 +137,13 @@ class Recipe:
                 f"for example locked, or synthetic('linear', classes=10, optimizer=...)"
             )
         with keyed(self.seed, index, "signal", device=output.device):
-            return make(output, label)
+            made = make(output, label)
+        if made.answer is not self._answer_of(index, stages):
+            raise UsageError(
+                f"the signal of stage {index} asks for {made.answer.value}, and its recipe does not say so; "
+                f"make it Asking(recipe, {type(made).__name__}.answer)"
+            )
+        return made
 
     def updater(self, group: Group, index: int, stages: int) -> Updater | None:
         """Make the optimizer of one group with its schedule; None for one that is frozen."""

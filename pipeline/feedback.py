@@ -49,7 +49,7 @@ class Feedback(Signal):
 
     @abstractmethod
     def _make_matrix(self, inputs: int, outputs: int, h: Tensor) -> Tensor:
-        """Return a matrix of shape [outputs, inputs]; draws are keyed by the stage."""
+        """Return a matrix of shape [outputs, inputs]; draws are keyed by stage and step, as those of all signals."""
 
 
 class FeedbackAlignment(Feedback):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from .devices import reading_waits
+from .errors import NonFiniteError
 
-__all__ = ["are_finite", "count_non_finite", "is_finite"]
+__all__ = ["are_finite", "count_non_finite", "is_finite", "non_finite"]
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -36,3 +37,13 @@ def are_finite(tensors: Sequence[Tensor]) -> bool:
 def count_non_finite(tensor: Tensor) -> int:
     """Return how many values are NaN or infinite."""
     return tensor.numel() - int(torch.isfinite(tensor.detach()).sum())
+
+
+def non_finite(where: str, suspects: Iterable[tuple[str, Tensor]]) -> NonFiniteError:
+    """Return an error that names the first suspect that is not finite."""
+    wrong = (suspect for suspect in suspects if not is_finite(suspect[1]))
+    what, tensor = next(wrong, ("the sum of its gradients", torch.tensor(torch.inf)))
+    return NonFiniteError(
+        f"{where}: {what} has {count_non_finite(tensor)} of {tensor.numel()} values NaN or infinite; "
+        f"lower the learning rate, clip, or skip such batches"
+    )

@@ -49,7 +49,7 @@ class Hindsight:
         self.repair = Repair(passes.weights, truth.spread)
         self.missed: Tensor | None = None
         """Length of what a step lacked over that of the true gradient, when it was last measured: the monitor of paper
-        B's proposition 2. Below 1 the step went down."""
+        B's proposition 2. Below 1 the step pointed downhill."""
         self._repaired = 0
         self._passes, self._truth, self._signal = passes, truth, signal
         self._trained = trained
@@ -93,12 +93,8 @@ class Hindsight:
             asked = forward.weights if up is not None or not owes else [*forward.weights, forward.h_in]
             found = self._passes.gradients(forward, asked, delta if batch.guess is None else delta - batch.guess)
             missing, part = found[: len(forward.weights)], found[len(forward.weights) :]
-            if are_finite([values_of(gradient) for gradient in missing if gradient is not None]):
-                if true is not None:
-                    self.missed = _length(missing) / true
-                self.repair.add(missing, self._truth.every)
-            else:
-                self._not_finite(step, [("the repair of its step", each) for each in missing if each is not None])
+            if self._add(step, missing, self._truth.every) and true is not None:
+                self.missed = _length(missing) / true
             if part:
                 up = part[0] if batch.said is None or part[0] is None else batch.said + part[0]
         if not owes:
@@ -109,11 +105,19 @@ class Hindsight:
         """Take in a gradient at the batch's output that the next step is to make too."""
         if self._trained and not batch.refused:
             forward = self._passes.again(batch.kept_input, step)
-            self.repair.add(self._passes.gradients(forward, forward.weights, gradient), 1.0)
+            self._add(step, self._passes.gradients(forward, forward.weights, gradient), 1.0)
 
     @property
     def _repairs(self) -> bool:
         return self._truth.use == "true-up" and self._trained
+
+    def _add(self, step: int, missing: Sequence[Tensor | None], factor: float) -> bool:
+        """Let the next step make up for what is missing, if that is finite; return whether it is."""
+        if finite := are_finite([values_of(gradient) for gradient in missing if gradient is not None]):
+            self.repair.add(missing, factor)
+        else:
+            self._not_finite(step, [("the repair of its step", each) for each in missing if each is not None])
+        return finite
 
     def _true_gradient(self, forward: Pass, delta: Tensor) -> Tensor | None:
         """Return the length of the true gradient at the weights, at times."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import MessageError, UsageError
+from .predictors import row_norm
 from .quality import Quality, QualityReading
 from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
 
@@ -37,12 +38,15 @@ class SyntheticInput:
     ) -> None:
         self.network = network
         self.updater = Updater(network.parameters(), optimizer, lr_schedule, owner="a synthetic input")
+        self.most_bytes = 0
+        """The most that was kept of batches of which something is still to come."""
         self._unheard: dict[int, Tensor] = {}
         self._quality = Quality()
 
     def expect(self, x: Tensor, step: int) -> None:
         """Remember a batch of which something is to come from above."""
         self._unheard[step] = x
+        self.most_bytes = max(self.most_bytes, sum(each.nbytes for each in self._unheard.values()))
 
     def guess(self, x: Tensor) -> Tensor:
         """Return what will come from above for this batch."""
@@ -116,7 +120,7 @@ class _Flat(nn.Module):
         for before, after in pairwise(widths):
             layers += [
                 nn.Linear(before, after, bias=False),
-                nn.BatchNorm1d(after, track_running_stats=False),
+                row_norm("batch", after),
                 nn.ReLU(),
             ]
         last = nn.Linear(widths[-1], outputs)

@@ -224,12 +224,16 @@ def apply_loss(function: LossFunction, h: Tensor, y: Tensor | None) -> Tensor:
 
 
 def losses_of(function: LossFunction, h: Tensor, y: Tensor | None) -> Tensor:
-    """Return the loss of each sample; where the function only tells the mean, that for each of them."""
+    """Return the loss of each sample; where the function only tells the mean, that for each of them.
+
+    Their mean is the loss, whatever weights it has for classes and wherever it leaves places out.
+    """
     if isinstance(function, nn.Module) and getattr(function, "reduction", None) == "mean":
         each = copy(function)
         each.__dict__["reduction"] = "none"
         losses: Tensor = each(h, y)
-        return losses.flatten(1).mean(dim=1) if losses.dim() > 1 else losses
+        losses = losses.flatten(1).mean(dim=1) if losses.dim() > 1 else losses
+        return losses * (apply_loss(function, h, y) / losses.mean()).nan_to_num(1.0)
     return apply_loss(function, h, y).expand(len(h))
 
 

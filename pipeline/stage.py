@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from .answers import Answer, answer_with
-from .errors import MessageError, NonFiniteError, StepaheadError
-from .finite import count_non_finite, is_finite
+from .errors import MessageError, StepaheadError
+from .finite import is_finite, non_finite
 from .groups import Group
 from .hindsight import Hindsight
 from .inputs import SyntheticInput
@@ -153,7 +153,7 @@ class Stage:
             yield from self._leave_out(step, label)
             return
         if self.inputs is not None:
-            with self.span("predict"), self._drawing(step, "inputs"):
+            with self.span("predict"), keyed(self.seed, self.index, step, "inputs", device=self.device):
                 h_in = self.inputs.guess(h_in).requires_grad_()
         buffers = self.passes.copy_buffers() if self.on_non_finite == "skip" else []
         with self.span("forward"):
@@ -219,8 +219,9 @@ class Stage:
     def hear(self, activation: Activation) -> None:
         """Learn from what came from above what the synthetic input was to be."""
         assert self.inputs is not None, "a stage that waits for its input has heard it"
-        with self.span("learn"), self._drawing(activation.step, "hear"):
-            self.inputs.learn(activation.tensors[0].to(self.device), activation.step)
+        step = activation.step
+        with self.span("learn"), keyed(self.seed, self.index, step, "hear", device=self.device):
+            self.inputs.learn(activation.tensors[0].to(self.device), step)
 
     def finish(self) -> None:
         """Step once more, for repairs that no batch is left to carry."""
@@ -241,7 +242,7 @@ class Stage:
     @property
     def most_held(self) -> int:
         """The most that was held of what `statistics` counts."""
-        return self.kept.most_bytes + self._repair.nbytes
+        return self.kept.most_bytes + self._repair.nbytes + (0 if self.inputs is None else self.inputs.most_bytes)
 
     def statistics(self) -> StageStatistics:
         """Return what the stage has done so far; reading it waits for the device."""
@@ -335,6 +336,7 @@ class Stage:
 
     def _leave_out(self, step: int, label: Tensor | None) -> Iterator[Activation | Gradient]:
         """Do nothing with a batch but let the neighbours know."""
+        self.signal.loss = None
         nothing = torch.empty(0, device=self.device)
         if not self.is_last:
             yield Activation(edge=self.edge_below, step=step, tensors=(nothing,), label=label)
@@ -343,6 +345,7 @@ class Stage:
 
     def _let_pass(self, step: int, batch: KeptBatch) -> Iterator[Gradient]:
         """Pass a batch on without stepping on it; the predictor still learns from its gradient."""
+        self.signal.loss = None
         if self.is_last:
             self._ask_signal(step, batch, None)  # for the loss
         self._keep(step, batch if not self.waits and self.signal.wants(step) else None)
@@ -386,12 +389,7 @@ class Stage:
         self.skipped += 1
         if self.on_non_finite == "skip":
             return
-        wrong = (suspect for suspect in suspects if not is_finite(suspect[1]))
-        what, tensor = next(wrong, ("the sum of its gradients", torch.tensor(torch.inf)))
-        raise NonFiniteError(
-            f"{self._where(step)} ({self.group.title}): {what} has {count_non_finite(tensor)} of {tensor.numel()} "
-            f"values NaN or infinite; lower the learning rate, clip, or skip such batches"
-        )
+        raise non_finite(f"{self._where(step)} ({self.group.title})", suspects)
 
     def _gradient(self, step: int, kind: GradientKind, *tensors: Tensor) -> Gradient:
         return Gradient(edge=self.edge_above, step=step, tensors=tensors, kind=kind)

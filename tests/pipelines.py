@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from stepahead.pipeline import Activation, Message, Metric, Stage, edge_name
 from stepahead.workers import Lag, LinkEnd, Links, Loop, Receiver, Sender, Spans, Wait, memory_link
 from stepahead.workers.ledger import Entry, entry_of
+from stepahead.workers.unlocked import UnlockedLoop
 
 Choose = Callable[[int], int]
 """Picks one of so many."""
@@ -20,6 +21,7 @@ class Pipeline:
         stages: Made beforehand.
         messages: What the feed sends.
         lag, window: As in a run.
+        draws: What stages on guesses of their inputs draw.
     """
 
     def __init__(
@@ -30,8 +32,10 @@ class Pipeline:
         *,
         window: int = 2,
         metrics: dict[str, Metric] | None = None,
+        draws: Sequence[Activation] = (),
     ) -> None:
         self.entries: list[Entry] = []
+        self._draws = draws
         edges = [edge_name(index - 1, index) for index in range(len(stages))]
         down = [self._recorded(memory_link(edge, window)) for edge in edges]
         up = [self._recorded(memory_link(edge, window)) for edge in edges[1:]]
@@ -97,6 +101,8 @@ class Pipeline:
         def ready(batch: Activation) -> Stage:
             return stage
 
+        if stage.inputs is not None:
+            return UnlockedLoop(iter(self._draws), ready, links, lag, Spans(), metrics)
         return Loop(ready, links, lag, Spans(), metrics)
 
     def _recorded(self, link: tuple[Sender, Receiver]) -> tuple[Sender, Receiver]:

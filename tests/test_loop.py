@@ -59,6 +59,7 @@ class Stub:
         self.index, self.is_last, self.waits = index, index == stages - 1, waits
         self.stages, self.truth = stages, truth
         self.is_first = index == 0
+        self.inputs = None
         self.events: list[tuple[str, int]] = []
         self.signal = nn.Identity()
         self.signal.loss = torch.zeros(())

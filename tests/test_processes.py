@@ -20,7 +20,7 @@ import pytest
 import torch
 from faulty import job as faulty_job
 from launcher import FAULTY, faulty, note, run
-from nets import CLASSES, INPUTS, SIGNALS, TRUTHS, Batch, adam, cnn, images, mlp, rows
+from nets import CLASSES, SIGNALS, TRUTHS, Batch, adam, cnn, images, mlp, rows
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -78,29 +78,6 @@ def test_exact_processes_are_the_reference_to_the_bit(name: str, stages: int, tm
     summary = train(job, stages=stages, lag="exact", max_lag=3, run_dir=run_dir, ledger=True)
     assert summary["weights_sha256"] == expected
     assert check_ledgers(Path(run_dir)) >= 8 * stages
-
-
-@pytest.mark.parametrize("options", [{"chance": 0.5}, {"inputs": INPUTS}, {"inputs": INPUTS, "chance": 0.5}])
-@pytest.mark.parametrize(("name", "stages"), [("synthetic", 2), ("synthetic", 4), ("locked", 3), ("critic", 3)])
-def test_exact_processes_leave_out_and_guess_as_the_reference_does(
-    name: str, stages: int, options: dict[str, Any], tmp_path: Path
-) -> None:
-    model, batches = mlp(), [*rows(20), *rows(1, size=5)]
-    expected = reference_sha256(model, batches, stages, SIGNALS[name], 3, **options)
-    job = job_of(model, batches, signal=SIGNALS[name], test=rows(2), evaluate_every=7, **options)
-    run_dir = str(tmp_path / "run")
-    summary = train(job, stages=stages, lag="exact", max_lag=3, run_dir=run_dir, ledger=True)
-    assert summary["weights_sha256"] == expected
-    assert len(summary["evaluations"]) == 3
-    assert check_ledgers(Path(run_dir)) >= 8 * stages
-
-
-def test_stages_on_guesses_of_their_inputs_stop_when_told(tmp_path: Path) -> None:
-    """In free mode each is where it is: whoever is ahead is not answered any more."""
-    job = job_of(mlp(), rows(50), signal=SIGNALS["synthetic"], inputs=INPUTS, test=rows(2), evaluate_every=20)
-    summary = train(job, stages=4, run_dir=str(tmp_path / "run"))
-    assert summary["steps"] == 50
-    assert len(summary["evaluations"]) == 3
 
 
 @pytest.mark.parametrize("stages", [2, 4])

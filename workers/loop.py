@@ -264,7 +264,7 @@ class Loop:
             self._settling = True
             self._stopping = mark.kind is MarkKind.STOP
         elif mark.kind is MarkKind.EVALUATE and self._averages is not None:
-            self.progress.evaluations.append((self.progress.steps, self._averages.take()))
+            self.progress.evaluations.append((mark.step + 1, self._averages.take()))
         below = self.links.activations_out
         if below is not None:
             yield from self._send(Mark(edge=below.edge, step=mark.step, kind=mark.kind))

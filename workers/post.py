@@ -92,7 +92,7 @@ class Post:
         return made
 
     def part(self) -> None:
-        """Close the ends in order, as long as it takes: what was sent may be lost with this process."""
+        """Close the ends in order, once what was sent has been taken: it would be lost with this process."""
         senders = [end for end in self._ends.values() if isinstance(end, Sender)]
         for end in self._ends.values():
             if isinstance(end, Receiver):
@@ -101,7 +101,11 @@ class Post:
         with Waiter([*senders, self.control]) as waiter:
             while not self.abandoned and not all(end.settled for end in senders):
                 if (left := deadline - time.monotonic()) <= 0:
-                    break
+                    late = ", ".join(f"{end.peer} on edge {end.edge}" for end in senders if not end.settled)
+                    raise LinkTimeoutError(
+                        f"{stage_title(self.place.name)} is done, but what it sent was not taken for "
+                        f"{self.place.timeout:g} s by {late}; --timeout raises the limit"
+                    )
                 waiter.wait(min(left, LONGEST_WAIT))
                 self._listen()
         self.leave()

@@ -8,8 +8,8 @@
     [2] take what comes from above, in its order: batches teach the guess, tests and marks pass
     [3] unless something is in the way, draw a batch and step ahead
 
-What comes from above is heard at once (free), or exactly `lag` steps later (exact); never later than that. A mark, or a
-batch of an evaluation, is for the stage as it is after the steps that the mark counts.
+What comes from above is heard at once (free), or exactly `lag` steps later (exact); never later than that. Marks and
+batches of an evaluation wait their turn behind it, so an evaluation finds the stage up to `lag` steps further.
 """
 
 from __future__ import annotations
@@ -18,8 +18,19 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 
-from stepahead.pipeline import Activation, Gradient, Mark, MarkKind, Message, MessageError, Metric, Stage
+from stepahead.pipeline import (
+    Activation,
+    Gradient,
+    Mark,
+    MarkKind,
+    Message,
+    MessageError,
+    Metric,
+    PeerEndedError,
+    Stage,
+)
 
+from .channels import Sender
 from .loop import Lag, Links, Loop, Progress
 from .spans import Spans, Wait
 
@@ -60,15 +71,15 @@ class UnlockedLoop(Loop):
     def run(self) -> Iterator[Wait | None]:
         while True:
             self._listen()
-            if (gradient := self._due_gradient()) is not None:
-                yield from self._learn(gradient)
-                yield None
-            elif self._settling and not self._awaited():
+            if self._settling and not self._awaited():  # first: whoever stopped early is not to be asked for more
                 if self.stage is not None:
                     self.stage.finish()
                 if self._stopping:
                     return
                 self._settling, self._barrier = False, None
+            elif (gradient := self._due_gradient()) is not None:
+                yield from self._learn(gradient)
+                yield None
             elif self._settling:
                 yield "wait_gradient"
             elif self._above and self._is_due(self._above[0]):
@@ -80,8 +91,11 @@ class UnlockedLoop(Loop):
                 yield (yield from self._draw())
 
     def _listen(self) -> None:
-        """Take in all that has come from above, so that the sender never stands still for us."""
-        while not self._all_came and (message := self.links.activations_in.try_receive()) is not None:
+        """Take in what has come from above, so that its sender does not stand still for us."""
+        room = self.lag.most + self.links.activations_in.capacity
+        while not self._all_came and len(self._above) < room:
+            if (message := self.links.activations_in.try_receive()) is None:
+                return
             if isinstance(message, Gradient):
                 raise MessageError(f"a Gradient came down on edge {message.edge}, where batches do")
             if isinstance(message, Mark) and message.kind in BARRIERS:
@@ -96,7 +110,9 @@ class UnlockedLoop(Loop):
             return steps > message.step
         if isinstance(message, Activation) and not message.training:
             return steps >= message.step
-        if self._is_at_barrier or self.lag.mode == "free":
+        if self._is_at_barrier:  # also one of a batch that was never drawn here, for the end came early
+            return True
+        if self.lag.mode == "free":
             return steps > message.step
         return steps >= message.step + self.lag.most
 
@@ -127,6 +143,14 @@ class UnlockedLoop(Loop):
         if self.stage is not None and message.step < self.progress.steps:
             self._spans.step = message.step
             self.stage.hear(message)
+
+    def _sent(self, sender: Sender, message: Message) -> bool:
+        try:
+            return super()._sent(sender, message)
+        except PeerEndedError:
+            if sender is self.links.gradients_out:  # the stage above stopped early, and has no use for it
+                return True
+            raise
 
     def _awaited(self) -> bool:
         """Return whether an answer is still to come; whoever was stopped early is not asked for more."""

@@ -1,14 +1,14 @@
 """One guess in the middle of a deep net, and nets cut into K blocks; what their layers then look like (paper B).
 
-Of each trained net: the matrix of distances between the activations of 400 test images, layer by layer, beside that of
-the last hidden layer; a linear classifier on each layer; the length of each layer's weights.
+Of each trained net: the distances between the activations of 400 test images, layer by layer, and how like they are to
+those of the last hidden layer and of the next one; a linear classifier on each layer; the length of its weights.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 
 import torch
 from rich.box import MARKDOWN
@@ -18,15 +18,16 @@ from torch.nn import functional as F
 
 from stepahead.launch import Dataset
 
-from .entry import Budget, Entry, Figures, Trial, rows_table
+from .entry import Budget, Entry, Figures, Trial, mean_of, of_seeds, rows_table
 from .figures import draw_layers
 from .nets import CLASSES, fcn, images
-from .training import METHODS, Setting, course, train
+from .training import METHODS, Course, Setting, course, train
 
 __all__ = ["ENTRIES"]
 
 DEPTHS, BLOCKS = (3, 5, 10, 20, 50), (2, 3, 5, 10)
 WIDTH, STEPS, POINTS, FITTED = 64, 3000, 400, 4000
+WHOLE = Course(30_000, 1e-3, 128)
 
 
 def _run_middle(hidden: int, method: str, seed: int, budget: Budget, title: str) -> Figures:
@@ -34,7 +35,7 @@ def _run_middle(hidden: int, method: str, seed: int, budget: Budget, title: str)
     setting = Setting(
         layers=fcn(hidden + 1, width=WIDTH),
         method=METHODS[method],
-        course=course(budget.full, STEPS, 1e-3, 128),
+        course=course(budget.full, STEPS, 1e-3, 128, whole=WHOLE),
         seed=seed,
         at=((hidden + 1) // 2,),
     )
@@ -45,7 +46,7 @@ def _run_blocks(blocks: int, method: str, seed: int, budget: Budget, title: str)
     setting = Setting(
         layers=fcn(10, width=WIDTH),
         method=METHODS[method],
-        course=course(budget.full, STEPS, 1e-3, 128),
+        course=course(budget.full, STEPS, 1e-3, 128, whole=WHOLE),
         seed=seed,
         blocks=blocks,
     )
@@ -56,13 +57,12 @@ def _run_blocks(blocks: int, method: str, seed: int, budget: Budget, title: str)
 def look_inside(groups: list[nn.Module], data: Dataset) -> Figures:
     """Return by layer: how like the last hidden layer's its distances are, a linear classifier, its weights."""
     layers = [layer for group in groups for layer in group.children()]
-    order = data.test[1][:POINTS].argsort()
-    seen, fitted = _activations(layers, data.test[0][:POINTS][order]), _activations(layers, data.train[0][:FITTED])
+    seen, fitted = _activations(layers, data.test[0][:POINTS]), _activations(layers, data.train[0][:FITTED])
     tested = _activations(layers, data.test[0])
-    matrices = [torch.corrcoef(h).fill_diagonal_(0) for h in seen[:-1]]
+    matrices = [_distances(h) for h in seen[:-1]]
     return {
         "likeness": [_likeness(matrix, matrices[-1]) for matrix in matrices],
-        "step": [_likeness(before, after) for before, after in itertools.pairwise(matrices)],
+        "step": [_likeness(before, after) for before, after in pairwise(matrices)],
         "probe": [
             _probe(h, data.train[1][:FITTED], there, data.test[1])
             for h, there in zip(fitted[:-1], tested[:-1], strict=True)
@@ -81,9 +81,16 @@ def _activations(layers: list[nn.Module], x: Tensor) -> list[Tensor]:
     return found
 
 
+def _distances(h: Tensor) -> Tensor:
+    """Return 1 minus the correlation of each pair of images' activations."""
+    correlations = torch.corrcoef(h).nan_to_num(0.0)  # an image that no unit answers to is like no other
+    above = torch.ones_like(correlations, dtype=torch.bool).triu(1)
+    return 1 - correlations[above]
+
+
 def _likeness(one: Tensor, other: Tensor) -> float:
     """Return the correlation of two matrices of distances."""
-    return round(float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]), 3)
+    return round(float(torch.corrcoef(torch.stack([one, other]))[0, 1]), 3)
 
 
 def _probe(h: Tensor, y: Tensor, there: Tensor, truth: Tensor) -> float:
@@ -120,15 +127,25 @@ def _blocks_trials(full: bool) -> list[Trial]:
 
 
 def _middle_table(results: Mapping[str, Figures]) -> Table:
-    heads = ("hidden layers", "signal", "test error, %", "loss at 1/4, by error", "like the last", "probes", "norms")
+    heads = (
+        "hidden layers",
+        "signal",
+        "test error, %",
+        "error at 1/4",
+        "like the last",
+        "like the next",
+        "probes",
+        "norms",
+    )
     drawn = Table(*heads, box=MARKDOWN)
     for hidden in DEPTHS:
         for method in ("backprop", "cDNI"):
             line = results.get(f"{hidden} hidden, {method}, seed 0")
             if line is not None:
-                early = line["curve"][len(line["curve"]) // 4][1]
-                shown = [_ends(line[name]) for name in ("likeness", "probe", "norms")]
-                drawn.add_row(str(hidden), method, f"{line['test_error']:.2f}", f"{early:.2f}", *shown)
+                early = line["curve"][len(line["curve"]) // 4 - 1][1]
+                errors = mean_of([each["test_error"] for each in of_seeds(results, f"{hidden} hidden, {method}")])
+                shown = [_ends(line[name]) for name in ("likeness", "step", "probe", "norms")]
+                drawn.add_row(str(hidden), method, errors, f"{early:.2f}", *shown)
     return drawn
 
 

@@ -15,7 +15,7 @@ import torch
 from rich.box import MARKDOWN
 from rich.table import Table
 
-__all__ = ["Budget", "Entry", "Figures", "Results", "Trial", "rows_table"]
+__all__ = ["Budget", "Entry", "Figures", "Results", "Trial", "mean_of", "of_seeds", "rows_table"]
 
 RESULTS = Path(__file__).parent / "results"
 Figures = Mapping[str, Any]
@@ -99,10 +99,18 @@ def rows_table(
     return drawn
 
 
+def of_seeds(results: Mapping[str, Figures], key: str) -> list[Figures]:
+    """Return what the trials of a key left, seed by seed."""
+    return [line for name, line in results.items() if name.startswith(f"{key}, seed ")]
+
+
+def mean_of(values: Sequence[float]) -> str:
+    """Return the mean, and between which values it lies if there are several."""
+    spread = f" [{min(values):.2f}, {max(values):.2f}]" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{spread}"
+
+
 def _cell(cell: str, results: Mapping[str, Figures], figure: str) -> str:
     prefix, _, paper = cell.partition("|")
-    found = [line[figure] for key, line in results.items() if key.startswith(prefix + ", seed ")]
-    if not found:
-        return "-" + (f" (paper {paper})" if paper else "")
-    spread = f" [{min(found):.2f}, {max(found):.2f}]" if len(found) > 1 else ""
-    return f"{mean(found):.2f}{spread}" + (f" (paper {paper})" if paper else "")
+    found = [line[figure] for line in of_seeds(results, prefix)]
+    return (mean_of(found) if found else "-") + (f" (paper {paper})" if paper else "")

@@ -51,7 +51,7 @@ def _layers(name: str, depth: int, full: bool) -> Layers:
 
 def _methods(name: str, full: bool) -> Mapping[str, Method]:
     if name.endswith("cnn"):
-        return CONV
+        return {**CONV, "cDNI": guessing("conv", labels=True, depth=2)} if full and name.startswith("cifar") else CONV
     return METHODS if name.startswith("mnist") else CIFAR_FCN if full else SHORT_FCN
 
 

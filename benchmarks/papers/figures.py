@@ -31,12 +31,12 @@ def draw_curves(results: Mapping[str, Figures], file: Path) -> None:
 
 
 def draw_layers(results: Mapping[str, Figures], file: Path) -> None:
-    """Draw what the layers of the deepest nets look like: likeness to the last, probes, lengths of weights."""
+    """Draw what the layers look like in nets of 10 and 20: likeness to the last, probes, lengths of weights."""
     names = {"likeness": "like the last hidden layer", "probe": "linear probe, error %", "norms": "length of weights"}
     figure, axes = _panels(len(names), "")
     for axis, (name, title) in zip(axes, names.items(), strict=True):
         for key, line in results.items():
-            if name in line and key.startswith(("10 ", "20 ")):
+            if name in line and key.startswith(("10 ", "20 ")) and key.endswith("seed 0"):
                 style = "-" if "backprop" in key else "--"
                 axis.plot(line[name], style, label=key.removesuffix(", seed 0"), linewidth=1.4)
         axis.set_title(title)

@@ -128,7 +128,7 @@ CASES: dict[str, Case] = {
         microbatches="1",
         data="cifar10",
         rounds=1,
-        seconds=60.0,
+        seconds=40.0,
     ),
     "cnn-to-loss-uncut": _real(CNN, *TRUE, *SMALL, data="cifar10", microbatches="1", rounds=1, seconds=40.0),
 }
