@@ -21,7 +21,7 @@ from rich.text import Text
 
 from .causes import CAUSE_WORDS, CAUSES, IDLE_COLOUR, TAX_COLOUR, USEFUL_COLOUR
 from .gantt import draw_gantt
-from .monitor import RunState
+from .monitor import RunState, StageState
 from .shapes import GLYPHS, Glyphs, percent, queue, short, size, sparkline
 from .table import QUIET, WARNING, draw_table, worst_of
 
@@ -161,6 +161,14 @@ def _footer(state: RunState, view: View) -> list[Text]:
     return [Text(), *notes, *keys] if view.height >= 12 else keys
 
 
+def _error(stage: StageState) -> str:
+    """Say how far guesses are off, and what steps on them miss where that is known."""
+    if stage.relative_error is None:
+        return "-"
+    steps = "" if stage.missed is None else f"; steps miss {stage.missed:.2f}"
+    return f"{stage.relative_error:.2f} of the gradient's length{steps}"
+
+
 def _detail(state: RunState, view: View, index: int) -> list[Text]:
     """Return all that is known of one stage."""
     stage, facts, width = state.stages[index], state.facts, view.width
@@ -173,8 +181,7 @@ def _detail(state: RunState, view: View, index: int) -> list[Text]:
         ("lag", f"p50 {stage.lag_p50}, most {stage.lag_max}" if stage.lag_max else "none"),
         ("loss", _course(stage.loss, stage.losses, width, view.glyphs)),
         ("cosine", _course(stage.cosine, stage.cosines, width, view.glyphs)),
-        ("error", "-" if stage.relative_error is None else f"{stage.relative_error:.2f} of the gradient's length"),
-        ("missed", "-" if stage.missed is None else f"{stage.missed:.2f} of the true gradient, by a step on a guess"),
+        ("error", _error(stage)),
         ("norm", "-" if stage.gradient_norm is None else short(stage.gradient_norm)),
         ("memory", size(stage.memory) if stage.memory else "-"),
     ]

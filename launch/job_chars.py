@@ -210,7 +210,8 @@ def windows(text: Tensor, window: int, batch: int, generator: torch.Generator | 
     starts = torch.arange(0, len(text) - window, window)
     if generator is not None:
         starts = starts[torch.randperm(len(starts), generator=generator)]
-        starts = starts.repeat(1 + batch // len(starts))[: len(starts) + -len(starts) % batch]
+        whole = len(starts) + -len(starts) % batch
+        starts = starts.repeat(-(-whole // len(starts)))[:whole]
     for some in starts.split(batch):
         rows = some.unsqueeze(1) + torch.arange(window)
         yield text[rows], text[rows + 1]

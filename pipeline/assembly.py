@@ -17,7 +17,7 @@ from .groups import Group, evaluating
 from .inputs import InputRecipe, SyntheticInput
 from .parts import Span, no_span
 from .randomness import keyed
-from .signals import Asking, Loss, LossFunction, Signal, SignalRecipe, delayed
+from .signals import Asking, Loss, LossFunction, Needs, Signal, SignalRecipe, delayed
 from .stage import NonFinitePolicy, Stage
 from .truth import Truth
 from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
@@ -138,6 +138,10 @@ class Recipe:
             )
         with keyed(self.seed, index, "signal", device=output.device):
             made = make(output, label)
+        if made.needs is Needs.OUTPUT_ERROR and made.answer is not Answer.ERROR:
+            raise UsageError(
+                f"{type(made).__name__} needs {made.needs.value}, which nothing sends unless it asks for it"
+            )
         if made.answer is not self._answer_of(index, stages):
             raise UsageError(
                 f"the signal of stage {index} asks for {made.answer.value}, and its recipe does not say so; "

@@ -96,7 +96,7 @@ def test_a_critic_comes_to_know_the_loss_and_its_slope() -> None:
         h, y, losses, slopes = batch()
         cosine = torch.cosine_similarity(signal.gradient(h, y).flatten(), slopes.flatten(), dim=0)
         assert cosine > 0.8, name
-        assert (signal.values(h, y) - losses).abs().mean() < 0.2 * (losses - losses.mean()).abs().mean(), name
+        assert (signal.values(h, y) - losses).abs().mean() < 0.3 * (losses - losses.mean()).abs().mean(), name
 
 
 def test_losses_need_somebody_who_knows_them() -> None:

@@ -76,7 +76,7 @@ class UnlockedLoop(Loop):
                     self.stage.finish()
                 if self._stopping:
                     return
-                self._settling, self._barrier = False, None
+                self._settling, self._barrier = False, self._next_barrier()
             elif (gradient := self._due_gradient()) is not None:
                 yield from self._learn(gradient)
                 yield None
@@ -99,9 +99,14 @@ class UnlockedLoop(Loop):
             if isinstance(message, Gradient):
                 raise MessageError(f"a Gradient came down on edge {message.edge}, where batches do")
             if isinstance(message, Mark) and message.kind in BARRIERS:
-                self._barrier = message.step + 1
+                self._barrier = self._barrier or message.step + 1
                 self._all_came = message.kind is MarkKind.STOP
             self._above.append(message)
+
+    def _next_barrier(self) -> int | None:
+        """Return the steps that the next mark to settle at counts, if it has come."""
+        marks = (message for message in self._above if isinstance(message, Mark) and message.kind in BARRIERS)
+        return next((mark.step + 1 for mark in marks), None)
 
     def _is_due(self, message: Message) -> bool:
         """Return whether the stage has made the steps after which it is to hear a message."""

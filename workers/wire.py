@@ -87,7 +87,7 @@ DTYPES = (
 )
 CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 KINDS: tuple[type[Message], ...] = (Activation, Gradient, Mark)
-GRADIENTS = (GradientKind.TARGET, GradientKind.TRUTH)
+GRADIENTS = (GradientKind.TARGET, GradientKind.TRUTH, GradientKind.NONE)
 MARKS = (MarkKind.EVALUATE, MarkKind.SNAPSHOT, MarkKind.SETTLE, MarkKind.STOP)
 FLAGS = {Activation: 2, Gradient: len(GRADIENTS), Mark: len(MARKS)}
 

@@ -48,8 +48,11 @@ def _in_processes(budget: Budget, title: str) -> Figures:
         made = train_in_processes(
             job, stages=DEPTH, steps=now.steps, lag="exact", max_lag=LAG, run_dir=run, baseline="none"
         )
-    last = made["evaluations"][-1]
-    return {"test_error": 100 * (1 - last["accuracy"]), "weights": made["weights_sha256"], "steps": made["steps"]}
+    return {
+        "test_error": 100 * (1 - made["metrics"]["accuracy"]),
+        "weights": made["weights_sha256"],
+        "steps": made["steps"],
+    }
 
 
 def _in_one(budget: Budget, title: str) -> Figures:
