@@ -251,14 +251,14 @@ def _top(options: argparse.Namespace) -> int:
     from .viewer import find_run, watch
 
     run = find_run(options.run_folder, lambda run: is_broadcast(run) or is_measured(run), "is going on")
-    console = Console()
+    console = Console(emoji=False)
     return watch(run, console, once=options.once or not (is_usable(console) and is_ours()))
 
 
 def _playback(options: argparse.Namespace) -> int:
     from .viewer import find_with, playback
 
-    return playback(find_with(options.run_folder, FILE), Console(), options.speed)
+    return playback(find_with(options.run_folder, FILE), Console(emoji=False), options.speed)
 
 
 def _report(options: argparse.Namespace) -> int:

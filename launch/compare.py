@@ -160,7 +160,7 @@ class Contest:
         settings, plan = self.settings, self._base
         kind = f"virtual, {plan.config.stage_ms:g} ms each" if plan.is_virtual else ", ".join(sorted(set(plan.devices)))
         return (
-            f"{plan.config.job}: {len(self.rows)} schedules, {plan.stages} stages ({kind}), "
+            f"{plan.config.job}: {len(self.rows)} schedule{'s' * (len(self.rows) > 1)}, {plan.stages} stages ({kind}), "
             f"{settings.rounds} round{'s' * (settings.rounds > 1)} of {settings.seconds:g} s"
         )
 

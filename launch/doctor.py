@@ -51,7 +51,7 @@ class Finding:
 
 def examine(console: Console | None = None) -> int:
     """Run all checks, show what they found, and return 1 if one failed."""
-    console = console or Console()
+    console = console or Console(emoji=False)
     checks: Sequence[Callable[[], Finding]] = (check_limits, check_cores, check_links, check_gpus, check_run)
     findings = [_carefully(check) for check in checks]
     table = Table(box=None, pad_edge=False)

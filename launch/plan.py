@@ -278,7 +278,8 @@ def make_plan(config: Config, job: Job, hosts: Sequence[int] = (), here: int = 0
     if config.link == "auto" and not plan.is_on_several_hosts and len(set(devices) - {"cpu", "virtual"}) < 2:
         plan = replace(plan, config=replace(config, link="shm"))
     plan = replace(plan, notes=(*plan.notes, *link_notes(plan)))
-    plan.truth.at(0, plan.stages)  # refuses what cannot be
+    plan.truth.at(0, plan.stages)  # both refuse what cannot be
+    _ = plan.recipe
     return _as_virtual(plan) if plan.is_virtual else plan
 
 

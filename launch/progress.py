@@ -40,7 +40,7 @@ class Track:
         self.reports = reports
         self.total = total
         self.title = title
-        self.console = console or Console()
+        self.console = console or Console(emoji=False)
         self.every_seconds = every_seconds
         self.now = now
         self._notes: dict[str, float] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from typing import Any
 
 from rich.console import Console
 
@@ -13,6 +14,9 @@ __all__ = ["Screen", "say"]
 
 class Screen(Console):
     """A console that falls silent when nobody reads any more (`stepahead train .. | head`); the run goes on."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emoji=False, **options)  # `file.py:fire` names a job
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

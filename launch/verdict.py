@@ -60,8 +60,8 @@ def _why(comparison: Comparison) -> Iterator[str]:
         if tax is not None and bubble is not None and even is not None:
             pays = "pays" if tax < even else "does not pay"
             yield (
-                f"its predictor costs {tax:.0%} of a stage's own work, and buys back a bubble of {bubble:.0%}: "
-                f"that {pays} (break-even at {max(even, 0.0):.0%})"
+                f"what it does besides (guesses, second passes) costs {tax:.0%} of a stage's own work, and buys back a "
+                f"bubble of {bubble:.0%}: that {pays} (break-even at {max(even, 0.0):.0%})"
             )
     if (
         first is not None
@@ -80,7 +80,8 @@ def _what_would_change_it(comparison: Comparison) -> Iterator[str]:
     first, decoupled = comparison.first, comparison.row(DECOUPLED)
     tax, even = comparison.predictor_tax, comparison.break_even
     if decoupled is not None and tax is not None and even is not None and tax > even:
-        yield "what would change it: a cheaper predictor (low-rank, every=2, rows=1/4), slower links, more stages"
+        cheaper = "a cheaper predictor (low-rank, every=2, rows=1/4), a truth less often (--truth-every 4)"
+        yield f"what would change it: {cheaper}, slower links, more stages"
     elif first is not None and first is decoupled:
         yield "what would change it: larger batches that can be cut into more micro-batches, faster links, fewer stages"
     elif decoupled is not None and (first is None or (decoupled.rate or 0.0) > (first.rate or 0.0)):
@@ -95,8 +96,9 @@ def _what_would_change_it(comparison: Comparison) -> Iterator[str]:
 
 def _reservations(comparison: Comparison) -> Iterator[str]:
     crowded = [row.name for row in comparison.rows if row.contention is not None and row.contention < CROWDED]
-    if crowded and not comparison.virtual:
-        yield f"other work had the cores for a tenth of the time or more ({', '.join(crowded)}): measure again"
+    if crowded:
+        again = "more cores, or smaller layers, would tell" if comparison.virtual else "measure again"
+        yield f"other work had the cores for a tenth of the time or more ({', '.join(crowded)}): {again}"
     if comparison.virtual:
         yield "virtual: stages last as long as they were said to; losses and links are real, absolute times are not"
 

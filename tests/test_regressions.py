@@ -16,6 +16,7 @@ from torch.optim import SGD, Adam, SparseAdam
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from stepahead.launch import Track
+from stepahead.launch.screen import Screen
 from stepahead.pipeline import (
     CutError,
     LabelError,
@@ -343,3 +344,9 @@ def test_more_settings_that_were_taken_silently() -> None:
                 [(rows(1)[0][0], torch.zeros(5).long())]
             )
         )
+
+
+def test_the_name_of_a_jobs_function_was_printed_as_a_picture() -> None:
+    text = io.StringIO()
+    Screen(file=text, width=60).print("job.py:fire: 2 stages")
+    assert text.getvalue() == "job.py:fire: 2 stages\n"

@@ -11,7 +11,7 @@ from nets import INPUTS, SIGNALS, make_stages, mlp, rows
 from pipelines import Pipeline
 from test_processes import job_of, reference_sha256, train
 
-from stepahead.pipeline import Activation, Mark, MarkKind, cut_model
+from stepahead.pipeline import Activation, Mark, MarkKind, UsageError, cut_model
 from stepahead.workers import Lag, check_ledgers
 
 
@@ -56,3 +56,11 @@ def test_an_end_that_comes_early_finds_everybody(mode: Any, seed: int) -> None:
     assert stages[0].step == 6
     assert all(6 <= stage.step <= 6 + 2 * 4 for stage in stages[1:])
     assert [step for step, _ in pipeline.loops[-1].progress.evaluations] == [6]
+
+
+def test_what_has_no_truth_to_pass_on_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """It was refused in each worker, which ended without a word."""
+    job, run = job_of(mlp(), rows(3), chance=0.5), tmp_path / "run"
+    with pytest.raises(UsageError, match="stages that leave batches out have no truth to pass on; leave the truth off"):
+        train(job, stages=2, truth="stash", run_dir=str(run))
+    assert not run.exists()

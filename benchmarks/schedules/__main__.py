@@ -18,7 +18,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from rich.box import MARKDOWN
@@ -156,12 +156,17 @@ def ideal_idle(schedule: str, stages: int, microbatches: int) -> float | None:
     return (stages - 1) / (microbatches + stages - 1)
 
 
+def _median_ratio(rounds: list[float], others: list[float]) -> float | None:
+    """Return the median of the rounds' ratios, as all ratios here are."""
+    return median(ours / theirs for ours, theirs in zip(rounds, others, strict=False)) if rounds and others else None
+
+
 def table(name: str, made: dict[str, Any]) -> Table:
     """Return a row for each schedule of a case."""
     target = f"to {made['target_loss']:.3g}" if made["target_loss"] is not None else "to loss"
     heads = ("schedule", "samples/s", "x lockstep", "x best locked", "of the ceiling", "useful", "tax", "idle (ideal)")
     drawn = Table(*heads, "MB, first stage", target, title=name, box=MARKDOWN)
-    top = next((row["samples_per_second"] for row in made["rows"] if row["schedule"] == "ceiling"), None)
+    top = next((row["rounds"] for row in made["rows"] if row["schedule"] == "ceiling"), [])
     for row in made["rows"]:
         rate, count = row["samples_per_second"], row["microbatches"]
         label = row["schedule"] if count is None else f"{row['schedule']} M={count}"
@@ -169,7 +174,7 @@ def table(name: str, made: dict[str, Any]) -> Table:
             drawn.add_row(label, row["error"] or "")
             continue
         spread = f"{rate:,.0f} ({row['spread'][0]:,.0f} to {row['spread'][1]:,.0f})"
-        ratios = [row["ratio_to_lockstep"], row["ratio_to_best_locked"], rate / top if top else None]
+        ratios = [row["ratio_to_lockstep"], row["ratio_to_best_locked"], _median_ratio(row["rounds"], top)]
         useful, tax = row["useful"], row["tax"]
         ideal = ideal_idle(row["schedule"], made["stages"], count or 1)
         idle = (
@@ -180,7 +185,7 @@ def table(name: str, made: dict[str, Any]) -> Table:
             spread,
             *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
             f"{mean(useful):.0%}" if useful else "",
-            f"{max(tax):.0%}" if useful and max(tax) else "",
+            f"{mean(tax):.0%}" if useful and max(tax) else "",
             idle,
             f"{row['peak_activation_bytes'][0] / MEGA:.1f}" if row["peak_activation_bytes"] else "",
             "" if row["seconds_to_target"] is None else f"{row['seconds_to_target']:.1f} s",
