@@ -22,7 +22,7 @@ CONV: dict[str, Method] = {
 }
 """For nets of convolutions: paper A's predictor without labels, and the smallest one with them."""
 CIFAR_FCN = {**METHODS, "DNI": guessing("mlp", labels=False, hidden=4000, depth=1, norm="batch")}
-SHORT_FCN = {**METHODS, "DNI": guessing("mlp", labels=False, hidden=1024, depth=1, norm="batch")}
+SHORT_FCN = {**METHODS, "DNI": guessing("mlp", labels=False, hidden=400, depth=1, norm="batch")}
 
 PAPER = {
     "mnist-fcn": {3: "9.3 2.0 1.9 2.2", 4: "12.6 1.8 2.2 1.9", 5: "16.2 1.8 3.4 1.7", 6: "21.4 1.8 4.3 1.6"},

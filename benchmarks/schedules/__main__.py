@@ -166,7 +166,7 @@ def table(name: str, made: dict[str, Any]) -> Table:
     target = f"to {made['target_loss']:.3g}" if made["target_loss"] is not None else "to loss"
     heads = ("schedule", "samples/s", "x lockstep", "x best locked", "of the ceiling", "useful", "tax", "idle (ideal)")
     drawn = Table(*heads, "MB, first stage", target, title=name, box=MARKDOWN)
-    top = next((row["rounds"] for row in made["rows"] if row["schedule"] == "ceiling"), [])
+    top: list[float] = next((row["rounds"] for row in made["rows"] if row["schedule"] == "ceiling"), [])
     for row in made["rows"]:
         rate, count = row["samples_per_second"], row["microbatches"]
         label = row["schedule"] if count is None else f"{row['schedule']} M={count}"
