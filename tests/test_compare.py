@@ -227,7 +227,7 @@ def test_data_that_gives_nothing_is_one_sentence() -> None:
 
 def test_virtual_stages_that_are_late_are_noted(tmp_path: Path) -> None:
     settings = Settings(schedules=("ceiling", "lockstep"), rounds=1, seconds=0.5)
-    for stage_ms, late in ((40.0, False), (0.2, True)):
+    for stage_ms, late in ((100.0, False), (0.2, True)):
         config = Config(stages=2, device="virtual", stage_ms=stage_ms, run_dir=str(tmp_path / f"{late}"))
         compare(config, job_of(mlp(), rows(6)), settings, Console(quiet=True))
         notes = json.loads((tmp_path / f"{late}" / "compare.json").read_text())["notes"]

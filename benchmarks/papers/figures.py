@@ -11,6 +11,11 @@ from .entry import Figures
 __all__ = ["draw_curves", "draw_layers"]
 
 
+TICKS = (0.5, 1, 2, 5, 10, 20, 50)
+COLOURS, MANY = 10, 6
+"""After so many lines colours come again, dashed; more than so many names go beside the picture."""
+
+
 def draw_curves(results: Mapping[str, Figures], file: Path) -> None:
     """Draw test errors over steps, one panel for each group of trials that share their first word or two."""
     panels: dict[str, dict[str, Figures]] = {}
@@ -22,11 +27,14 @@ def draw_curves(results: Mapping[str, Figures], file: Path) -> None:
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for name, line in lines.items():
             steps, errors = zip(*line["curve"], strict=True)
-            axis.plot(steps, errors, label=name, linewidth=1.4)
+            axis.plot(steps, errors, "--" if axis.lines[COLOURS - 1 :] else "-", label=name, linewidth=1.4)
         axis.set_yscale("log")
+        axis.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
+        axis.minorticks_off()
         axis.set_title(title)
         axis.set_xlabel("steps")
-        axis.legend(fontsize=7, frameon=False)
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)} if len(lines) > MANY else {}
+        axis.legend(fontsize=7, frameon=False, **beside)
     _save(figure, file)
 
 
@@ -51,7 +59,7 @@ def _panels(count: int, label: str) -> tuple[Any, list[Any]]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, count, figsize=(3.6 * count, 3.2), squeeze=False)
+    figure, axes = pyplot.subplots(1, count, figsize=(3.6 * count if count > 1 else 6.4, 3.2), squeeze=False)
     axes[0][0].set_ylabel(label)
     return figure, list(axes[0])
 

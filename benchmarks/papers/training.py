@@ -79,7 +79,7 @@ def _fixed(signal: SignalRecipe, now: Course) -> SignalRecipe:
 
 
 def _without_labels(now: Course) -> SignalRecipe:
-    """Paper A's predictor in its own course; a quarter as wide in a short one, where it would cost ten times the net."""
+    """Paper A's predictor in its own course; a quarter as wide in a short one: it costs more than the net."""
     return guessing("mlp", labels=False, hidden=1024 if now == PAPER_A else 256, depth=2, norm="batch")(now)
 
 
