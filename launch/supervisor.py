@@ -49,6 +49,8 @@ __all__ = ["ABANDON_AFTER", "KILL_AFTER", "Loss", "Outcome", "Supervisor"]
 
 LOOK_EVERY = 0.25
 """Seconds between two looks at how far the workers are."""
+CAUSE_WITHIN = 0.1
+"""Seconds for whoever broke a link to be seen dead, before all that live are killed."""
 ABANDON_AFTER, KILL_AFTER = 4.0, 8.0
 """Seconds after an interruption: until workers leave what is on its way, until they are killed."""
 DEAD = "ZX?"
@@ -311,7 +313,17 @@ class Supervisor:
             if worker.summary is None and not follows and self._failure_of(worker.name) is None:
                 self._lost.append(Loss(worker.name, worker.status, worker.steps))
         if any(worker.summary is None for worker in dead):
+            if not (self._torn_down or self._is_explained):
+                self._bury(self._dying())
             self._tear_down()
+
+    def _dying(self) -> list[Watched]:
+        """Return who dies within a moment: a link breaks a little before the process behind it is seen to be dead."""
+        deadline = time.monotonic() + CAUSE_WITHIN
+        while (left := deadline - time.monotonic()) > 0:
+            if dead := [key.data for key, _ in self._selector.select(left) if key.data is not None]:
+                return dead
+        return []
 
     def _reap(self, worker: Watched) -> None:
         """Hear how a worker ended; of one that is not ours nobody tells."""
