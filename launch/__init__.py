@@ -26,6 +26,7 @@ folder      where everything that a run     lines       how far a run is, in pla
 summary     what came of it                 screen      a console that outlives its reader
 words       what a run says to people       export      weights for the uncut model
 job_digits, job_chars   the built-in jobs   datasets    data for demo and examples
+sequences   copying, texts, in windows
 
 Names are imported when they are asked for: a command that needs no torch need not wait for it.
 """
@@ -47,32 +48,50 @@ if TYPE_CHECKING:
     from .job import load_job as load_job
     from .progress import Track as Track
     from .run import train as train
+    from .sequences import Copying as Copying
+    from .sequences import Curriculum as Curriculum
+    from .sequences import Text as Text
+    from .sequences import copying as copying
+    from .sequences import read_text as read_text
+    from .sequences import streams as streams
 
 _HOMES = {
     "Config": "config",
+    "Copying": "sequences",
+    "Curriculum": "sequences",
     "Dataset": "datasets",
     "Job": "job",
+    "Text": "sequences",
     "Track": "progress",
     "cifar10": "datasets",
+    "copying": "sequences",
     "digits": "datasets",
     "load_job": "job",
     "minibatches": "datasets",
     "mnist": "datasets",
     "read_idx": "datasets",
+    "read_text": "sequences",
+    "streams": "sequences",
     "train": "run",
 }
 
 __all__ = [
     "Config",
+    "Copying",
+    "Curriculum",
     "Dataset",
     "Job",
+    "Text",
     "Track",
     "cifar10",
+    "copying",
     "digits",
     "load_job",
     "minibatches",
     "mnist",
     "read_idx",
+    "read_text",
+    "streams",
     "train",
 ]
 

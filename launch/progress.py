@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -99,6 +100,8 @@ class Track:
         self._samples += report.samples
         # the mean over the last ten steps or so, for one batch says little; a report may cover several
         done, self._done = self._done, report.step + 1
+        if math.isnan(report.loss):  # of a batch that never came to the loss
+            return self._done
         old = 0.0 if self._loss is None else 0.9 ** (self._done - done)
         self._loss = old * (self._loss or 0.0) + (1 - old) * report.loss
         return self._done

@@ -18,6 +18,7 @@ from stepahead.pipeline import (
     Activation,
     Answer,
     Batch,
+    Carried,
     Cut,
     Gradient,
     GradientKind,
@@ -134,7 +135,7 @@ def _told(answer: Answer, delta: Tensor) -> tuple[Tensor, ...]:
 
 def _time_inputs(stage: Stage, inputs: Tensor, delta: Tensor) -> float:
     """Return the seconds that the gradient of the input takes by itself."""
-    forward = stage.passes.again(inputs, 0)
+    forward = stage.passes.again(inputs, 0, [Carried()] * len(stage.passes.recurrent))
     begun = time.perf_counter()
     stage.passes.gradients(forward, [forward.h_in], delta)
     return time.perf_counter() - begun

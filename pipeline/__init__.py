@@ -14,6 +14,8 @@ parts       of a step, to be timed
 assembly    groups and a recipe -> stages       updates     parameters and their optimizer
 randomness  draws keyed by (seed, stage, step)  schedules   the order of actions, as data
 devices     CPU or CUDA                         reference   all stages in one process
+recurrent   windows of a sequence           states      what recurrent cores carry
+cells       cores of one step after the other
 finite      NaN and infinity                    metrics     numbers that judge an output
 optimizers  one for gradients that come late    locks       locked schedules with micro-batches
 errors      the tree of exceptions
@@ -21,6 +23,7 @@ errors      the tree of exceptions
 
 from .answers import Answer
 from .assembly import Recipe, assemble, example_outputs
+from .cells import LayerNormLSTMCell, Unrolled
 from .costs import LayerCost, balance_model, measure_costs
 from .critics import Critic, Sobolev, critic, local_critic, sobolev
 from .cuts import Cut, cut_at, cut_by_cost, cut_by_count
@@ -62,6 +65,7 @@ from .predictors import MLP, Conv, Linear, LowRank, Predictor, PredictorRecipe, 
 from .probes import Probe, probe
 from .quality import Quality, QualityReading
 from .randomness import keyed, seed_for
+from .recurrent import Carried, Core, Recurrent, Window, recurrent_in
 from .reference import Batch, LagMode, Reference, StepReport
 from .schedules import exact_lag, free_lag, relayed_lag, schedule
 from .signals import (
@@ -79,6 +83,7 @@ from .signals import (
     silent,
 )
 from .stage import NonFinitePolicy, Stage
+from .states import State
 from .statistics import StageStatistics
 from .synthesis import Blend, Synthetic, blend, synthetic
 from .truth import KEEPS, RELAYS, USES, StageTruth, Truth, TruthUse
@@ -99,7 +104,9 @@ __all__ = [
     "Averages",
     "Batch",
     "Blend",
+    "Carried",
     "Conv",
+    "Core",
     "Critic",
     "Cut",
     "CutError",
@@ -118,6 +125,7 @@ __all__ = [
     "LagMode",
     "Layer",
     "LayerCost",
+    "LayerNormLSTMCell",
     "Linear",
     "LinkClosedError",
     "LinkError",
@@ -145,6 +153,7 @@ __all__ = [
     "Quality",
     "QualityReading",
     "Recipe",
+    "Recurrent",
     "Reference",
     "Signal",
     "SignalRecipe",
@@ -154,6 +163,7 @@ __all__ = [
     "Stage",
     "StageStatistics",
     "StageTruth",
+    "State",
     "StepReport",
     "StepaheadError",
     "Synthetic",
@@ -163,8 +173,10 @@ __all__ = [
     "TrainingError",
     "Truth",
     "TruthUse",
+    "Unrolled",
     "Updater",
     "UsageError",
+    "Window",
     "WorkerLostError",
     "accuracy",
     "assemble",
@@ -199,6 +211,7 @@ __all__ = [
     "owner_of",
     "parse_device",
     "probe",
+    "recurrent_in",
     "relayed_lag",
     "schedule",
     "seed_for",

@@ -17,6 +17,7 @@ from .groups import Group, evaluating
 from .inputs import InputRecipe, SyntheticInput
 from .parts import Span, no_span
 from .randomness import keyed
+from .recurrent import forget_evaluation
 from .signals import Asking, Loss, LossFunction, Needs, Signal, SignalRecipe, delayed
 from .stage import NonFinitePolicy, Stage
 from .truth import Truth
@@ -204,6 +205,7 @@ def example_outputs(groups: Sequence[Group], data: Tensor) -> list[Tensor]:
         h = h if weight is None else h.to(weight.device)
         with evaluating(group), keyed(0, "example", device=h.device):
             h = group(h)
+        forget_evaluation(group)
         results.append(h)
     return results
 

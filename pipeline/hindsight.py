@@ -69,22 +69,24 @@ class Hindsight:
     ) -> KeptBatch | None:
         """Return what is kept of a batch that was stepped on, until its gradient comes."""
         if not self.reruns(step):
-            h_in = forward.h_in.detach() if self._signal.pulls else None
-            return KeptBatch(batch.h, batch.label, h_in=h_in) if self._signal.wants(step) else None
+            kept = KeptBatch(batch.h, batch.label)
+            if self._signal.pulls:
+                kept.h_in, kept.carried = forward.h_in.detach(), forward.carried
+            return kept if self._signal.wants(step) else None
         kept = KeptBatch(batch.h, batch.label)
         if self._truth.use == "true-up":
             kept.guess, kept.said = d, owed if self._truth.relay == "sum" else None
         if self.keeps_graph(step):
             kept.forward = forward
         else:
-            kept.h_in = forward.h_in.detach()
+            kept.h_in, kept.carried = forward.h_in.detach(), forward.carried
         return kept
 
     def true_up(self, step: int, batch: KeptBatch, delta: Tensor) -> Tensor | None:
         """Take in what the step on this batch lacks; return the truth for the stage above, if it is owed one."""
         owes = self._truth.owes(step)
         repairs = self._repairs and not batch.refused
-        forward = batch.forward or self._passes.again(batch.kept_input, step)
+        forward = batch.forward or self._passes.again(batch.kept_input, step, batch.carried)
         up: Tensor | None = None
         if owes and (self._truth.relay == "again" or not repairs):
             (up,) = self._passes.gradients(forward, [forward.h_in], delta, retain=repairs)
@@ -104,7 +106,7 @@ class Hindsight:
     def pull(self, step: int, batch: KeptBatch, gradient: Tensor) -> None:
         """Take in a gradient at the batch's output that the next step is to make too."""
         if self._trained and not batch.refused:
-            forward = self._passes.again(batch.kept_input, step)
+            forward = self._passes.again(batch.kept_input, step, batch.carried)
             self._add(step, self._passes.gradients(forward, forward.weights, gradient), 1.0)
 
     @property

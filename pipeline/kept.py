@@ -9,7 +9,9 @@ from torch import Tensor
 
 from .errors import MessageError
 from .messages import Gradient, TensorSpec
-from .passes import Pass
+from .passes import Before, Pass
+from .recurrent import Carried
+from .states import tensors_of
 
 __all__ = ["Kept", "KeptBatch"]
 
@@ -31,8 +33,10 @@ class KeptBatch:
     """Whether that step was not made, because the batch was left out or something was not finite."""
     said: Tensor | None = None
     """The gradient at the input that it made then, while the stage above has not been told."""
-    buffers: list[Tensor] = field(default_factory=list[Tensor])
-    """Copies of the group's buffers from before the batch, to go back to."""
+    before: Before | None = None
+    """How the group was before the batch, to go back to."""
+    carried: list[Carried] = field(default_factory=list[Carried])
+    """What its recurrent layers had from the window before, to run the batch again."""
 
     @property
     def kept_input(self) -> Tensor:
@@ -44,7 +48,9 @@ class KeptBatch:
     @property
     def nbytes(self) -> int:
         """Bytes held, but for what autograd keeps: of a forward pass that is the input too."""
-        kept = [self.h, self.label, self.h_in, self.guess, self.said, *self.buffers]
+        kept = [self.h, self.label, self.h_in, self.guess, self.said]
+        kept += [] if self.before is None else self.before.buffers
+        kept += [tensor for had in self.carried if had.state is not None for tensor in tensors_of(had.state)]
         if self.forward is not None and self.forward.copied:
             kept += self.forward.weights
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in kept if tensor is not None}.values())

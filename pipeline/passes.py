@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,12 @@ from torch.func import functional_call
 from .errors import CutError
 from .groups import Group, evaluating
 from .messages import TensorSpec
+from .parts import Span, no_span
+from .quality import QualityReading
 from .randomness import keyed
+from .recurrent import Carried, Recurrent, Window, forget_evaluation, recurrent_in
 
-__all__ = ["Pass", "Passes"]
+__all__ = ["Before", "Pass", "Passes"]
 
 WITH_GRAPH = nullcontext()
 
@@ -27,8 +30,20 @@ class Pass:
     h_in: Tensor
     h_out: Tensor
     weights: Sequence[Tensor]
+    carried: list[Carried]
+    """What its recurrent layers had from the window before."""
+    windows: list[tuple[Recurrent, Window]]
+    """What they are to go back through from a guess, too."""
     copied: bool = False
-    """Whether those are copies, which stay as they are while the group steps on."""
+    """Whether the weights are copies, which stay as they are while the group steps on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """How a group was before a batch, but for its weights."""
+
+    buffers: list[Tensor]
+    carried: list[Carried]
 
 
 class Passes:
@@ -38,10 +53,15 @@ class Passes:
         group: The layers.
         seed, index: Draws are keyed by them and the step.
         device: Where the group is.
+        span: Wraps the parts of a step.
     """
 
-    def __init__(self, group: Group, *, seed: int, index: int, device: torch.device) -> None:
+    def __init__(self, group: Group, *, seed: int, index: int, device: torch.device, span: Span = no_span) -> None:
         self.group = group
+        self.recurrent = recurrent_in(group)
+        for layer in self.recurrent:
+            layer.reset()
+        self.span = span
         self._place = seed, index
         self._device = device
         self._named = {name: weight for name, weight in group.named_parameters() if weight.requires_grad}
@@ -57,64 +77,130 @@ class Passes:
         """
         if copied:
             return self._through_copies(h_in, step)
+        carried = self._carried
         with self._drawing(step), WITH_GRAPH if graph else torch.no_grad():
-            return Pass(h_in, self._run(h_in), self.weights)
+            return Pass(h_in, self._run(h_in), self.weights, carried, self._windows())
 
-    def again(self, h_in: Tensor, step: int) -> Pass:
-        """Run a batch with today's weights and the draws of then; the group's buffers stay as they are."""
+    def again(self, h_in: Tensor, step: int, carried: Sequence[Carried], *, steps: bool = False) -> Pass:
+        """Run a batch with today's weights and the draws of then; the group's buffers stay as they are.
+
+        Args:
+            carried: What its recurrent layers had then.
+            steps: Whether the group will step on this pass: then they guess, too.
+        """
         buffers = {name: buffer.clone() for name, buffer in self.group.named_buffers()}
         given = h_in.detach()
         if self._place[1] > 0:  # the data itself needs no gradient
             given.requires_grad_()
-        with self._drawing(step):
-            return Pass(given, self._run(given, buffers), self.weights)
+        with self._drawing(step), self._as_then(carried, steps):
+            return Pass(given, self._run(given, buffers), self.weights, list(carried), self._windows())
 
     def _through_copies(self, h_in: Tensor, step: int) -> Pass:
         """Run a batch through copies of weights and buffers; what it does to the buffers is done to the group's own."""
         weights = {name: weight.detach().clone().requires_grad_() for name, weight in self._named.items()}
-        own = dict(self.group.named_buffers())
+        own, carried = dict(self.group.named_buffers()), self._carried
         buffers = {name: buffer.clone() for name, buffer in own.items()}
         with self._drawing(step):
             h_out = self._run(h_in, {**weights, **buffers})
         for name, buffer in own.items():
             buffer.copy_(buffers[name])
-        return Pass(h_in, h_out, list(weights.values()), copied=True)
+        return Pass(h_in, h_out, list(weights.values()), carried, self._windows(), copied=True)
 
-    def copy_buffers(self) -> list[Tensor]:
-        """Return copies of the group's buffers, to go back to."""
-        return [buffer.clone() for buffer in self.group.buffers()]
+    def before(self) -> Before:
+        """Return how the group is now, to go back to."""
+        return Before([buffer.clone() for buffer in self.group.buffers()], self._carried)
 
-    def restore_buffers(self, copies: Sequence[Tensor]) -> None:
-        """Go back to copies of the buffers, if there are any."""
-        for buffer, copy in zip(self.group.buffers(), copies, strict=False):
-            buffer.copy_(copy)
+    def go_back(self, before: Before | None) -> None:
+        """Let the group be as it was, if that is known."""
+        if before is not None:
+            for layer, carried in zip(self.recurrent, before.carried, strict=True):
+                layer.go_back(carried)
+            for buffer, copy in zip(self.group.buffers(), before.buffers, strict=True):
+                buffer.copy_(copy)
 
     def evaluate(self, h_in: Tensor, step: int) -> Tensor:
         """Run a batch in eval mode, without a graph."""
         with evaluating(self.group), self._drawing(step, "evaluate"):
             return self._run(h_in)
 
-    def backward(self, forward: Pass, d: Tensor, term: Tensor | None = None, *, retain: bool = False) -> None:
+    def end_evaluation(self) -> None:
+        """Let the next one begin with new sequences."""
+        forget_evaluation(self.group)
+
+    def backward(
+        self, forward: Pass, d: Tensor, step: int, term: Callable[[Tensor], Tensor | None], *, retain: bool = False
+    ) -> None:
         """Leave the gradients at the group's weights and the pass's input, given that at its output.
 
         Args:
-            term: A loss of the group's own.
+            step: The batch's.
+            term: Makes a loss of the group's own from its output.
             retain: Whether the graph will be gone through again.
         """
-        attached = [(forward.h_out, d)] if term is None else [(forward.h_out, d), (term, torch.ones_like(term))]
-        attached = [(tensor, gradient) for tensor, gradient in attached if tensor.requires_grad]
-        if attached:  # not so for a frozen first stage
-            tensors, gradients = zip(*attached, strict=True)
-            torch.autograd.backward(tensors, gradients, retain_graph=retain)
-        if forward.copied:
-            for weight, copy in zip(self.weights, forward.weights, strict=True):
-                weight.grad, copy.grad = copy.grad, None
+        guessed = self._guess(forward, step)
+        with self.span("backward"):
+            own = term(forward.h_out)
+            pairs = [(forward.h_out, d), *guessed, *([] if own is None else [(own, torch.ones_like(own))])]
+            pairs = [(tensor, gradient) for tensor, gradient in pairs if tensor.requires_grad]
+            if pairs:  # not so for a frozen first stage
+                tensors, gradients = zip(*pairs, strict=True)
+                torch.autograd.backward(tensors, gradients, retain_graph=retain)
+            if forward.copied:
+                for weight, copy in zip(self.weights, forward.weights, strict=True):
+                    if copy.grad is not None:
+                        weight.grad = copy.grad if weight.grad is None else weight.grad + copy.grad
+                    copy.grad = None
+        self._learn(forward, step)
 
     def gradients(
         self, forward: Pass, inputs: Sequence[Tensor], d: Tensor, *, retain: bool = False
     ) -> list[Tensor | None]:
         """Return the gradients at some inputs of a pass, given that at its output; None where it does not depend."""
         return list(torch.autograd.grad(forward.h_out, inputs, d, retain_graph=retain, allow_unused=True))
+
+    @property
+    def quality(self) -> QualityReading | None:
+        """How good the guesses at the ends of windows are, in the first layer that makes such."""
+        return next((reading for layer in self.recurrent if (reading := layer.quality)), None)
+
+    def _guess(self, forward: Pass, step: int) -> list[tuple[Tensor, Tensor]]:
+        """Return what to go back from at the ends of windows."""
+        if not forward.windows:
+            return []
+        with self.span("predict"), self._drawing(step, "boundary"):
+            return [pair for layer, window in forward.windows for pair in layer.pairs(window)]
+
+    def _learn(self, forward: Pass, step: int) -> None:
+        """Learn from what came to the starts of windows."""
+        if forward.windows:
+            with self.span("learn"), self._drawing(step, "boundary", "learn"):
+                for layer, window in forward.windows:
+                    layer.learn(window)
+
+    @property
+    def _carried(self) -> list[Carried]:
+        return [layer.carried for layer in self.recurrent]
+
+    def _carry(self, carried: Sequence[Carried]) -> None:
+        for layer, had in zip(self.recurrent, carried, strict=True):
+            layer.carried = had
+
+    def _windows(self) -> list[tuple[Recurrent, Window]]:
+        return [(layer, window) for layer in self.recurrent if (window := layer.take_window())]
+
+    @contextmanager
+    def _as_then(self, carried: Sequence[Carried], guesses: bool) -> Generator[None]:
+        """Let recurrent layers have what they had then."""
+        now = self._carried
+        self._carry(carried)
+        for layer in self.recurrent:
+            layer.guesses = guesses
+        try:
+            yield
+        finally:
+            self._carry(now)
+            for layer in self.recurrent:
+                layer.guesses = True
 
     def _drawing(self, step: int, *purpose: str) -> keyed:
         return keyed(*self._place, step, *purpose, device=self._device)

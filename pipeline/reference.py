@@ -106,6 +106,8 @@ class Reference:
         averages = Averages(self._loss.measure, metrics or {})
         for batch in batches:
             averages.add(*self._output(batch))
+        for stage in self.stages:
+            stage.passes.end_evaluation()
         return averages.take()
 
     def _feed(self, batches: Iterable[Batch]) -> Iterator[int]:

@@ -37,7 +37,7 @@ from .intake import Intake
 from .kept import Kept, KeptBatch
 from .messages import Activation, Gradient, GradientKind, edge_name
 from .parts import Span, no_span
-from .passes import Passes
+from .passes import Before, Passes
 from .randomness import keyed, seed_for
 from .signals import Needs, Signal
 from .statistics import StageStatistics
@@ -113,7 +113,7 @@ class Stage:
         truth.check(signal)
         if updater is None:
             group.requires_grad_(False)
-        self.passes = Passes(group, seed=seed, index=index, device=device)
+        self.passes = Passes(group, seed=seed, index=index, device=device, span=span)
         self._hindsight = Hindsight(
             self.passes, truth, signal, trained=updater is not None, not_finite=self._not_finite
         )
@@ -155,7 +155,7 @@ class Stage:
         if self.inputs is not None:
             with self.span("predict"), keyed(self.seed, self.index, step, "inputs", device=self.device):
                 h_in = self.inputs.guess(h_in).requires_grad_()
-        buffers = self.passes.copy_buffers() if self.on_non_finite == "skip" else []
+        before = self.passes.before() if self.on_non_finite == "skip" else None
         with self.span("forward"):
             graph = (not self.is_late or self.truth.keeps_graph) and not absent
             forward = self.passes.forward(h_in, step, graph=graph, copied=self._hindsight.keeps_graph(step))
@@ -166,18 +166,19 @@ class Stage:
             if not self.is_last:
                 yield Activation(edge=self.edge_below, step=step, tensors=(h,), label=label)
             self._keep(step, None)
-            yield from self._pass_over(step, h_in, buffers)
+            yield from self._pass_over(step, h_in, before)
             return
         if not self.is_last:
             yield Activation(edge=self.edge_below, step=step, tensors=(h,), label=label)
         if absent:
             yield from self._let_pass(step, KeptBatch(h, label, refused=True))
         elif self.waits:
-            self._keep(step, KeptBatch(h, label, forward, buffers=buffers))
+            self._keep(step, KeptBatch(h, label, forward, before=before))
         elif self.is_late:
-            self._keep(step, KeptBatch(h, label, forward) if graph else KeptBatch(h, label, h_in=h_in))
+            late = KeptBatch(h, label, forward) if graph else KeptBatch(h, label, h_in=h_in, carried=forward.carried)
+            self._keep(step, late)
         else:
-            yield from self._backward_and_update(step, KeptBatch(h, label, forward, buffers=buffers), None)
+            yield from self._backward_and_update(step, KeptBatch(h, label, forward, before=before), None)
 
     def learn(self, gradient: Gradient) -> Iterator[Activation | Gradient]:
         """Use the gradient of an earlier batch: to step if that waited for it, as its truth, to refine the signal."""
@@ -201,7 +202,7 @@ class Stage:
         if self.waits or self.is_late:
             if batch.forward is None:
                 with self.span("replay"):
-                    batch.forward = self.passes.again(batch.kept_input, step)
+                    batch.forward = self.passes.again(batch.kept_input, step, batch.carried, steps=True)
             yield from self._backward_and_update(step, batch, delta, gradient.kind)
         elif self._hindsight.reruns(step):
             with self.span("replay"):
@@ -232,7 +233,7 @@ class Stage:
                 self.updater.clear()
 
     def evaluate(self, activation: Activation) -> Activation:
-        """Run a batch of an evaluation: in eval mode, without a graph, leaving the stage as it was."""
+        """Run a batch of an evaluation, until `passes.end_evaluation()`: in eval mode, leaving the stage as it was."""
         step, label = activation.step, activation.label
         h_in = activation.tensors[0].to(self.device).contiguous()
         h_out = self.passes.evaluate(h_in, step)
@@ -257,6 +258,7 @@ class Stage:
             quality=self.signal.quality,
             missed=None if self._hindsight.missed is None else float(self._hindsight.missed),
             inputs=None if self.inputs is None else self.inputs.quality,
+            windows=self.passes.quality,
         )
 
     def _backward_and_update(
@@ -269,9 +271,11 @@ class Stage:
         if d is not None:
             if self.updater is None and not is_finite(d):
                 self._not_finite(step, [("the gradient of its signal", d)])
-            with self.span("backward"):
-                term = self.signal.term(forward.h_out, batch.label)
-                self.passes.backward(forward, d, term, retain=waited is None and self._hindsight.keeps_graph(step))
+            term, retain = (
+                partial(self.signal.term, y=batch.label),
+                waited is None and self._hindsight.keeps_graph(step),
+            )
+            self.passes.backward(forward, d, step, term, retain=retain)
         up = torch.zeros_like(forward.h_in) if forward.h_in.grad is None else forward.h_in.grad
         forward.h_in.grad = None
         owes, remains = waited is None and self.truth.owes(step), None
@@ -286,7 +290,7 @@ class Stage:
                 yield self._gradient(step, kind if is_true else GradientKind.TARGET, *told)
         if (d is not None or self._repair.is_due) and self.updater is not None:
             with self.span("optimizer"):
-                stepped = self._update(step, self.updater, d, batch.buffers)
+                stepped = self._update(step, self.updater, d, batch.before)
             if remains is not None:
                 remains.refused = not stepped
         self._end_step()
@@ -294,7 +298,7 @@ class Stage:
     def _without_gradient(self, step: int, batch: KeptBatch) -> Iterator[Activation | Gradient]:
         """Do without the gradient of a batch, and let the stage above know if it waits for its own."""
         if self.waits or self.is_late:
-            yield from self._pass_over(step, batch.kept_input, batch.buffers)
+            yield from self._pass_over(step, batch.kept_input, batch.before)
         elif self.truth.owes(step):
             yield self._gradient(step, GradientKind.TRUTH, torch.full_like(batch.kept_input, torch.nan))
 
@@ -311,12 +315,12 @@ class Stage:
             return NOTHING
         return keyed(self.seed, self.index, step, purpose, device=self.device)
 
-    def _update(self, step: int, updater: Updater, d: Tensor | None, buffers: list[Tensor]) -> bool:
+    def _update(self, step: int, updater: Updater, d: Tensor | None, before: Before | None) -> bool:
         self._repair.join()
         if self._step(step, updater, [] if d is None else [("the gradient of its signal", d)]):
             return True
         self._repair.put_back()
-        self.passes.restore_buffers(buffers)
+        self.passes.go_back(before)
         return False
 
     def _step(self, step: int, updater: Updater, suspects: Sequence[tuple[str, Tensor]] = ()) -> bool:
@@ -357,9 +361,9 @@ class Stage:
             yield self._gradient(step, GradientKind.NONE, torch.empty(0, device=self.device))
         self._end_step()
 
-    def _pass_over(self, step: int, h_in: Tensor, buffers: list[Tensor]) -> Iterator[Activation | Gradient]:
+    def _pass_over(self, step: int, h_in: Tensor, before: Before | None) -> Iterator[Activation | Gradient]:
         """Leave the group as it was before a batch that was not finite, and let the stage above know."""
-        self.passes.restore_buffers(buffers)
+        self.passes.go_back(before)
         self.signal.loss = None
         if not self.is_first and not self._hands_up:
             yield self._gradient(step, GradientKind.TARGET, torch.full_like(h_in, torch.nan))

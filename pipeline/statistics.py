@@ -31,3 +31,5 @@ class StageStatistics:
     """What a step on a guess lacked, over the length of the true gradient; known where steps are trued up."""
     inputs: QualityReading | None = None
     """How good the guesses of what comes from above are."""
+    windows: QualityReading | None = None
+    """How good the guesses of what comes after a window are, in the first recurrent layer that makes such."""

@@ -66,6 +66,14 @@ def test_a_bar_on_a_terminal() -> None:
         assert "\x1b[?25h" in text  # the cursor is back
 
 
+def test_a_batch_that_never_came_to_the_loss_leaves_it_as_it_was() -> None:
+    """It said `loss nan` from then on."""
+    clock, file = Clock(), io.StringIO()
+    given = [StepReport(0, samples=32, loss=2.0), StepReport(1, samples=32, loss=float("nan"))]
+    list(Track(iter(given), total=2, console=Console(file=file, width=80), every_seconds=0.0, now=clock))
+    assert "loss 2.0000" in file.getvalue().splitlines()[-1]
+
+
 def test_reports_pass_through() -> None:
     clock = Clock()
     track = Track(reports(clock, 3), total=3, console=Console(file=io.StringIO()), now=clock)

@@ -71,7 +71,7 @@ def test_the_activation_is_sent_before_the_backward_pass() -> None:
 
     stages = make_stages(cut_model(mlp(), 3), rows(1)[0], signal=cdni)
     middle = stages[1]
-    middle.span = span
+    middle.span = middle.passes.span = span
     (first,) = sent(list(stages[0].step_ahead(activation())))[0]
     for message in middle.step_ahead(first):
         events.append(f"send {type(message).__name__}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from stepahead.pipeline import Group, NonFiniteError, Recipe, StageStatistics
+from stepahead.pipeline import Group, NonFiniteError, Recipe, StageStatistics, UsageError, recurrent_in
 
 __all__ = ["LockedStage", "Placed"]
 
@@ -32,6 +32,11 @@ class LockedStage:
         self.recipe = recipe
         self.device = device
         for each in placed:
+            if recurrent_in(each.group):
+                raise UsageError(
+                    f"stage {each.index} ({each.group.title}) has a layer that carries its state from batch to batch, "
+                    f"and this schedule cuts batches; take lockstep, or decoupled"
+                )
             each.group.to(device)
         self.updaters = [recipe.updater(each.group, each.index, each.of) for each in placed]
         loss = recipe.loss

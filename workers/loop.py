@@ -263,8 +263,10 @@ class Loop:
         if mark.kind in (MarkKind.SETTLE, MarkKind.STOP):
             self._settling = True
             self._stopping = mark.kind is MarkKind.STOP
-        elif mark.kind is MarkKind.EVALUATE and self._averages is not None:
-            self.progress.evaluations.append((mark.step + 1, self._averages.take()))
+        elif mark.kind is MarkKind.EVALUATE and self.stage is not None:
+            self.stage.passes.end_evaluation()
+            if self._averages is not None:
+                self.progress.evaluations.append((mark.step + 1, self._averages.take()))
         below = self.links.activations_out
         if below is not None:
             yield from self._send(Mark(edge=below.edge, step=mark.step, kind=mark.kind))

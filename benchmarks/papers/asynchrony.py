@@ -37,7 +37,7 @@ def _inputs(now: Course, full: bool) -> InputRecipe:
 
 
 def _run(name: str, method: str, chance: float, seed: int, budget: Budget, title: str) -> Figures:
-    now = course(budget.full, STEPS)
+    now = course(budget.full, Course(STEPS))
     setting = Setting(
         layers=fcn(DEPTH),
         method=METHODS[method],

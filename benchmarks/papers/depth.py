@@ -26,8 +26,8 @@ from .training import METHODS, Course, Setting, course, train
 __all__ = ["ENTRIES"]
 
 DEPTHS, BLOCKS = (3, 5, 10, 20, 50), (2, 3, 5, 10)
-WIDTH, STEPS, POINTS, FITTED = 64, 3000, 400, 4000
-WHOLE = Course(30_000, 1e-3, 128)
+WIDTH, POINTS, FITTED = 64, 400, 4000
+SHORT, WHOLE = Course(3000, 1e-3, 128), Course(30_000, 1e-3, 128)
 
 
 def _run_middle(hidden: int, method: str, seed: int, budget: Budget, title: str) -> Figures:
@@ -35,7 +35,7 @@ def _run_middle(hidden: int, method: str, seed: int, budget: Budget, title: str)
     setting = Setting(
         layers=fcn(hidden + 1, width=WIDTH),
         method=METHODS[method],
-        course=course(budget.full, STEPS, 1e-3, 128, whole=WHOLE),
+        course=course(budget.full, SHORT, WHOLE),
         seed=seed,
         at=((hidden + 1) // 2,),
     )
@@ -46,7 +46,7 @@ def _run_blocks(blocks: int, method: str, seed: int, budget: Budget, title: str)
     setting = Setting(
         layers=fcn(10, width=WIDTH),
         method=METHODS[method],
-        course=course(budget.full, STEPS, 1e-3, 128, whole=WHOLE),
+        course=course(budget.full, SHORT, WHOLE),
         seed=seed,
         blocks=blocks,
     )

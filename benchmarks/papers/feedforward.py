@@ -10,7 +10,7 @@ from rich.table import Table
 from .entry import Budget, Entry, Figures, Trial, rows_table
 from .figures import draw_curves
 from .nets import Layers, cifar, cnn, fcn, images
-from .training import METHODS, Method, Setting, course, guessing, train
+from .training import METHODS, Course, Method, Setting, course, guessing, train
 
 __all__ = ["ENTRIES"]
 
@@ -55,17 +55,21 @@ def _methods(name: str, full: bool) -> Mapping[str, Method]:
     return METHODS if name.startswith("mnist") else CIFAR_FCN if full else SHORT_FCN
 
 
-STEPS = {"mnist-fcn": 4000, "mnist-deep": 4000, "mnist-cnn": 2000, "cifar-fcn": 4000, "cifar-cnn": 3000}
-"""Of the short runs."""
+SHORT = {
+    "mnist-fcn": Course(4000),
+    "mnist-deep": Course(4000),
+    "mnist-cnn": Course(1200, 1e-3, 128, points=10),
+    "cifar-fcn": Course(4000),
+    "cifar-cnn": Course(1600, 1e-3, 128, points=10),
+}
 
 
 def _run(name: str, depth: int, method: str, seed: int, budget: Budget, title: str) -> Figures:
     data = (cifar if name.startswith("cifar") else images)(budget.data, not name.endswith("cnn"))
-    rate = 1e-3 if name.endswith("cnn") else 3e-4
     setting = Setting(
         layers=_layers(name, depth, budget.full),
         method=_methods(name, budget.full)[method],
-        course=course(budget.full, STEPS[name], rate, 128 if name.endswith("cnn") else 256),
+        course=course(budget.full, SHORT[name]),
         seed=seed,
     )
     return train(setting, data, title)

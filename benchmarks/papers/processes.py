@@ -32,7 +32,7 @@ def _epoch(data: Dataset, now: Course, number: int) -> Iterator[tuple[Tensor, Te
 
 
 def _in_processes(budget: Budget, title: str) -> Figures:
-    now, data = course(budget.full, STEPS), images(budget.data, True)
+    now, data = course(budget.full, Course(STEPS)), images(budget.data, True)
     job = Job(
         model=fcn(DEPTH),
         data=partial(_epoch, data, now),
@@ -56,7 +56,7 @@ def _in_processes(budget: Budget, title: str) -> Figures:
 
 
 def _in_one(budget: Budget, title: str) -> Figures:
-    now, data = course(budget.full, STEPS), images(budget.data, True)
+    now, data = course(budget.full, Course(STEPS)), images(budget.data, True)
     recipe = Recipe(
         loss=nn.CrossEntropyLoss(),
         signal=METHODS["cDNI"](now),

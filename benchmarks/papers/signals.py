@@ -72,7 +72,7 @@ SIGNALS: dict[str, tuple[Method, str, str]] = {
 
 
 def _run(name: str, seed: int, budget: Budget, title: str) -> Figures:
-    setting = Setting(layers=fcn(DEPTH), method=SIGNALS[name][0], course=course(budget.full, STEPS), seed=seed)
+    setting = Setting(layers=fcn(DEPTH), method=SIGNALS[name][0], course=course(budget.full, Course(STEPS)), seed=seed)
     return train(setting, images(budget.data, True), title)
 
 
@@ -121,7 +121,7 @@ def _run_vgg(name: str, seed: int, budget: Budget, title: str) -> Figures:
     setting = Setting(
         layers=vgg(64 if budget.full else 16),
         method=CRITICS[name][0],
-        course=course(budget.full, VGG_STEPS, 1e-3, 128, whole=Course(80_000, 1e-3, 128)),
+        course=course(budget.full, Course(VGG_STEPS, 1e-3, 128, points=10), Course(80_000, 1e-3, 128)),
         seed=seed,
         blocks=4,
     )

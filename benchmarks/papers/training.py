@@ -30,17 +30,16 @@ from .nets import CLASSES, Layers
 
 __all__ = ["METHODS", "Course", "Method", "Setting", "adam", "course", "falling", "guessing", "train"]
 
-POINTS = 40
-"""Readings over a run."""
-
 
 @dataclass(frozen=True)
 class Course:
     """How long and how fast."""
 
     steps: int
-    rate: float
+    rate: float = 3e-4
     batch: int = 256
+    points: int = 40
+    """Readings of the test error on the way."""
 
     @property
     def drops(self) -> list[int]:
@@ -51,9 +50,9 @@ class Course:
 PAPER_A = Course(500_000, 3e-5)
 
 
-def course(full: bool, steps: int, rate: float = 3e-4, batch: int = 256, *, whole: Course = PAPER_A) -> Course:
-    """Return a paper's own course, or one of so many steps at a rate that suits them."""
-    return whole if full else Course(steps, rate, batch)
+def course(full: bool, short: Course, whole: Course = PAPER_A) -> Course:
+    """Return a paper's own course, or the short one."""
+    return whole if full else short
 
 
 Method = Callable[[Course], SignalRecipe]
@@ -130,7 +129,8 @@ def train(setting: Setting, data: Dataset, title: str, *, keep: list[nn.Module] 
         groups = cut_model(layers, setting.blocks or len(layers_of(layers)), seed=setting.seed)
     example = data.train[0][: now.batch], data.train[1][: now.batch]
     reference = Reference(assemble(groups, example, recipe), lag=1)
-    every, curve, quality, loss = max(now.steps // POINTS, 1), list[tuple[int, float]](), list[list[list[float]]](), 0.0
+    every, loss = max(now.steps // now.points, 1), 0.0
+    curve, quality = list[tuple[int, float]](), list[list[list[float]]]()
     steps = reference.train(minibatches(data.train, now.batch, seed=setting.seed), steps=now.steps)
     for report in Track(steps, total=now.steps, title=title, every_seconds=60):
         if report.loss == report.loss:  # not so for a batch that the last stage left out
