@@ -128,9 +128,7 @@ def streams(text: Tensor, batch: int, window: int) -> Iterator[tuple[Tensor, Ten
     """
     each = (len(text) - 1) // batch
     if each < window:
-        raise UsageError(
-            f"{batch} streams of a text of {len(text)} have no window of {window}; take fewer, or a longer one"
-        )
+        raise UsageError(f"a text of {len(text)} characters has no window of {window} for each of {batch} streams")
     x, y = text[: batch * each].view(batch, each), text[1 : batch * each + 1].view(batch, each)
     for start in range(0, each - window + 1, window):
         yield x[:, start : start + window], y[:, start : start + window]

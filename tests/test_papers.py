@@ -12,11 +12,13 @@ import torch
 from rich.console import Console
 
 from benchmarks.papers.__main__ import ENTRIES
+from benchmarks.papers.depth import look_inside
 from benchmarks.papers.entry import Budget, Results, Trial
 from benchmarks.papers.nets import Layers, cnn, fcn
 from benchmarks.papers.theory import KINDS, descend, sample
 from benchmarks.papers.training import METHODS, Course, Setting, train
 from stepahead.launch import Dataset
+from stepahead.pipeline import cut_model
 
 SHORT = Budget(full=False, data=Path("nowhere"))
 
@@ -41,6 +43,16 @@ def test_what_was_measured_is_of_trials_that_there_are(name: str) -> None:
     assert set(found) <= {trial.key for trial in ENTRIES[name].trials(False)}
     if found:
         assert len(drawn(name, found).splitlines()) > 2
+
+
+def test_the_inside_of_a_net_is_looked_at_layer_by_layer() -> None:
+    """It took a group's list of layers for a layer, when the first net had been trained."""
+    groups = cut_model(fcn(4, inputs=6, width=8), at=[2])
+    data = Dataset((torch.randn(50, 6), torch.randint(10, (50,))), (torch.randn(40, 6), torch.randint(10, (40,))))
+    found = look_inside(groups, data)
+    assert [len(found[name]) for name in ("likeness", "step", "probe", "norms")] == [3, 2, 3, 4]
+    assert found["likeness"][-1] == 1.0
+    assert all(0 <= error <= 100 for error in found["probe"])
 
 
 def test_a_trial_is_run_once(tmp_path: Path) -> None:

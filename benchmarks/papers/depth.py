@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stepahead.launch import Dataset
+from stepahead.pipeline import Group
 
 from .entry import Budget, Entry, Figures, Trial, mean_of, of_seeds, rows_table
 from .figures import draw_layers
@@ -31,7 +32,7 @@ SHORT, WHOLE = Course(3000, 1e-3, 128), Course(30_000, 1e-3, 128)
 
 
 def _run_middle(hidden: int, method: str, seed: int, budget: Budget, title: str) -> Figures:
-    data, groups = images(budget.data, True), list[nn.Module]()
+    data, groups = images(budget.data, True), list[Group]()
     setting = Setting(
         layers=fcn(hidden + 1, width=WIDTH),
         method=METHODS[method],
@@ -54,9 +55,9 @@ def _run_blocks(blocks: int, method: str, seed: int, budget: Budget, title: str)
 
 
 @torch.no_grad()
-def look_inside(groups: list[nn.Module], data: Dataset) -> Figures:
+def look_inside(groups: list[Group], data: Dataset) -> Figures:
     """Return by layer: how like the last hidden layer's its distances are, a linear classifier, its weights."""
-    layers = [layer for group in groups for layer in group.children()]
+    layers = [layer for group in groups for layer in group.layers]
     seen, fitted = _activations(layers, data.test[0][:POINTS]), _activations(layers, data.train[0][:FITTED])
     tested = _activations(layers, data.test[0])
     matrices = [_distances(h) for h in seen[:-1]]

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from stepahead.launch import Dataset, Track, minibatches
 from stepahead.pipeline import (
+    Group,
     InputRecipe,
     Recipe,
     Reference,
@@ -107,7 +108,7 @@ class Setting:
     inputs: InputRecipe | None = None
 
 
-def train(setting: Setting, data: Dataset, title: str, *, keep: list[nn.Module] | None = None) -> Figures:
+def train(setting: Setting, data: Dataset, title: str, *, keep: list[Group] | None = None) -> Figures:
     """Train, and return the test error, the curve of it, and how good the guesses were all along.
 
     Args:
