@@ -15,6 +15,7 @@ from benchmarks.papers.__main__ import ENTRIES
 from benchmarks.papers.depth import look_inside
 from benchmarks.papers.entry import Budget, Results, Trial
 from benchmarks.papers.nets import Layers, cnn, fcn
+from benchmarks.papers.recurrent import Size
 from benchmarks.papers.theory import KINDS, descend, sample
 from benchmarks.papers.training import METHODS, Course, Setting, train
 from stepahead.launch import Dataset
@@ -102,7 +103,31 @@ def test_sampled_sets_are_what_they_are_called(kind: str) -> None:
 
 def test_a_guess_is_followed_to_where_backprop_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short stretch of the toy: linear net, squares; the full table is in docs/papers.md."""
-    monkeypatch.setattr("benchmarks.papers.theory.SHORT_STEPS", 3000)
+    monkeypatch.setattr("benchmarks.papers.theory.STEPS", {0: 3000})
     theirs = descend("noisy", 2, "mse", 0, "", SHORT, "")["losses"]
     ours = descend("noisy", 2, "mse", 0, "linear", SHORT, "")["losses"]
     assert max(a - b for a, b in zip(ours, theirs, strict=True)) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["copy", "repeat-copy"])
+@pytest.mark.parametrize("method", ["BPTT", "DNI", "DNI+Aux"])
+def test_copying_is_learnt_by_every_method(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = Size(hidden=16, batch=8, batches=12, rate=1e-3, guess_rate=1e-2)
+    monkeypatch.setattr("benchmarks.papers.recurrent.COPYING", size)
+    trials = {trial.key: trial for trial in ENTRIES[name].trials(False)}
+    made = trials[f"{method}, T=3, seed 0"].run(SHORT, "a test")
+    assert (made["solved"], made["batches"]) == ((0, None if name == "copy" else 0), 12)
+    assert (made["cosine"] is None) == (method == "BPTT")
+    assert "paper" in drawn(name, {f"{method}, T=3, seed 0": made})
+
+
+def test_characters_are_told_from_those_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A text in which each character says what the next one is takes few bits, once learnt."""
+    file = tmp_path / "text.txt"
+    file.write_text("abcdefgh" * 2000)
+    size = Size(hidden=16, batch=8, batches=150, rate=1e-2, guess_rate=1e-2)
+    monkeypatch.setattr("benchmarks.papers.recurrent.TEXT", size)
+    trials = {trial.key: trial for trial in ENTRIES["characters"].trials(False)}
+    made = trials["DNI, T=8, seed 0"].run(Budget(full=False, data=file), "a test")
+    assert made["bits"] < 1.0
+    assert made["characters"] == 150 * 8 * 8

@@ -4,8 +4,8 @@
     python -m benchmarks.papers mnist-fcn sporadic --data DIR   run entries; --full for the paper's own course
     python -m benchmarks.papers table                           what was measured, and the pictures
 
-DIR holds mnist/ with the four idx files, and cifar10/ with the binary batches. A trial that has been run is not run
-again; what each of them left is in `results/`.
+DIR holds mnist/ with the four idx files, cifar10/ with the binary batches, and text/tinyshakespeare.txt. A trial that
+has been run is not run again; what each of them left is in `results/`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from . import asynchrony, depth, feedforward, processes, signals, theory
+from . import asynchrony, depth, feedforward, processes, recurrent, signals, theory
 from .entry import Budget, Entry, Results
 
 ENTRIES: dict[str, Entry] = {
@@ -26,6 +26,7 @@ ENTRIES: dict[str, Entry] = {
     **signals.ENTRIES,
     **processes.ENTRIES,
     **theory.ENTRIES,
+    **recurrent.ENTRIES,
 }
 PICTURES = Path(__file__).parent.parent.parent / "docs" / "papers"
 
@@ -57,7 +58,7 @@ def draw(name: str, budget: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("entries", nargs="+", metavar="NAME", choices=[*ENTRIES, "all", "list", "table"])
-    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder with mnist/ and cifar10/")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder with mnist/, cifar10/ and text/")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--quick", action="store_true", help="short runs, for two cores (the default)")
     length.add_argument("--full", action="store_true", help="the papers' own number of steps and sizes")

@@ -27,7 +27,9 @@ PAPER = {
     "unlocked": {"DNI": "2.2 to 2.4 for p >= 0.2", "cDNI": "2.0 to 2.5"},
 }
 DEPTH = 4
-STEPS = 8000
+STEPS = {"cDNI": 16_000, "DNI": 8_000}
+LENGTHS = {False: (1_000, 2_000, 4_000, 8_000, 16_000), True: (5_000, 12_000, 25_000, 250_000, 500_000)}
+"""Steps after which the error is told, in a short and in a full run: the paper's."""
 
 
 def _inputs(now: Course, full: bool) -> InputRecipe:
@@ -37,7 +39,7 @@ def _inputs(now: Course, full: bool) -> InputRecipe:
 
 
 def _run(name: str, method: str, chance: float, seed: int, budget: Budget, title: str) -> Figures:
-    now = course(budget.full, Course(STEPS))
+    now = course(budget.full, Course(STEPS[method]))
     setting = Setting(
         layers=fcn(DEPTH),
         method=METHODS[method],
@@ -60,18 +62,25 @@ def _trials(name: str, full: bool) -> list[Trial]:
 
 
 def _table(name: str, results: Mapping[str, Figures]) -> Table:
-    """Return the error over p, after several shares of the run."""
-    drawn = Table("signal", "p", "1/8 of the steps", "1/4", "1/2", "all", "paper, at the end", box=MARKDOWN)
+    """Return the error over p, after several lengths of training."""
+    lengths = LENGTHS[max((line["steps"] for line in results.values()), default=0) > max(STEPS.values())]
+    heads = [f"{length:,}" for length in lengths]
+    drawn = Table("signal", "p", f"{heads[0]} steps", *heads[1:], "paper, at the end", box=MARKDOWN)
     for method in ("cDNI", "DNI"):
         for chance in CHANCES[name]:
-            key = f"{method}, p={chance:g}, seed 0"
-            if key in results:
-                curve = dict(map(tuple, results[key]["curve"]))
-                last = max(curve)
-                early = [min(curve, key=lambda step: abs(step - share * last)) for share in (1 / 8, 1 / 4, 1 / 2, 1)]
+            line = results.get(f"{method}, p={chance:g}, seed 0")
+            if line is not None:
                 said = PAPER[name][method] if chance == CHANCES[name][0] else ""
-                drawn.add_row(method, f"{chance:g}", *(f"{curve[step]:.2f}" for step in early), said)
+                drawn.add_row(method, f"{chance:g}", *(_error_after(line, length) for length in lengths), said)
     return drawn
+
+
+def _error_after(line: Figures, length: int) -> str:
+    """Return the error at the reading that is next to so many steps."""
+    if length > line["steps"]:
+        return "-"
+    step, error = min(line["curve"], key=lambda reading: abs(reading[0] - length))
+    return f"{line['test_error'] if step == line['steps'] else error:.2f}"
 
 
 ENTRIES = {
