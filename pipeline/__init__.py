@@ -61,7 +61,7 @@ from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Messag
 from .metrics import Averages, Metric, accuracy
 from .optimizers import muon
 from .parts import TAX, USEFUL, Part, Span
-from .predictors import MLP, Conv, Linear, LowRank, Predictor, PredictorRecipe, Token, make_predictor
+from .predictors import MLP, Conv, Linear, LowRank, Predictor, PredictorRecipe, Token, Whole, make_predictor
 from .probes import Probe, probe
 from .quality import Quality, QualityReading
 from .randomness import keyed, seed_for
@@ -176,6 +176,7 @@ __all__ = [
     "Unrolled",
     "Updater",
     "UsageError",
+    "Whole",
     "Window",
     "WorkerLostError",
     "accuracy",

@@ -6,7 +6,8 @@ can be built from an example of the activation it will see: `make_predictor("lin
     linear    W h + b                                               the cheapest that is good with labels
     low-rank  U V h + b                                             a fraction of linear's cost for wide layers
     mlp       linear, norm, ReLU; `depth` times; then linear        paper A without labels: depth 2
-    conv      convolution, BatchNorm, ReLU; `depth` times; conv     images
+    conv      convolution, BatchNorm, ReLU; `depth` times; conv     images, of any size
+    whole     linear, norm, ReLU, linear on all of a sample at once small images: each place has weights of its own
     token     linear, label, GELU, linear at each place             sequences; `ahead` looks at later places too
     critic    the slope of what such a layer makes of h: a number   where gradients come very late
 
@@ -38,6 +39,7 @@ __all__ = [
     "Predictor",
     "PredictorRecipe",
     "Token",
+    "Whole",
     "make_predictor",
     "row_norm",
 ]
@@ -196,6 +198,33 @@ class Conv(Predictor):
         return rows.to(h.dtype).expand(-1, -1, *h.shape[2:])
 
 
+class Whole(Predictor):
+    """A hidden layer that sees all of a sample at once, and a picture for each label.
+
+    What a classifier above makes of an image depends on the place, and on what it takes the whole image for; of both
+    a convolution knows nothing. Its weights grow with the image, its work hardly.
+    """
+
+    def __init__(self, features: int, hidden: int, *, classes: int | None = None) -> None:
+        super().__init__()
+        self.classes = classes
+        self.into = nn.Linear(features, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.out = _zeroed(nn.Linear(hidden, features))
+        self.label = LabelTable(classes, hidden) if classes else None
+        self.pictures = LabelTable(classes, features, zero=True) if classes else None
+
+    @classmethod
+    def like(cls, h: Tensor, classes: int | None = None, **options: Any) -> Self:
+        return cls(h[0].numel(), options.pop("hidden", 64), classes=classes, **options)
+
+    def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor:
+        if self.classes and y is not None and y.dim() != 1 + y.is_floating_point():
+            raise UsageError(f"a whole predictor takes one label for each sample, not {list(y.shape)}")
+        hidden = self.norm(_add_label(self.label, self.into(h.flatten(1)), y)).relu()
+        return _add_label(self.pictures, self.out(hidden), y).view_as(h)
+
+
 class Token(Predictor):
     """A hidden layer at each place of a sequence.
 
@@ -264,11 +293,12 @@ class Critic(Predictor):
         )
 
 
-PREDICTORS: dict[str, type[Linear | LowRank | MLP | Conv | Token | Critic]] = {
+PREDICTORS: dict[str, type[Linear | LowRank | MLP | Conv | Whole | Token | Critic]] = {
     "linear": Linear,
     "low-rank": LowRank,
     "mlp": MLP,
     "conv": Conv,
+    "whole": Whole,
     "token": Token,
     "critic": Critic,
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
-from stepahead.pipeline import Conv, Linear, Synthetic, Token, make_predictor
+from stepahead.pipeline import Conv, Linear, Synthetic, Token, UsageError, make_predictor
 from stepahead.pipeline.predictors import Critic, LabelTable, Predictor
 
 ROWS, PLACES, IMAGES = (6, 8), (6, 5, 8), (6, 3, 4, 4)
@@ -28,6 +28,8 @@ KINDS: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
     ("conv", IMAGES, {}),
     ("conv", IMAGES, {"depth": 0, "kernel": 3}),
     ("conv", IMAGES, {"depth": 2, "hidden": 7}),
+    ("whole", IMAGES, {}),
+    ("whole", ROWS, {"hidden": 5}),
     ("token", PLACES, {}),
     ("token", PLACES, {"ahead": 2, "hidden": 12}),
     ("critic", ROWS, {}),
@@ -55,7 +57,7 @@ def test_starts_at_zero_and_learns(
 ) -> None:
     """A newborn predicts zero; taught one batch again and again, it comes near the gradient, by all its weights."""
     h, y = torch.randn(shape), label_for(shape)
-    features = 1 if kind == "conv" else -1
+    features = 1 if len(shape) == 4 else -1
     target = (h.movedim(features, -1) @ torch.randn(shape[features], 1) @ torch.randn(1, shape[features])).movedim(
         -1, features
     )
@@ -112,6 +114,25 @@ def test_conv_sees_the_label_as_planes() -> None:
     h, y = torch.zeros(2, 3, 4, 4), torch.tensor([1, 3])
     column = weights["out.weight"][:, 3:, 0, 0].t()[y] + weights["out.bias"]
     assert torch.allclose(predictor(h, y), column[:, :, None, None].expand(2, 3, 4, 4))
+
+
+def test_whole_knows_places_apart() -> None:
+    """A gradient that is the same for all images of a class, and another at each place: no convolution has it."""
+    h, y = torch.randn(IMAGES), torch.randint(CLASSES, IMAGES[:1])
+    target = torch.randn(CLASSES, *IMAGES[1:])[y]
+    predictor = make_predictor("whole", h, classes=CLASSES)
+    optimizer = SGD(predictor.parameters(), lr=0.1)
+    for _ in range(300):
+        torch.autograd.backward((predictor(h, y) - target).square().sum() / len(h))
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.testing.assert_close(predictor(h, y), target, atol=0.01, rtol=0.01)
+
+
+def test_whole_refuses_a_label_for_each_pixel() -> None:
+    predictor = make_predictor("whole", torch.randn(IMAGES), classes=CLASSES)
+    with pytest.raises(UsageError, match=r"takes one label for each sample, not \[6, 4, 4\]"):
+        predictor(torch.randn(IMAGES), torch.zeros(6, 4, 4, dtype=torch.long))
 
 
 def test_conv_takes_a_label_for_each_pixel() -> None:
