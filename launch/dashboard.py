@@ -169,6 +169,16 @@ def _error(stage: StageState) -> str:
     return f"{stage.relative_error:.2f} of the gradient's length{steps}"
 
 
+def _further(stage: StageState) -> list[tuple[str, str]]:
+    """Say how good guesses of inputs, and of what comes after a window, are."""
+    rows: list[tuple[str, str]] = []
+    if stage.inputs_error is not None:
+        rows.append(("inputs", f"guesses are off by {stage.inputs_error:.2f} of their length"))
+    if stage.windows_cosine is not None:
+        rows.append(("windows", f"guesses at their ends have a cosine of {stage.windows_cosine:.2f}"))
+    return rows
+
+
 def _detail(state: RunState, view: View, index: int) -> list[Text]:
     """Return all that is known of one stage."""
     stage, facts, width = state.stages[index], state.facts, view.width
@@ -182,6 +192,7 @@ def _detail(state: RunState, view: View, index: int) -> list[Text]:
         ("loss", _course(stage.loss, stage.losses, width, view.glyphs)),
         ("cosine", _course(stage.cosine, stage.cosines, width, view.glyphs)),
         ("error", _error(stage)),
+        *_further(stage),
         ("norm", "-" if stage.gradient_norm is None else short(stage.gradient_norm)),
         ("memory", size(stage.memory) if stage.memory else "-"),
     ]

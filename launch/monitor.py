@@ -94,6 +94,10 @@ class StageState:
     relative_error: float | None = None
     missed: float | None = None
     """What steps on guesses lack, over the length of the true gradient."""
+    inputs_error: float | None = None
+    """How far guesses of inputs are off, over the length of the inputs."""
+    windows_cosine: float | None = None
+    """How good guesses of what comes after a window are."""
     lag_p50: int = 0
     lag_max: int = 0
     unanswered: int = 0
@@ -293,6 +297,8 @@ class Monitor:
             losses=tuple(self._losses[index].points),
             cosines=tuple(self._cosines[index].points),
             missed=last.get("missed"),
+            inputs_error=last.get("inputs_error"),
+            windows_cosine=last.get("windows_cosine"),
             lag_p50=last["lag"][0],
             lag_max=last["lag"][1],
             gpu=None if last["gpu"] is None else tuple(last["gpu"]),

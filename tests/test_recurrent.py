@@ -383,6 +383,7 @@ def test_exact_processes_are_the_reference_in_time_and_depth(use: str, options: 
     job = job_of(model, data, signal=FUTURE_IN_DEPTH, truth=truth, test=batches(4), evaluate_every=7)
     summary = train(job, stages=3, lag="exact", max_lag=3, run_dir=str(tmp_path / "run"), ledger=True)
     assert summary["weights_sha256"] == expected
+    assert [stage["windows"] is not None for stage in summary["stages"]] == [True, True, False]
     assert check_ledgers(Path(tmp_path / "run")) > 0
 
 

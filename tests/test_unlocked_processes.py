@@ -27,6 +27,8 @@ def test_exact_processes_leave_out_and_guess_as_the_reference_does(
     summary = train(job, stages=stages, lag="exact", max_lag=3, run_dir=run_dir, ledger=True)
     assert summary["weights_sha256"] == expected
     assert summary["metrics"]["loss"] > 0
+    guessed = [stage["inputs"] is not None for stage in summary["stages"]]
+    assert guessed == [index > 0 and "inputs" in options for index in range(stages)]
     assert check_ledgers(Path(run_dir)) >= 8 * stages
 
 

@@ -76,6 +76,9 @@ def _write_stage(telemetry: Telemetry, progress: Progress, stage: Stage | Locked
     telemetry["loss"] = _or_nan(progress.loss)
     telemetry["gradient_norm"] = _or_nan(statistics.gradient_norm)
     telemetry["missed"] = _or_nan(statistics.missed)
+    inputs, windows = statistics.inputs, statistics.windows
+    telemetry["inputs_error"] = math.nan if inputs is None else inputs.relative_error
+    telemetry["windows_cosine"] = math.nan if windows is None else windows.cosine
     if statistics.quality is not None:
         for name in PREDICTOR:
             telemetry[name] = getattr(statistics.quality, name)

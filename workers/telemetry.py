@@ -42,7 +42,7 @@ FIGURES = (
 )
 """Whole numbers: when it began and ended (ns), what it does since when (ns), how many events there were, and so on;
 of the data process, how many steps there will be, once it knows."""
-REALS = ("loss", "cosine", "relative_error", "sign_error", "gradient_norm", "missed")
+REALS = ("loss", "cosine", "relative_error", "sign_error", "gradient_norm", "missed", "inputs_error", "windows_cosine")
 INDEX = {name: index for index, name in enumerate((*FIGURES, *REALS))}
 TOTALS = 64
 """Where the totals are, in numbers of 8 bytes."""

@@ -17,6 +17,7 @@ from stepahead.pipeline import (
     Group,
     Layer,
     Metric,
+    QualityReading,
     Recipe,
     Stage,
     build_group,
@@ -204,18 +205,25 @@ def _lag(progress: Progress) -> dict[str, Any] | None:
     return {"p50": progress.lag_p50, "max": max(progress.lags), "counts": sorted(progress.lags.items())}
 
 
+def _quality(reading: QualityReading | None) -> dict[str, float] | None:
+    """Return how good guesses are."""
+    return None if reading is None else {key: asdict(reading)[key] for key in PREDICTOR}
+
+
 def _summary(
     work: StageWork, post: Post, loop: Loop | LockedLoop, groups: Sequence[Group], peak: int
 ) -> dict[str, Any]:
     """Return the stage's entry in the run's summary."""
     statistics, progress = loop.stage.statistics() if loop.stage else None, post.progress
-    quality, used = statistics.quality if statistics else None, memory_used(post.place.device)
+    used = memory_used(post.place.device)
     return {
         "device": work.device,
         "layers": ", ".join(group.title for group in groups),
         "parameters": sum(weight.numel() for group in groups for weight in group.parameters()),
         **post.spans.shares(),
-        "predictor": None if quality is None else {key: asdict(quality)[key] for key in PREDICTOR},
+        "predictor": _quality(statistics.quality if statistics else None),
+        "inputs": _quality(statistics.inputs if statistics else None),
+        "windows": _quality(statistics.windows if statistics else None),
         "missed": statistics.missed if statistics else None,
         "lag": _lag(progress),
         "skipped": statistics.skipped if statistics else 0,

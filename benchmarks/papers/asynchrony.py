@@ -27,7 +27,9 @@ PAPER = {
     "unlocked": {"DNI": "2.2 to 2.4 for p >= 0.2", "cDNI": "2.0 to 2.5"},
 }
 DEPTH = 4
-STEPS = {"cDNI": 16_000, "DNI": 8_000}
+STEPS, MORE_STEPS = 8_000, 16_000
+MORE_UP_TO = {"sporadic": 0.2, "unlocked": 0.5}
+"""With labels, the chances up to which short runs are twice as long: layers step so rarely."""
 LENGTHS = {False: (1_000, 2_000, 4_000, 8_000, 16_000), True: (5_000, 12_000, 25_000, 250_000, 500_000)}
 """Steps after which the error is told, in a short and in a full run: the paper's."""
 
@@ -38,8 +40,12 @@ def _inputs(now: Course, full: bool) -> InputRecipe:
     return synthetic_inputs(optimizer=partial(Adam, lr=now.rate), lr_schedule=adam(now)["lr_schedule"], **size)  # type: ignore[arg-type]
 
 
+def _steps(name: str, method: str, chance: float) -> int:
+    return MORE_STEPS if method == "cDNI" and chance <= MORE_UP_TO[name] else STEPS
+
+
 def _run(name: str, method: str, chance: float, seed: int, budget: Budget, title: str) -> Figures:
-    now = course(budget.full, Course(STEPS[method]))
+    now = course(budget.full, Course(_steps(name, method, chance)))
     setting = Setting(
         layers=fcn(DEPTH),
         method=METHODS[method],
@@ -63,7 +69,7 @@ def _trials(name: str, full: bool) -> list[Trial]:
 
 def _table(name: str, results: Mapping[str, Figures]) -> Table:
     """Return the error over p, after several lengths of training."""
-    lengths = LENGTHS[max((line["steps"] for line in results.values()), default=0) > max(STEPS.values())]
+    lengths = LENGTHS[max((line["steps"] for line in results.values()), default=0) > MORE_STEPS]
     heads = [f"{length:,}" for length in lengths]
     drawn = Table("signal", "p", f"{heads[0]} steps", *heads[1:], "paper, at the end", box=MARKDOWN)
     for method in ("cDNI", "DNI"):
