@@ -264,10 +264,6 @@ class Contest:
         for count in self.settings.microbatches:
             try:
                 check_microbatches(schedule, self._base.stages, count)
-                if self._batch_rows % count:
-                    raise UsageError(
-                        f"a batch of {self._batch_rows} samples does not divide into {count} micro-batches"
-                    )
                 plans[count] = make_plan(replace(self._settings_of(schedule), microbatches=count), self.job)
             except UsageError as error:
                 refused = error

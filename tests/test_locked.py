@@ -125,8 +125,7 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=said):
             train(job, **{"stages": 2, "run_dir": str(tmp_path / "run"), **settings})
-        if (tmp_path / "run").exists():
-            (tmp_path / "run").rename(tmp_path / f"run-{said[:4]}")
+        assert not (tmp_path / "run").exists(), "it is refused before anything starts"
 
 
 def test_a_loss_that_is_no_mean_is_refused_and_what_a_layer_raises_is_said(tmp_path: Path) -> None:

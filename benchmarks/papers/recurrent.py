@@ -31,7 +31,7 @@ __all__ = ["ENTRIES"]
 
 METHODS = ("BPTT", "DNI", "DNI+Aux")
 BITS = 8
-CLIP = 1.0
+CLIP = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,16 +113,20 @@ def _copy(repeats: bool, window: int, method: str, seed: int, budget: Budget, ti
 
 
 def _copy_once(net: Net, curriculum: Curriculum, window: int, batch: int) -> float:
-    """Learn from one batch, window by window; return the error in bits for each bit."""
+    """Learn from one batch, window by window; return the error in bits for each bit.
+
+    The loss is a sum over bits and steps: of a mean the gradients would be so small beside what Adam moves the guesses by
+    at each step that these would be noise.
+    """
     task = copying(curriculum.length, curriculum.repeats, batch=batch, bits=BITS)
     parts = list(zip(task.x.split(window, 1), task.y.split(window, 1), task.counts.split(window), strict=True))
     error = 0.0
     for number, (x, y, counts) in enumerate(parts, start=1):
         outputs = net(x, last=number == len(parts))
-        losses = F.binary_cross_entropy_with_logits(outputs, y, reduction="none").mean(dim=2) * counts
-        net.step(losses.sum() / (batch * window))
+        losses = F.binary_cross_entropy_with_logits(outputs, y, reduction="none").sum(dim=2) * counts
+        net.step(losses.sum() / batch)
         error += float(losses.detach().sum())
-    return error / (batch * int(task.counts.sum()) * log(2))
+    return error / (batch * int(task.counts.sum()) * BITS * log(2))
 
 
 def _characters(window: int, method: str, seed: int, budget: Budget, title: str) -> Figures:
@@ -138,7 +142,7 @@ def _characters(window: int, method: str, seed: int, budget: Budget, title: str)
         while True:  # pass after pass over the text
             for x, y in streams(text.train, size.batch, window):
                 loss = F.cross_entropy(net(F.one_hot(x, letters).float()).flatten(0, 1), y.flatten())
-                net.step(loss)
+                net.step(loss * window)
                 yield StepReport(step, size.batch, float(loss.detach()))
                 step += 1
             net.core.reset()

@@ -57,21 +57,22 @@ def course(full: bool, short: Course, whole: Course = PAPER_A) -> Course:
 
 
 Method = Callable[[Course], SignalRecipe]
-"""Makes a signal for a course: predictors learn at the rates of the layers."""
+"""Makes a signal for a course."""
 
 
-def adam(now: Course) -> dict[str, object]:
-    """Return the optimizer and its schedule, as options of a signal."""
-    return {"optimizer": partial(Adam, lr=now.rate), "lr_schedule": partial(falling, now.drops)}
+def adam(now: Course, faster: float = 1.0) -> dict[str, object]:
+    """Return the optimizer and its schedule, as options of a signal, at the course's rate or so many times that."""
+    return {"optimizer": partial(Adam, lr=now.rate * faster), "lr_schedule": partial(falling, now.drops)}
 
 
-def _guessing(kind: str, labels: bool, options: dict[str, object], now: Course) -> SignalRecipe:
-    return synthetic(kind, classes=CLASSES if labels else None, **adam(now), **options)  # type: ignore[arg-type]
+def _guessing(kind: str, labels: bool, faster: float, options: dict[str, object], now: Course) -> SignalRecipe:
+    classes, learns = CLASSES if labels else None, adam(now, faster)
+    return synthetic(kind, classes=classes, **learns, **options)  # type: ignore[arg-type]
 
 
-def guessing(kind: str, *, labels: bool, **options: object) -> Method:
-    """Return a method: synthetic gradients of one kind of predictor."""
-    return partial(_guessing, kind, labels, options)
+def guessing(kind: str, *, labels: bool, faster: float = 1.0, **options: object) -> Method:
+    """Return a method: synthetic gradients of one kind of predictor, which may learn faster than the layers."""
+    return partial(_guessing, kind, labels, faster, options)
 
 
 def _fixed(signal: SignalRecipe, now: Course) -> SignalRecipe:
