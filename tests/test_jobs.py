@@ -188,3 +188,8 @@ def test_the_cnn_on_cifar(cifar_folder: Path) -> None:
 
 def test_a_dataset_of_ones_own() -> None:
     check_example("own_dataset.py", points=200, width=8)
+
+
+def test_stacked_lstms_on_a_text(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("to be or not to be, " * 100)
+    check_example("recurrent_chars.py", file=str(tmp_path / "text.txt"), width=8, layers=2, batch=2)

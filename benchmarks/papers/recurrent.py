@@ -115,8 +115,7 @@ def _copy(repeats: bool, window: int, method: str, seed: int, budget: Budget, ti
 def _copy_once(net: Net, curriculum: Curriculum, window: int, batch: int) -> float:
     """Learn from one batch, window by window; return the error in bits for each bit.
 
-    The loss is a sum over bits and steps: of a mean the gradients would be so small beside what Adam moves the guesses by
-    at each step that these would be noise.
+    The loss is a sum over bits and steps: with a mean the gradients would be small beside what Adam moves guesses by.
     """
     task = copying(curriculum.length, curriculum.repeats, batch=batch, bits=BITS)
     parts = list(zip(task.x.split(window, 1), task.y.split(window, 1), task.counts.split(window), strict=True))
