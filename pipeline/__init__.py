@@ -6,9 +6,10 @@ groups      layers, and groups of them          probes      a local classifier's
 costs       what each layer takes               feedback    fixed maps of what comes from below
 answers     what a stage tells the one above    critics     the slope of a learnt loss
 hindsight   what is made of an earlier batch    predictors  the networks that guess
-statistics  what a stage has done, in numbers   inputs      guesses of what comes from above
+statistics  what a stage has done, in numbers   guessing    what those are made of
 stage       one step of one stage               quality     how good the guesses are
-truth       what it does with the truth         kept        batches whose gradient has not come
+truth       what it does with the truth         inputs      guesses of what comes from above
+kept        batches whose gradient has not come
 passes      a group forward and backward        intake      what a stage takes in from above
 parts       of a step, to be timed
 assembly    groups and a recipe -> stages       updates     parameters and their optimizer
@@ -54,6 +55,7 @@ from .feedback import (
     kickback,
 )
 from .groups import Group, Layer, Model, build_group, build_groups, cut_model, layers_of
+from .guessing import Predictor
 from .inputs import InputRecipe, SyntheticInput, synthetic_inputs
 from .kept import Kept
 from .locks import LOCKED, MICROBATCHED, check_microbatches, groups_a_stage, groups_of, owner_of
@@ -61,7 +63,7 @@ from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Messag
 from .metrics import Averages, Metric, accuracy
 from .optimizers import muon
 from .parts import TAX, USEFUL, Part, Span
-from .predictors import MLP, Conv, Linear, LowRank, Predictor, PredictorRecipe, Token, Whole, make_predictor
+from .predictors import MLP, Conv, Error, Linear, LowRank, PredictorRecipe, Token, Whole, make_predictor
 from .probes import Probe, probe
 from .quality import Quality, QualityReading
 from .randomness import keyed, seed_for
@@ -112,6 +114,7 @@ __all__ = [
     "CutError",
     "Delayed",
     "DirectFeedback",
+    "Error",
     "FeedbackAlignment",
     "FrameError",
     "Gradient",

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .answers import Answer
 from .errors import UsageError
-from .predictors import LabelTable, row_norm
+from .guessing import LabelTable, row_norm
 from .probes import make_head
 from .quality import Quality, QualityReading
 from .signals import Asking, LossFunction, Signal, SignalRecipe, losses_of

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import MessageError, UsageError
-from .predictors import row_norm
+from .guessing import row_norm
 from .quality import Quality, QualityReading
 from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
 

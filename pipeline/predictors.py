@@ -4,6 +4,7 @@ Every predictor works per sample (`signals.py` scales to and from the mean over 
 can be built from an example of the activation it will see: `make_predictor("linear", h, classes=10)`.
 
     linear    W h + b                                               the cheapest that is good with labels
+    error     M (softmax(V h) - label)                              with labels: cheaper than linear, and better
     low-rank  U V h + b                                             a fraction of linear's cost for wide layers
     mlp       linear, norm, ReLU; `depth` times; then linear        paper A without labels: depth 2
     conv      convolution, BatchNorm, ReLU; `depth` times; conv     images, of any size
@@ -17,7 +18,6 @@ With `classes`, each also sees the label: what a one-hot label times a matrix wo
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Self
@@ -27,64 +27,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import UsageError, did_you_mean
+from .guessing import LabelTable, Predictor, add_label, required, row_norm, zeroed
 
 __all__ = [
     "MLP",
     "PREDICTORS",
     "Conv",
     "Critic",
-    "LabelTable",
+    "Error",
     "Linear",
     "LowRank",
-    "Predictor",
     "PredictorRecipe",
     "Token",
     "Whole",
     "make_predictor",
-    "row_norm",
 ]
 
 
 LEAST = {"classes": 1, "rank": 1, "hidden": 1, "depth": 0, "kernel": 1, "ahead": 0}
 
 
-class Predictor(nn.Module, ABC):
-    """Maps an activation, and a label if it was made for one, to a gradient of the activation's shape."""
-
-    classes: int | None
-
-    @abstractmethod
-    def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor: ...
-
-
 PredictorRecipe = str | Callable[[Tensor], Predictor]
 """A kind of predictor, or a function that makes one from an example of the activation."""
-
-
-class LabelTable(nn.Module):
-    """Adds one row of a table for each label: a one-hot label times a matrix, without the zeros.
-
-    A negative label (an ignored place) adds nothing. A label of floating dtype is taken as a vector over the classes.
-    """
-
-    def __init__(self, classes: int, width: int, *, zero: bool = False) -> None:
-        super().__init__()
-        self.classes = classes
-        bound = 0.0 if zero else (classes + width) ** -0.5
-        table = torch.empty(classes + 1, width).uniform_(-bound, bound)
-        table[classes] = 0.0  # the row of an ignored place; it stays zero
-        self.weight = nn.Parameter(table)
-
-    def forward(self, h: Tensor, y: Tensor) -> Tensor:
-        rows = self._rows(y)
-        while rows.dim() < h.dim():  # one label for all places of a sequence
-            rows = rows.unsqueeze(1)
-        return h + rows
-
-    def _rows(self, y: Tensor) -> Tensor:
-        if y.is_floating_point():
-            return y.to(self.weight.dtype) @ self.weight[: self.classes]
-        return F.embedding(torch.where(y < 0, self.classes, y), self.weight, padding_idx=self.classes)
 
 
 class Linear(Predictor):
@@ -93,7 +57,7 @@ class Linear(Predictor):
     def __init__(self, features: int, *, classes: int | None = None) -> None:
         super().__init__()
         self.classes = classes
-        self.out = _zeroed(nn.Linear(features, features))
+        self.out = zeroed(nn.Linear(features, features))
         self.label = LabelTable(classes, features, zero=True) if classes else None
 
     @classmethod
@@ -101,7 +65,47 @@ class Linear(Predictor):
         return cls(_last_dimension(cls, h), classes=classes, **options)
 
     def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor:
-        return _add_label(self.label, self.out(h), y)
+        return add_label(self.label, self.out(h), y)
+
+
+class Error(Predictor):
+    """The error that a classifier would make of it, mapped back: what the true gradient is at a classifier's input.
+
+    It fades where a sample is told right, as the true one does, and no linear map of h and the label can. Rows and
+    sequences have a classifier for each row and place, everything else one for a sample as a whole.
+    """
+
+    def __init__(self, features: int, *, classes: int | None = None) -> None:
+        super().__init__()
+        if not classes:
+            raise UsageError("an error predictor compares with the label; give the number of classes")
+        self.classes = classes
+        self.scores = zeroed(nn.Linear(features, classes))
+        self.out = zeroed(nn.Linear(classes, features))
+
+    @classmethod
+    def like(cls, h: Tensor, classes: int | None = None, **options: Any) -> Self:
+        return cls(h.shape[-1] if h.dim() in (2, 3) else h[0].numel(), classes=classes, **options)
+
+    def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor:
+        parts = h if h.dim() in (2, 3) else h.flatten(1)
+        said: Tensor = self.scores(parts).softmax(dim=-1)
+        truth, counts = self._truth(required(y), said)
+        mapped: Tensor = self.out((said - truth) * counts)
+        return mapped.view_as(h)
+
+    def _truth(self, y: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the labels as vectors over the classes, and where there are any: not at ignored places."""
+        if y.is_floating_point():
+            truth, counts = y.to(said.dtype), torch.ones_like(y[..., :1], dtype=said.dtype)
+        else:
+            truth = F.one_hot(y.clamp(min=0), said.shape[-1]).to(said.dtype)
+            counts = (y >= 0).to(said.dtype).unsqueeze(-1)
+        while truth.dim() < said.dim():  # one label for all places of a sequence
+            truth, counts = truth.unsqueeze(1), counts.unsqueeze(1)
+        if truth.dim() != said.dim():
+            raise UsageError(f"an error predictor takes one label for each sample or place, not {list(y.shape)}")
+        return truth, counts
 
 
 class LowRank(Predictor):
@@ -111,7 +115,7 @@ class LowRank(Predictor):
         super().__init__()
         self.classes = classes
         self.down = nn.Linear(features, rank, bias=False)
-        self.out = _zeroed(nn.Linear(rank, features))
+        self.out = zeroed(nn.Linear(rank, features))
         self.label = LabelTable(classes, features, zero=True) if classes else None
 
     @classmethod
@@ -120,7 +124,7 @@ class LowRank(Predictor):
         return cls(features, options.pop("rank", max(1, features // 8)), classes=classes, **options)
 
     def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor:
-        return _add_label(self.label, self.out(self.down(h)), y)
+        return add_label(self.label, self.out(self.down(h)), y)
 
 
 class MLP(Predictor):
@@ -134,7 +138,7 @@ class MLP(Predictor):
         widths = [features] + [hidden] * depth
         self.hidden = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(row_norm(norm, hidden) for _ in range(depth))
-        self.out = _zeroed(nn.Linear(widths[-1], features))
+        self.out = zeroed(nn.Linear(widths[-1], features))
         self.label = LabelTable(classes, widths[1] if depth else features, zero=not depth) if classes else None
 
     @classmethod
@@ -144,11 +148,11 @@ class MLP(Predictor):
 
     def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor:
         if not self.hidden:
-            return _add_label(self.label, self.out(h), y)
+            return add_label(self.label, self.out(h), y)
         for index, (linear, norm) in enumerate(zip(self.hidden, self.norms, strict=True)):
             h = linear(h)
             if index == 0:
-                h = _add_label(self.label, h, y)
+                h = add_label(self.label, h, y)
             h = norm(h.flatten(0, -2)).view_as(h).relu()
         result: Tensor = self.out(h)
         return result
@@ -173,7 +177,7 @@ class Conv(Predictor):
                 nn.ReLU(),
             ]
         self.hidden = nn.Sequential(*layers)
-        self.out = _zeroed(nn.Conv2d(widths[-1], channels, kernel, padding=kernel // 2))
+        self.out = zeroed(nn.Conv2d(widths[-1], channels, kernel, padding=kernel // 2))
 
     @classmethod
     def like(cls, h: Tensor, classes: int | None = None, **options: Any) -> Self:
@@ -183,7 +187,7 @@ class Conv(Predictor):
 
     def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor:
         if self.classes:
-            h = torch.cat([h, self._planes(h, _required(y))], dim=1)
+            h = torch.cat([h, self._planes(h, required(y))], dim=1)
         result: Tensor = self.out(self.hidden(h))
         return result
 
@@ -210,7 +214,7 @@ class Whole(Predictor):
         self.classes = classes
         self.into = nn.Linear(features, hidden)
         self.norm = nn.LayerNorm(hidden)
-        self.out = _zeroed(nn.Linear(hidden, features))
+        self.out = zeroed(nn.Linear(hidden, features))
         self.label = LabelTable(classes, hidden) if classes else None
         self.pictures = LabelTable(classes, features, zero=True) if classes else None
 
@@ -221,8 +225,8 @@ class Whole(Predictor):
     def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor:
         if self.classes and y is not None and y.dim() != 1 + y.is_floating_point():
             raise UsageError(f"a whole predictor takes one label for each sample, not {list(y.shape)}")
-        hidden = self.norm(_add_label(self.label, self.into(h.flatten(1)), y)).relu()
-        return _add_label(self.pictures, self.out(hidden), y).view_as(h)
+        hidden = self.norm(add_label(self.label, self.into(h.flatten(1)), y)).relu()
+        return add_label(self.pictures, self.out(hidden), y).view_as(h)
 
 
 class Token(Predictor):
@@ -240,7 +244,7 @@ class Token(Predictor):
         self.into = nn.Linear(features, hidden)
         self.label = LabelTable(classes, hidden) if classes else None
         self.later = nn.Conv1d(hidden, hidden, ahead + 1, groups=hidden, bias=False) if ahead else None
-        self.out = _zeroed(nn.Linear(hidden, features))
+        self.out = zeroed(nn.Linear(hidden, features))
 
     @classmethod
     def like(cls, h: Tensor, classes: int | None = None, **options: Any) -> Self:
@@ -249,7 +253,7 @@ class Token(Predictor):
         return cls(h.shape[2], options.pop("hidden", 2 * h.shape[2]), classes=classes, **options)
 
     def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor:
-        hidden = _add_label(self.label, self.into(self.norm(h)), y)
+        hidden = add_label(self.label, self.into(self.norm(h)), y)
         if self.later is not None:
             hidden = hidden + self.later(F.pad(hidden.transpose(1, 2), (0, self.ahead))).transpose(1, 2)
         result: Tensor = self.out(F.gelu(hidden))
@@ -269,7 +273,7 @@ class Critic(Predictor):
         self.norm = nn.LayerNorm(features)
         self.into = nn.Linear(features, hidden)
         self.label = LabelTable(classes, hidden) if classes else None
-        self.scores = _zeroed(nn.Linear(hidden, classes or 1, bias=False))
+        self.scores = zeroed(nn.Linear(hidden, classes or 1, bias=False))
         self.worth = LabelTable(classes, classes) if classes else None
 
     @classmethod
@@ -287,14 +291,15 @@ class Critic(Predictor):
 
     def value(self, h: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the number, over all samples, whose slope is the guess."""
-        scores: Tensor = self.scores(F.gelu(_add_label(self.label, self.into(self.norm(h)), y)))
+        scores: Tensor = self.scores(F.gelu(add_label(self.label, self.into(self.norm(h)), y)))
         return (
-            scores.sum() if self.worth is None else (scores * self.worth(torch.zeros_like(scores), _required(y))).sum()
+            scores.sum() if self.worth is None else (scores * self.worth(torch.zeros_like(scores), required(y))).sum()
         )
 
 
-PREDICTORS: dict[str, type[Linear | LowRank | MLP | Conv | Whole | Token | Critic]] = {
+PREDICTORS: dict[str, type[Linear | Error | LowRank | MLP | Conv | Whole | Token | Critic]] = {
     "linear": Linear,
+    "error": Error,
     "low-rank": LowRank,
     "mlp": MLP,
     "conv": Conv,
@@ -321,38 +326,6 @@ def make_predictor(kind: PredictorRecipe, h: Tensor, *, classes: int | None = No
         if option not in known:
             raise UsageError(f"a {kind} predictor has no option {option!r}; {did_you_mean(option, sorted(known))}")
     return predictor.like(h, classes, **options).to(h.device)
-
-
-def _zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
-
-
-def row_norm(norm: str, width: int) -> nn.Module:
-    """Return a norm for rows of features."""
-    if norm == "batch":  # batch statistics only: a predictor runs twice a step, and never in an evaluation
-        return _BatchNorm(width, track_running_stats=False)
-    if norm == "layer":
-        return nn.LayerNorm(width)
-    raise UsageError(f"there is no norm {norm!r} for an mlp predictor; {did_you_mean(norm, ['batch', 'layer'])}")
-
-
-class _BatchNorm(nn.BatchNorm1d):
-    """Batch statistics; a single row, which has none, is only scaled."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) if len(input) > 1 else input * self.weight + self.bias
-
-
-def _add_label(table: LabelTable | None, h: Tensor, y: Tensor | None) -> Tensor:
-    return h if table is None else table(h, _required(y))
-
-
-def _required(y: Tensor | None) -> Tensor:
-    if y is None:
-        raise UsageError("a predictor made for labels got none; give the batches labels, or no classes to the signal")
-    return y
 
 
 def _last_dimension(kind: type[Predictor], h: Tensor) -> int:

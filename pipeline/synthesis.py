@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import UsageError
-from .predictors import Predictor, PredictorRecipe, make_predictor
+from .guessing import Predictor
+from .predictors import PredictorRecipe, make_predictor
 from .quality import Quality, QualityReading
 from .signals import IGNORED, Needs, Signal, SignalRecipe, arrived
 from .updates import LRScheduleRecipe, OptimizerRecipe, Updater

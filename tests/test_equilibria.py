@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ExponentialLR
 
-from stepahead.pipeline import Group, Reference, Stage, Synthetic, cut_model, locked, synthetic
-from stepahead.pipeline.predictors import Predictor
+from stepahead.pipeline import Group, Predictor, Reference, Stage, Synthetic, cut_model, locked, synthetic
 
 DATA = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
 sgd = partial(SGD, lr=0.01)
