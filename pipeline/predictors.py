@@ -3,7 +3,7 @@
 Every predictor works per sample (`signals.py` scales to and from the mean over the batch), starts at zero, and
 can be built from an example of the activation it will see: `make_predictor("linear", h, classes=10)`.
 
-    linear    W h + b                                               the cheapest that is good with labels
+    linear    W h + b                                               plain
     error     M (softmax(V h) - label)                              with labels: cheaper than linear, and better
     low-rank  U V h + b                                             a fraction of linear's cost for wide layers
     mlp       linear, norm, ReLU; `depth` times; then linear        paper A without labels: depth 2
@@ -310,14 +310,17 @@ PREDICTORS: dict[str, type[Linear | Error | LowRank | MLP | Conv | Whole | Token
 
 
 def make_predictor(kind: PredictorRecipe, h: Tensor, *, classes: int | None = None, **options: Any) -> Predictor:
-    """Build a predictor of a kind for activations like `h`; "auto" picks linear, token or conv by the shape."""
+    """Build a predictor of a kind for activations like `h`.
+
+    "auto" takes error for rows if there are labels, else linear; token for sequences, conv for images.
+    """
     if not isinstance(kind, str):
         return kind(h).to(h.device)
     for name, value in {"classes": classes, **options}.items():
         if isinstance(value, int) and value < LEAST.get(name, value):
             raise UsageError(f"a {kind} predictor's {name} is {value}; it must be at least {LEAST[name]}")
     if kind == "auto":
-        kind = {3: "token", 4: "conv"}.get(h.dim(), "linear")
+        kind = {3: "token", 4: "conv"}.get(h.dim(), "error" if classes else "linear")
     if kind not in PREDICTORS:
         raise UsageError(f"there is no predictor {kind!r}; {did_you_mean(kind, ['auto', *PREDICTORS])}")
     predictor = PREDICTORS[kind]
