@@ -173,9 +173,9 @@ def _further(stage: StageState) -> list[tuple[str, str]]:
     """Say how good guesses of inputs, and of what comes after a window, are."""
     rows: list[tuple[str, str]] = []
     if stage.inputs_error is not None:
-        rows.append(("inputs", f"guesses are off by {stage.inputs_error:.2f} of their length"))
+        rows.append(("inputs", f"guessed to {stage.inputs_error:.2f} of their length"))
     if stage.windows_cosine is not None:
-        rows.append(("windows", f"guesses at their ends have a cosine of {stage.windows_cosine:.2f}"))
+        rows.append(("windows", f"cosine {stage.windows_cosine:.2f} at their ends"))
     return rows
 
 

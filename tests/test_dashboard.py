@@ -211,3 +211,13 @@ def test_drawing_changes_nothing() -> None:
     before = state.as_dict()
     assert isinstance(draw(state, View(width=80, height=24))[0], Text)
     assert state.as_dict() == before
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_further_guesses_are_shown_where_there_are_any(width: int) -> None:
+    state = run()
+    assert "guessed to" not in frame(state, width, detail=1)
+    state.stages[1].inputs_error, state.stages[1].windows_cosine = 0.35, 0.61
+    drawn = frame(state, width, detail=1)
+    assert "inputs  guessed to 0.35 of their length" in drawn
+    assert "windows cosine 0.61 at their ends" in drawn

@@ -103,7 +103,7 @@ def test_sampled_sets_are_what_they_are_called(kind: str) -> None:
 
 def test_a_guess_is_followed_to_where_backprop_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short stretch of the toy: linear net, squares; the full table is in docs/papers.md."""
-    monkeypatch.setattr("benchmarks.papers.theory.STEPS", {0: 3000})
+    monkeypatch.setattr("benchmarks.papers.theory.LONG", 3000)
     theirs = descend("noisy", 2, "mse", 0, "", SHORT, "")["losses"]
     ours = descend("noisy", 2, "mse", 0, "linear", SHORT, "")["losses"]
     assert max(a - b for a, b in zip(ours, theirs, strict=True)) < 1e-3

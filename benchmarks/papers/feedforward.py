@@ -21,7 +21,7 @@ CONV: dict[str, Method] = {
     "cDNI": guessing("conv", labels=True, depth=2),
 }
 """For nets of convolutions: paper A's predictors."""
-SHORT_CONV = {**CONV, "DNI": guessing("whole", labels=False), "cDNI": guessing("whole", labels=True, faster=0.3)}
+SHORT_CONV = {**CONV, "DNI": guessing("whole", labels=False), "cDNI": guessing("whole", labels=True)}
 """In short runs, those that see an image as a whole: they cost less than a layer, and learn faster."""
 DEEP = {**METHODS, "cDNI": guessing("error", labels=True, faster=10)}
 """In a short run of 21 layers guesses must be there soon, and steady, for each is made of the one below: the error of a

@@ -26,7 +26,8 @@ __all__ = ["ENTRIES"]
 KINDS, LOSSES, SIZES, DEPTHS = ("separable", "noisy", "random", "noisyrandom"), ("mse", "log"), (2, 100), (0, 10)
 SETS = {0: 10, 10: 5}
 """How many sets of data are sampled, of shallow and of deep nets; 10 of each in a full run."""
-WIDTH, STEPS = 32, {0: 20_000, 10: 6_000}
+WIDTH, STEPS, LONG = 32, 6_000, 20_000
+"""Shallow nets on few points take the long course in a short run too: it costs seconds."""
 ROUNDING = 1e-6
 """Of a loss, in single precision."""
 HIDDEN = ("trial", "seconds", "torch", "python")
@@ -98,7 +99,7 @@ class Guess:
 
 def descend(kind: str, size: int, loss: str, hidden: int, guess: str, budget: Budget, title: str) -> Figures:
     """Train by backprop or on a guess in the middle (of a shallow net: at its output), and return each set's loss."""
-    sets, steps = (10, 20_000) if budget.full else (SETS[hidden], STEPS[hidden])
+    sets, steps = (10, LONG) if budget.full else (SETS[hidden], LONG if size == 2 and not hidden else STEPS)
     x, y = sample(kind, size, sets)
     chain = Chain.make(sets, [size, *[WIDTH] * hidden, 1])
     middle = max(hidden // 2, 1)
