@@ -11,7 +11,8 @@ from .entry import Figures
 __all__ = ["draw_curves", "draw_layers"]
 
 
-TICKS = (0.5, 1, 2, 5, 10, 20, 50)
+TICKS, CLOSE_TICKS = (0.5, 1, 2, 5, 10, 20, 50), (1, 1.5, 2, 3, 4, 6, 8, 10, 15, 20, 30, 40, 60, 80)
+"""The second where all lies within one power of ten or less."""
 COLOURS, MANY = 10, 6
 """After so many lines colours come again, dashed; more than so many names go beside the picture."""
 
@@ -29,8 +30,12 @@ def draw_curves(results: Mapping[str, Figures], file: Path) -> None:
             steps, errors = zip(*line["curve"], strict=True)
             axis.plot(steps, errors, "--" if axis.lines[COLOURS - 1 :] else "-", label=name, linewidth=1.4)
         axis.set_yscale("log")
-        axis.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
+        seen = [error for line in lines.values() for _, error in line["curve"]]
+        ticks = CLOSE_TICKS if max(seen) < 8 * min(seen) else TICKS
+        axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_ylim(0.8 * min(seen), 1.2 * max(seen))
         axis.minorticks_off()
+        axis.locator_params(axis="x", nbins=5)
         axis.set_title(title)
         axis.set_xlabel("steps")
         beside = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)} if len(lines) > MANY else {}
