@@ -27,7 +27,6 @@ from stepahead.pipeline import (
 from stepahead.workers import Paced, Spans
 from stepahead.workers.heap import keep_freed_memory
 
-from .job import first_batch
 from .plan import Plan
 from .start import fork
 
@@ -55,7 +54,7 @@ class _Given(Signal):
 
 def ceiling(plan: Plan, seconds: float) -> float:
     """Return samples a second of the slowest stage, when all step at the same time for so many seconds."""
-    batch = first_batch(plan.job.data)
+    batch = plan.job.example
     groups = build_groups(plan.layers, plan.cut, seed=plan.config.seed)
     inputs = [batch[0], *example_outputs(groups, batch[0])[:-1]]
     pids: list[int] = []

@@ -12,7 +12,6 @@ from stepahead.pipeline import LOCKED, MICROBATCHED, Truth, UsageError, check_mi
 from stepahead.workers.locked import is_available
 
 from .config import Config
-from .job import first_batch
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -44,7 +43,7 @@ def _check_microbatched(plan: Plan, schedule: str, microbatches: int) -> None:
     gpus = [device for device in plan.devices if device.startswith("cuda")]
     if gpus and len(set(gpus)) < plan.stages:
         raise UsageError(f"{schedule} takes a GPU for each stage, and there are {len(set(gpus))} for {plan.stages}")
-    if not isinstance(plan.job.data, Iterator) and (rows := len(first_batch(plan.job.data)[0])) % microbatches:
+    if not isinstance(plan.job.data, Iterator) and (rows := len(plan.job.example[0])) % microbatches:
         what = f"a batch of {rows} samples does not divide into {microbatches} micro-batches"
         raise UsageError(f"{what}; give another --microbatches")
 

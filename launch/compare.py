@@ -35,7 +35,7 @@ from .config import Config, write_config
 from .environment import machine
 from .folder import RunFolder
 from .interrupts import stop_signals
-from .job import Job, first_batch
+from .job import Job
 from .plan import Plan, make_plan
 from .screen import say
 from .start import start_workers
@@ -318,7 +318,7 @@ def _for_a_try(seconds: float) -> Limits:
 def _rows_of(job: Job) -> int:
     """Return the length of the first batch."""
     try:
-        return len(first_batch(job.data)[0])
+        return len(job.example[0])
     except Exception as error:
         raise UsageError(f"the data gives no first batch: {type(error).__name__}: {error}") from error
 

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,7 +33,7 @@ from stepahead.pipeline import (
 )
 from stepahead.workers import Batches, drawing_apart
 
-__all__ = ["BUILT_IN", "Job", "first_batch", "load_job"]
+__all__ = ["BUILT_IN", "Job", "load_job"]
 
 BUILT_IN = {"digits": "stepahead.launch.job_digits", "chars": "stepahead.launch.job_chars"}
 ADAM = partial(Adam, lr=1e-3)
@@ -104,6 +104,12 @@ class Job:
             raise UsageError(f"the job's truth is {self.truth!r}; it must be a Truth: truth=Truth(use='true-up')")
         if isinstance(self.test, (list, tuple)) and not self.test:
             raise UsageError("the job's test data has no batch; leave it out, or give some")
+
+    @cached_property
+    def example(self) -> Batch:
+        """The first batch of the data, drawn once; for data that can be run through again."""
+        batch = next(iter(self.data(0) if callable(self.data) else self.data))
+        return batch[0], batch[1]
 
 
 def load_job(name: str, options: Mapping[str, Any] | None = None, *, seed: int = 0) -> Job:
@@ -213,9 +219,3 @@ def _line_of(error: BaseException, path: Path) -> str:
             line = trace.tb_lineno
         trace = trace.tb_next
     return "" if line is None else f"line {line}: "
-
-
-def first_batch(data: Batches) -> Batch:
-    """Return the first batch of a job's data, which can be run through again."""
-    batch = next(iter(data(0) if callable(data) else data))
-    return batch[0], batch[1]

@@ -19,6 +19,7 @@ from stepahead.pipeline import Batch, OptimizerRecipe, Truth, UsageError, accura
 from stepahead.pipeline.optimizers import is_matrix
 
 from .job import Job
+from .sequences import Text, numbered
 
 __all__ = ["job"]
 
@@ -56,8 +57,8 @@ def job(
     _check(width=width, heads=heads, blocks=blocks, window=window, batch=batch, steps=steps)
     if width % heads:
         raise UsageError(f"width {width} does not divide into {heads} heads; make it a multiple")
-    alphabet, train, test = prose()
-    characters = len(alphabet)
+    text = prose()
+    characters, train, test = len(text.alphabet), text.train, text.test
     if window >= len(test):
         raise UsageError(f"a window of {window} does not fit into the test text; use less than {len(test)}")
     rate = partial(LambdaLR, lr_lambda=partial(share_of_rate, steps))
@@ -218,15 +219,11 @@ def windows(text: Tensor, window: int, batch: int, generator: torch.Generator | 
 
 
 @cache
-def prose() -> tuple[str, Tensor, Tensor]:
-    """Return the alphabet, and the text for training and for testing as numbers of characters."""
+def prose() -> Text:
+    """Return the prose that comes with Python."""
     pages = cast(Mapping[str, str], topics.topics)
     text = "\n".join(pages[name] for name in sorted(pages))
-    alphabet = "".join(sorted(set(text)))
-    number = {character: index for index, character in enumerate(alphabet)}
-    numbers = torch.tensor([number[character] for character in text])
-    split = len(text) - int(TEST_SHARE * len(text))
-    return alphabet, numbers[:split], numbers[split:]
+    return numbered(text, TEST_SHARE)
 
 
 def _check(**counts: int) -> None:

@@ -53,7 +53,7 @@ from stepahead.workers import (
 
 from .checks import check_links, check_schedule, check_truth, link_notes
 from .config import TRUTH_SETTINGS, Config
-from .job import Job, first_batch, load_job
+from .job import Job, load_job
 from .placement import cores_of, devices_of
 from .virtual import paces_of, parse_slow_stages, short_actions
 
@@ -290,7 +290,7 @@ def _as_virtual(plan: Plan) -> Plan:
     parse_slow_stages(config.slow_stage, plan.stages)
     if isinstance(data, Iterator):
         raise UsageError("device is 'virtual', which tries a batch; give data that can be run through more than once")
-    batch = first_batch(data)
+    batch = plan.job.example
     paces = paces_of(plan.layers, plan.cut, plan.recipe, batch, stage_ms=config.stage_ms, jitter=config.jitter)
     pieces = plan.microbatches * groups_a_stage(config.schedule)
     return replace(plan, paces=paces, notes=(*plan.notes, *short_actions(paces, pieces)))
@@ -333,7 +333,7 @@ def layer_costs(config: Config, job: Job, layers: tuple[Layer, ...]) -> list[flo
     """Return the seconds that each layer takes for a batch; all the same for data that cannot be tried."""
     if isinstance(job.data, Iterator):
         return [1.0] * len(layers)
-    example = first_batch(job.data)
+    example = job.example
     optimizer = job.optimizer if callable(job.optimizer) else Adam
     costs = measure_costs(layers, example, optimizer=optimizer, seed=config.seed)
     return [cost.total for cost in costs]

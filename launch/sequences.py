@@ -1,4 +1,4 @@
-"""Sequences to learn from: copying what was seen, the characters of a text, digits that come row by row.
+"""Sequences to learn from: copying what was seen, the characters of a text.
 
 Copying comes with the papers' curriculum: it gets longer as soon as it is learnt.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stepahead.pipeline import UsageError
 
-__all__ = ["Copying", "Curriculum", "Text", "copying", "read_text", "streams"]
+__all__ = ["Copying", "Curriculum", "Text", "copying", "numbered", "read_text", "streams"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,11 @@ def read_text(path: Path, *, test_share: float = 0.1) -> Text:
         raise UsageError(f"{path} is no text that can be read: {error}") from error
     if len(text) < 100:
         raise UsageError(f"{path} has {len(text)} characters; a text to learn from needs at least 100")
+    return numbered(text, test_share)
+
+
+def numbered(text: str, test_share: float) -> Text:
+    """Return a text as numbers, the last of them to test on."""
     alphabet = "".join(sorted(set(text)))
     number = {character: index for index, character in enumerate(alphabet)}
     numbers = torch.tensor([number[character] for character in text])

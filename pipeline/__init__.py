@@ -63,11 +63,11 @@ from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Messag
 from .metrics import Averages, Metric, accuracy
 from .optimizers import muon
 from .parts import TAX, USEFUL, Part, Span
-from .predictors import MLP, Conv, Error, Linear, LowRank, PredictorRecipe, Token, Whole, make_predictor
+from .predictors import MLP, Conv, Linear, LowRank, PredictorRecipe, Softmax, Token, Whole, make_predictor
 from .probes import Probe, probe
 from .quality import Quality, QualityReading
 from .randomness import keyed, seed_for
-from .recurrent import Carried, Core, Recurrent, Window, recurrent_in
+from .recurrent import Carried, Core, Recurrent, Window, forget_evaluation, recurrent_in
 from .reference import Batch, LagMode, Reference, StepReport
 from .schedules import exact_lag, free_lag, relayed_lag, schedule
 from .signals import (
@@ -114,7 +114,6 @@ __all__ = [
     "CutError",
     "Delayed",
     "DirectFeedback",
-    "Error",
     "FeedbackAlignment",
     "FrameError",
     "Gradient",
@@ -162,6 +161,7 @@ __all__ = [
     "SignalRecipe",
     "Silent",
     "Sobolev",
+    "Softmax",
     "Span",
     "Stage",
     "StageStatistics",
@@ -201,6 +201,7 @@ __all__ = [
     "exact_lag",
     "example_outputs",
     "feedback_alignment",
+    "forget_evaluation",
     "free_lag",
     "groups_a_stage",
     "groups_of",

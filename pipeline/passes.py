@@ -16,7 +16,7 @@ from .messages import TensorSpec
 from .parts import Span, no_span
 from .quality import QualityReading
 from .randomness import keyed
-from .recurrent import Carried, Recurrent, Window, forget_evaluation, recurrent_in
+from .recurrent import Carried, Recurrent, Window, recurrent_in
 
 __all__ = ["Before", "Pass", "Passes"]
 
@@ -122,10 +122,6 @@ class Passes:
         """Run a batch in eval mode, without a graph."""
         with evaluating(self.group), self._drawing(step, "evaluate"):
             return self._run(h_in)
-
-    def end_evaluation(self) -> None:
-        """Let the next one begin with new sequences."""
-        forget_evaluation(self.group)
 
     def backward(
         self, forward: Pass, d: Tensor, step: int, term: Callable[[Tensor], Tensor | None], *, retain: bool = False

@@ -4,7 +4,7 @@ Every predictor works per sample (`signals.py` scales to and from the mean over 
 can be built from an example of the activation it will see: `make_predictor("linear", h, classes=10)`.
 
     linear    W h + b                                               plain
-    error     M (softmax(V h) - label)                              with labels: cheaper than linear, and better
+    softmax   M (softmax(V h) - label)                              with labels: cheaper than linear, and better
     low-rank  U V h + b                                             a fraction of linear's cost for wide layers
     mlp       linear, norm, ReLU; `depth` times; then linear        paper A without labels: depth 2
     conv      convolution, BatchNorm, ReLU; `depth` times; conv     images, of any size
@@ -34,10 +34,10 @@ __all__ = [
     "PREDICTORS",
     "Conv",
     "Critic",
-    "Error",
     "Linear",
     "LowRank",
     "PredictorRecipe",
+    "Softmax",
     "Token",
     "Whole",
     "make_predictor",
@@ -68,7 +68,7 @@ class Linear(Predictor):
         return add_label(self.label, self.out(h), y)
 
 
-class Error(Predictor):
+class Softmax(Predictor):
     """The error that a classifier would make of it, mapped back: what the true gradient is at a classifier's input.
 
     It fades where a sample is told right, as the true one does, and no linear map of h and the label can. Rows and
@@ -78,7 +78,7 @@ class Error(Predictor):
     def __init__(self, features: int, *, classes: int | None = None) -> None:
         super().__init__()
         if not classes:
-            raise UsageError("an error predictor compares with the label; give the number of classes")
+            raise UsageError("a softmax predictor compares with the label; give the number of classes")
         self.classes = classes
         self.scores = zeroed(nn.Linear(features, classes))
         self.out = zeroed(nn.Linear(classes, features))
@@ -104,7 +104,7 @@ class Error(Predictor):
         while truth.dim() < said.dim():  # one label for all places of a sequence
             truth, counts = truth.unsqueeze(1), counts.unsqueeze(1)
         if truth.dim() != said.dim():
-            raise UsageError(f"an error predictor takes one label for each sample or place, not {list(y.shape)}")
+            raise UsageError(f"a softmax predictor takes one label for each sample or place, not {list(y.shape)}")
         return truth, counts
 
 
@@ -297,9 +297,9 @@ class Critic(Predictor):
         )
 
 
-PREDICTORS: dict[str, type[Linear | Error | LowRank | MLP | Conv | Whole | Token | Critic]] = {
+PREDICTORS: dict[str, type[Linear | Softmax | LowRank | MLP | Conv | Whole | Token | Critic]] = {
     "linear": Linear,
-    "error": Error,
+    "softmax": Softmax,
     "low-rank": LowRank,
     "mlp": MLP,
     "conv": Conv,
@@ -312,7 +312,7 @@ PREDICTORS: dict[str, type[Linear | Error | LowRank | MLP | Conv | Whole | Token
 def make_predictor(kind: PredictorRecipe, h: Tensor, *, classes: int | None = None, **options: Any) -> Predictor:
     """Build a predictor of a kind for activations like `h`.
 
-    "auto" takes error for rows if there are labels, else linear; token for sequences, conv for images.
+    "auto" takes softmax for rows if there are labels, else linear; token for sequences, conv for images.
     """
     if not isinstance(kind, str):
         return kind(h).to(h.device)
@@ -320,7 +320,7 @@ def make_predictor(kind: PredictorRecipe, h: Tensor, *, classes: int | None = No
         if isinstance(value, int) and value < LEAST.get(name, value):
             raise UsageError(f"a {kind} predictor's {name} is {value}; it must be at least {LEAST[name]}")
     if kind == "auto":
-        kind = {3: "token", 4: "conv"}.get(h.dim(), "error" if classes else "linear")
+        kind = {3: "token", 4: "conv"}.get(h.dim(), "softmax" if classes else "linear")
     if kind not in PREDICTORS:
         raise UsageError(f"there is no predictor {kind!r}; {did_you_mean(kind, ['auto', *PREDICTORS])}")
     predictor = PREDICTORS[kind]

@@ -22,7 +22,7 @@ In place of a layer of a stage it needs nothing else: time is unlocked as depth 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -38,6 +38,8 @@ from .states import State, from_rows, map_state, rows_of, tensors_of
 
 __all__ = ["Carried", "Core", "Recurrent", "Window", "forget_evaluation", "recurrent_in"]
 
+FUTURE, AHEAD = 0, 1
+"""Which of the signals."""
 Core = Callable[[Tensor, State | None], tuple[Tensor, State]]
 """core(window, state) -> (outputs, state); window and outputs are [batch, steps, ..], the state of a new sequence None.
 torch's RNN, GRU and LSTM are such, with batch_first=True; `Unrolled` makes one of a cell."""
@@ -152,7 +154,7 @@ class Recurrent(nn.Module):
         carried = self.carried if self.training else self.evaluated
         is_last = last or carried.count + 1 == self.windows
         state = None if carried.state is None else map_state(Tensor.detach, carried.state)
-        guesses = self.guesses and self._recipes[0] is not None and self.training and torch.is_grad_enabled()
+        guesses = self.guesses and self._recipes[FUTURE] is not None and self.training and torch.is_grad_enabled()
         if state is not None:
             self._check_batch(x, state)
             if guesses:
@@ -210,13 +212,13 @@ class Recurrent(nn.Module):
             return []
         end = tensors_of(window.end)
         rows = rows_of([tensor.detach() for tensor in end], self._batch)
-        future = self._signal(0, rows, window.label)
+        future = self._signal(FUTURE, rows, window.label)
         guess = future.gradient(rows, window.label)
         if guess is None:
             return []
         window.guess = guess * self.scale
         pairs = list(zip(end, from_rows(window.guess, end, self._batch), strict=True))
-        if self._recipes[1] is not None and window.before is not None and window.start is not None:
+        if self._recipes[AHEAD] is not None and window.before is not None and window.start is not None:
             pairs += self._pull(window.before, window)
         return [pair for pair in pairs if pair[0].requires_grad]
 
@@ -282,11 +284,11 @@ class Recurrent(nn.Module):
         ends, label, guess = tensors_of(self._renewed(end, window.reset)), window.start_label, window.guess
         assert guess is not None, "a head guesses what has been guessed"
         rows = rows_of([tensor.detach() for tensor in ends], self._batch)
-        pull = self._signal(1, rows, label).learn(rows, label, guess, self.steps)
+        pull = self._signal(AHEAD, rows, label).learn(rows, label, guess, self.steps)
         return [] if pull is None else list(zip(ends, from_rows(pull, ends, self._batch), strict=True))
 
     def _teach(self, boundary: _Boundary) -> None:
-        future = self._signal(0, boundary.start, boundary.label)
+        future = self._signal(FUTURE, boundary.start, boundary.label)
         if future.wants(self.steps):
             future.learn(boundary.start, boundary.label, boundary.target, self.steps)
         self.steps += 1
@@ -297,17 +299,9 @@ class Recurrent(nn.Module):
         """Return what guesses the gradient here, or ahead; both are made when the first state is there."""
         if not self._signals:
             with keyed(self.seed, "boundary", device=rows.device):
-                self._signals = [recipe(rows, label) for recipe in self._recipes if recipe is not None]
-            for signal in self._signals:
-                if signal.needs is not Needs.NOTHING or signal.answer is not Answer.GRADIENT:
-                    raise UsageError(
-                        f"{type(signal).__name__} waits for {signal.needs.value} and learns from "
-                        f"{signal.answer.value}; at a window's end there is only a gradient, and that later"
-                    )
-            if self._signals[0].pulls:
-                raise UsageError("what `future` missed cannot flow into a window that is over; `ahead` can propagate")
-            if len(self._signals) > 1 and not self._signals[1].pulls:
-                raise UsageError("what `ahead` misses must flow into the core; make it synthetic(.., propagates=True)")
+                made = [recipe(rows, label) for recipe in self._recipes if recipe is not None]
+            _check_signals(made)
+            self._signals = made
         return self._signals[which]
 
     def _run(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
@@ -375,3 +369,16 @@ def _check(core: Core, windows: int | None, span: int, decay: float) -> None:
         raise UsageError(f"targets are made of {span} windows; they need at least 1")
     if not 0.0 <= decay <= 1.0:
         raise UsageError(f"the decay is {decay}; it must lie between 0 and 1")
+
+
+def _check_signals(signals: Sequence[Signal]) -> None:
+    for signal in signals:
+        if signal.needs is not Needs.NOTHING or signal.answer is not Answer.GRADIENT:
+            raise UsageError(
+                f"{type(signal).__name__} waits for {signal.needs.value} and learns from {signal.answer.value}; "
+                f"at a window's end there is only a gradient, and that later"
+            )
+    if signals[FUTURE].pulls:
+        raise UsageError("what `future` missed cannot flow into a window that is over; `ahead` can propagate")
+    if len(signals) > 1 and not signals[AHEAD].pulls:
+        raise UsageError("what `ahead` misses must flow into the core; make it synthetic(.., propagates=True)")

@@ -17,6 +17,7 @@ from torch import Tensor
 from .errors import UsageError
 from .messages import Activation, Gradient
 from .metrics import Averages, Metric
+from .recurrent import forget_evaluation
 from .schedules import exact_lag, free_lag, relayed_lag, schedule
 from .signals import Loss
 from .stage import Stage
@@ -107,7 +108,7 @@ class Reference:
         for batch in batches:
             averages.add(*self._output(batch))
         for stage in self.stages:
-            stage.passes.end_evaluation()
+            forget_evaluation(stage.group)
         return averages.take()
 
     def _feed(self, batches: Iterable[Batch]) -> Iterator[int]:

@@ -160,17 +160,15 @@ class Stage:
             graph = (not self.is_late or self.truth.keeps_graph) and not absent
             forward = self.passes.forward(h_in, step, graph=graph, copied=self._hindsight.keeps_graph(step))
         h = forward.h_out.detach()
-        if not is_finite(h):
+        if not (finite := is_finite(h)):
             self._not_finite(step, [("the activation from above", h_in), ("its activation", h)])
             h = torch.full_like(h, torch.nan)  # whatever the next layer does to infinity, the stage below is to see it
-            if not self.is_last:
-                yield Activation(edge=self.edge_below, step=step, tensors=(h,), label=label)
-            self._keep(step, None)
-            yield from self._pass_over(step, h_in, before)
-            return
         if not self.is_last:
             yield Activation(edge=self.edge_below, step=step, tensors=(h,), label=label)
-        if absent:
+        if not finite:
+            self._keep(step, None)
+            yield from self._pass_over(step, h_in, before)
+        elif absent:
             yield from self._let_pass(step, KeptBatch(h, label, refused=True))
         elif self.waits:
             self._keep(step, KeptBatch(h, label, forward, before=before))
@@ -233,7 +231,7 @@ class Stage:
                 self.updater.clear()
 
     def evaluate(self, activation: Activation) -> Activation:
-        """Run a batch of an evaluation, until `passes.end_evaluation()`: in eval mode, leaving the stage as it was."""
+        """Run a batch of an evaluation, until `forget_evaluation`: in eval mode, leaving the stage as it was."""
         step, label = activation.step, activation.label
         h_in = activation.tensors[0].to(self.device).contiguous()
         h_out = self.passes.evaluate(h_in, step)

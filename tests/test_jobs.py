@@ -119,7 +119,8 @@ def test_options_that_do_not_suit(name: str, options: dict[str, int], text: str)
 
 
 def test_the_prose_is_split_and_nothing_is_lost() -> None:
-    alphabet, train, test = prose()
+    text = prose()
+    alphabet, train, test = text.alphabet, text.train, text.test
     assert len(test) == pytest.approx(0.1 * (len(train) + len(test)), abs=1)
     assert int(torch.cat([train, test]).max()) < len(alphabet)
     assert "The" in "".join(alphabet[int(number)] for number in train[:5000])

@@ -29,9 +29,9 @@ KINDS: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
     ("conv", IMAGES, {}),
     ("conv", IMAGES, {"depth": 0, "kernel": 3}),
     ("conv", IMAGES, {"depth": 2, "hidden": 7}),
-    ("error", ROWS, {}),
-    ("error", PLACES, {}),
-    ("error", IMAGES, {}),
+    ("softmax", ROWS, {}),
+    ("softmax", PLACES, {}),
+    ("softmax", IMAGES, {}),
     ("whole", IMAGES, {}),
     ("whole", ROWS, {"hidden": 5}),
     ("token", PLACES, {}),
@@ -43,7 +43,7 @@ WITH_AND_WITHOUT = [
     pytest.param(*case, classes, id=f"{case[0]}{index}-{'label' if classes else 'none'}")
     for index, case in enumerate(KINDS)
     for classes in (CLASSES, None)
-    if classes or case[0] != "error"  # which compares with the label
+    if classes or case[0] != "softmax"  # which compares with the label
 ]
 each_kind = pytest.mark.parametrize(("kind", "shape", "options"), KINDS)
 with_and_without = pytest.mark.parametrize("classes", [CLASSES, None], ids=["label", "no-label"])
@@ -125,22 +125,22 @@ def test_conv_sees_the_label_as_planes() -> None:
     assert torch.allclose(predictor(h, y), column[:, :, None, None].expand(2, 3, 4, 4))
 
 
-def test_error_is_the_gradient_at_a_classifiers_input() -> None:
+def test_softmax_is_the_gradient_at_a_classifiers_input() -> None:
     h, y = torch.randn(ROWS), label_for(ROWS)
     weight, bias = torch.randn(CLASSES, ROWS[1]), torch.randn(CLASSES)
     at = h.clone().requires_grad_()
     (true,) = torch.autograd.grad(F.cross_entropy(at @ weight.T + bias, y, reduction="sum"), at)
-    predictor = make_predictor("error", h, classes=CLASSES)
+    predictor = make_predictor("softmax", h, classes=CLASSES)
     predictor.load_state_dict(
         {"scores.weight": weight, "scores.bias": bias, "out.weight": weight.T, "out.bias": torch.zeros(ROWS[1])}
     )
     torch.testing.assert_close(predictor(h, y), true)
 
 
-def test_error_of_a_place_that_the_loss_ignores_is_none() -> None:
+def test_softmax_of_a_place_that_the_loss_ignores_is_none() -> None:
     h, y = torch.randn(PLACES), label_for(PLACES)
     y[:, 2] = -100
-    predictor = shake(make_predictor("error", h, classes=CLASSES))
+    predictor = shake(make_predictor("softmax", h, classes=CLASSES))
     predictor.load_state_dict({**predictor.state_dict(), "out.bias": torch.zeros(PLACES[2])})
     guess = predictor(h, y)
     assert not guess[:, 2].any()
@@ -149,10 +149,10 @@ def test_error_of_a_place_that_the_loss_ignores_is_none() -> None:
     assert torch.equal(by_sample, by_place)
 
 
-def test_error_needs_labels_that_it_can_compare_with() -> None:
+def test_softmax_needs_labels_that_it_can_compare_with() -> None:
     with pytest.raises(UsageError, match="give the number of classes"):
-        make_predictor("error", torch.randn(ROWS))
-    predictor = make_predictor("error", torch.randn(IMAGES), classes=CLASSES)
+        make_predictor("softmax", torch.randn(ROWS))
+    predictor = make_predictor("softmax", torch.randn(IMAGES), classes=CLASSES)
     with pytest.raises(UsageError, match=r"one label for each sample or place, not \[6, 4, 4\]"):
         predictor(torch.randn(IMAGES), torch.zeros(6, 4, 4, dtype=torch.long))
 

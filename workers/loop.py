@@ -35,6 +35,7 @@ from stepahead.pipeline import (
     Metric,
     Stage,
     UsageError,
+    forget_evaluation,
     relayed_lag,
 )
 
@@ -264,7 +265,7 @@ class Loop:
             self._settling = True
             self._stopping = mark.kind is MarkKind.STOP
         elif mark.kind is MarkKind.EVALUATE and self.stage is not None:
-            self.stage.passes.end_evaluation()
+            forget_evaluation(self.stage.group)
             if self._averages is not None:
                 self.progress.evaluations.append((mark.step + 1, self._averages.take()))
         below = self.links.activations_out

@@ -58,7 +58,7 @@ SIGNALS: dict[str, tuple[Method, str, str]] = {
     "BP(0.5)": (partial(_blend, 0.5), "the gradient from below", "that gradient"),
     "DNI": (METHODS["DNI"], NOTHING, "the gradient, later"),
     "cDNI": (METHODS["cDNI"], NOTHING, "the gradient, later"),
-    "cDNI (softmax error)": (guessing("error", labels=True, faster=3), NOTHING, "the gradient, later"),
+    "cDNI (softmax error)": (guessing("softmax", labels=True, faster=3), NOTHING, "the gradient, later"),
     "cDNI + prop": (guessing("linear", labels=True, propagates=True), NOTHING, "the gradient, later; into h too"),
     "critic": (partial(_number, critic), NOTHING, "losses, later"),
     "Sobolev critic": (partial(_number, sobolev), NOTHING, "losses and the gradient, later"),
