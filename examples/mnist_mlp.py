@@ -31,7 +31,7 @@ def job(data: str, width: int = 256, depth: int = 8, batch: int = 128, epochs: i
         metrics={"accuracy": accuracy},
         optimizer=partial(Adam, lr=3e-4, fused=True),
         # predictors learn faster than the layers whose gradients they guess
-        signal=synthetic("low-rank", classes=CLASSES, every=2, optimizer=partial(Adam, lr=3e-3, fused=True)),
+        signal=synthetic("softmax", classes=CLASSES, every=2, optimizer=partial(Adam, lr=3e-3, fused=True)),
         classes=CLASSES,
         stages=4,
         epochs=epochs,

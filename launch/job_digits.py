@@ -45,8 +45,7 @@ def job(width: int = 128, batch: int = 720, blocks: int = 36, steps: int = 800) 
         optimizer=partial(SGD, lr=6e-3, momentum=0.9, fused=True),
         lr_schedule=partial(LambdaLR, lr_lambda=partial(share_of_rate, steps)),
         signal=synthetic(
-            "low-rank",
-            rank=16,
+            "softmax",
             classes=CLASSES,
             every=2,
             rows=1 / 4,

@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 OUT = HERE / "results"
 JOBS = "benchmarks/schedules/jobs.py"
 MEGA = 1e6
-VIRTUAL = ["--device", "virtual", "--stage-ms", "240", "--set", "options.width=768", "--set", "options.batch=64"]
+VIRTUAL = ["--device", "virtual", "--stage-ms", "240", "--set", "options.width=384", "--set", "options.batch=256"]
 PIPELINES = "ceiling,lockstep,gpipe,1f1b,interleaved-1f1b,interleaved-zb,zbv,replay,stash,decoupled"
 """All but one process alone, which takes as long as all virtual stages together."""
 
