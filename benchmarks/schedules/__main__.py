@@ -67,7 +67,10 @@ def _real(job: str, *flags: str, **more: Any) -> Case:
     return Case(job, ["--stages", "2", "--device", "cpu", *flags], **more)
 
 
-MLP, CNN = f"{JOBS}:mlp", f"{JOBS}:cnn"
+MLP, CNN, GPT = (f"{JOBS}:{name}" for name in ("mlp", "cnn", "gpt"))
+NARROW = ["--set", "options.width=64", "--set", "options.batch=64"]
+ALL_ROWS = ["--set", "options.every=1", "--set", "options.parts=1"]
+"""A predictor that learns on all rows of every batch whose truth comes."""
 WIDE = ["--set", "options.width=1024", "--set", "options.batch=512"]
 SMALL = ["--set", "options.batch=32"]
 SLOW = ["--link-latency-ms", "50"]
@@ -77,7 +80,7 @@ CASES: dict[str, Case] = {
     **{f"virtual-{stages}": _virtual(stages) for stages in (2, 4, 8)},
     "virtual-16": _virtual(16, schedules="ceiling,decoupled"),
     **{
-        f"idle-{stages}": _virtual(stages, "--set", "options.width=64", schedules="gpipe,1f1b", rounds=3)
+        f"idle-{stages}": _virtual(stages, *NARROW, schedules="gpipe,1f1b", rounds=3)
         for stages in (4, 8)
     },
     "virtual-4-slow": _virtual(4, *SLOW),
@@ -89,9 +92,12 @@ CASES: dict[str, Case] = {
         MLP, *WIDE, "--truth", "true-up", schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"
     ),
     "cnn": _real(CNN, "--truth", "off", "--cut", "cost"),
-    "gpt": _real("chars", "--truth", "off"),
+    "gpt": _real(GPT, "--truth", "off"),
     "gpt-truth": _real("chars", schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"),
     "gpt-to-loss": _real("chars", "--truth-every", "4", rounds=1, seconds=60.0),
+    "gpt-to-loss-softmax": _real(
+        GPT, *ALL_ROWS, "--truth-every", "4", schedules="1f1b,zbv,stash,decoupled", rounds=1, seconds=60.0
+    ),
     "gpt-to-loss-graph": _real(
         "chars",
         "--set",
@@ -113,6 +119,16 @@ CASES: dict[str, Case] = {
         "--truth-every",
         "4",
         schedules="lockstep,zbv,stash,decoupled",
+        microbatches="1",
+        rounds=1,
+        seconds=60.0,
+    ),
+    "gpt-to-loss-uncut-softmax": _real(
+        GPT,
+        *ALL_ROWS,
+        "--truth-every",
+        "4",
+        schedules="zbv,stash,decoupled",
         microbatches="1",
         rounds=1,
         seconds=60.0,

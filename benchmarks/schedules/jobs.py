@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.optim import SGD, Adam
+from torch.optim import SGD, Adam, AdamW
 
 from stepahead.launch import Job, cifar10, minibatches
+from stepahead.launch.job_chars import job as chars
 from stepahead.pipeline import Batch, muon, synthetic
 
 CLASSES = 10
@@ -37,6 +39,20 @@ def mlp(width: int = 512, depth: int = 8, batch: int = 256, stages: int = 2) -> 
         stages=stages,
         epochs=1,
     )
+
+
+def gpt(every: int = 4, parts: int = 4, rate: float = 3e-3, stages: int = 2) -> Job:
+    """The job `chars`, with a cheap predictor: a softmax's error, learning on some batches from a part of the rows."""
+    job = chars()
+    signal = synthetic(
+        "softmax",
+        classes=job.classes,
+        every=every,
+        rows=1 / parts,
+        optimizer=partial(AdamW, lr=rate, weight_decay=0.0, fused=True),
+        lr_schedule=job.lr_schedule,
+    )
+    return replace(job, name="gpt", signal=signal, stages=stages)
 
 
 def cnn(data: str = "", channels: int = 32, batch: int = 128, optimizer: str = "adam") -> Job:
