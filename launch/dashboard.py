@@ -7,7 +7,7 @@
     0      cpu      ███│████████████▒···     80%    5%   15%   0.60 ↗  ▶ running
 
 Below that are the last things that were said, and what the keys do. In place of the table there may be all that is
-known of one stage, or a timeline of the last steps.
+known of one stage, a timeline of the last steps, or the model's graph.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .causes import CAUSE_WORDS, CAUSES, IDLE_COLOUR, TAX_COLOUR, USEFUL_COLOUR
 from .gantt import draw_gantt
 from .monitor import RunState, StageState
 from .shapes import GLYPHS, Glyphs, percent, queue, short, size, sparkline
+from .sketch import sketch
 from .table import QUIET, WARNING, draw_table, worst_of
 
 __all__ = ["View", "cut_off", "draw"]
@@ -47,6 +48,8 @@ class View:
     """The stage to show in detail."""
     timeline: bool = False
     """Whether to show the last steps as a timeline."""
+    nodes: bool = False
+    """Whether to show the model's graph, if it is one."""
 
 
 def draw(state: RunState, view: View) -> list[Text]:
@@ -58,6 +61,8 @@ def draw(state: RunState, view: View) -> list[Text]:
     room = max(view.height - len(head) - len(foot), 1)
     if view.timeline:
         body = draw_gantt(state.recent, view.width, room)
+    elif view.nodes:
+        body = sketch(state.facts.graph, view.width, view.glyphs) or [Text("the model is a chain of layers", QUIET)]
     elif view.detail is not None:
         body = _detail(state, view, view.detail)
     else:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from stepahead.pipeline import FrameError
-from stepahead.workers import Telemetry
+from stepahead.workers import Failure, Telemetry
 
 from .uplink import Uplink
 
@@ -25,15 +25,25 @@ class Host:
         names: Of the workers there.
         uplink: To its outpost.
         folder: The run folder, which gets what the workers there leave.
+        failure: Returns why there will never be an outpost, as a worker there has said it, or None.
     """
 
-    def __init__(self, address: str, names: list[str], uplink: Uplink, folder: Path) -> None:
+    def __init__(
+        self,
+        address: str,
+        names: list[str],
+        uplink: Uplink,
+        folder: Path,
+        failure: Callable[[], dict[str, Any] | None] = lambda: None,
+    ) -> None:
         self.address = address
         self.names = names
         self.uplink = uplink
         self.telemetry: dict[str, Telemetry] = {}
         """Copies of what the workers there write."""
         self._folder = folder.resolve()
+        self._failure = failure
+        self._heard = False
 
     @property
     def gone(self) -> bool:
@@ -41,14 +51,15 @@ class Host:
         return self.uplink.gone
 
     def messages(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield what its workers say, and `ended` for each whose process is no more."""
+        """Yield what its workers say, `ended` for each whose process is no more, `state` when one is stopped or not."""
         for word, beside in self.uplink.take():
+            self._heard = True
             kind = word["kind"]
             if kind == "said":
                 if word["message"]["kind"] == "hello":
                     self.telemetry[word["name"]] = Telemetry(min(word["message"]["events"], MOST_EVENTS))
                 yield word["name"], word["message"]
-            elif kind == "ended":
+            elif kind in ("ended", "state"):
                 yield word["name"], word
             elif kind == "telemetry":
                 self.telemetry[word["name"]].paste(*beside)
@@ -58,6 +69,11 @@ class Host:
                 self.uplink.send({"kind": "took"})
             elif kind == "ping":
                 self.uplink.send({"kind": "pong", "asked": word["asked"], "time": time.perf_counter_ns()})
+
+    def early_failure(self) -> Failure | None:
+        """Return why no outpost has come and none will, if that was said."""
+        said = None if self._heard else self._failure()
+        return Failure(**said) if said else None
 
     def tell(self, kind: str, *names: str, **fields: Any) -> None:
         """Send a word to some of its workers, or to all."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from .causes import CAUSES
 from .gantt import Moment
+from .sketch import StageNodes, nodes_from
 
 __all__ = ["COMPARABLE", "Baseline", "Facts", "Monitor", "RunState", "Sample", "StageState", "Trail", "facts_from"]
 
@@ -68,6 +69,8 @@ class Facts:
     virtual: bool = False
     baseline: Baseline | None = None
     notes: tuple[str, ...] = ()
+    graph: tuple[StageNodes, ...] = ()
+    """Of a model that is a graph, the nodes of each group."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -168,6 +171,7 @@ def facts_from(values: Mapping[str, Any]) -> Facts:
     baseline = values["baseline"]
     made = _tuples(values)
     made["baseline"] = None if baseline is None else Baseline(**_tuples(baseline))
+    made["graph"] = tuple(map(nodes_from, values.get("graph", ())))
     return Facts(**made)
 
 

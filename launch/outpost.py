@@ -5,6 +5,7 @@
                  telemetry  what its telemetry holds, with times of the first host's clock
                  file       what it left in its folder, piece by piece, before its last word
                  ended      its process is no more
+                 state      it was stopped, or goes on
                  tell       what the supervisor says to a worker
 
 It works in a folder of its own, which is gone when it ends: a run's folder is on the first host.
@@ -25,6 +26,7 @@ from stepahead.workers import Telemetry, Wiring
 
 from .switchboard import Switchboard
 from .uplink import Uplink, Word
+from .watched import Watched
 
 __all__ = ["Outpost"]
 
@@ -57,6 +59,7 @@ class Outpost:
         """Who has not come yet, or has more to say."""
         self._pids: dict[int, str] = {}
         """By a descriptor of their process."""
+        self._watched: dict[str, Watched] = {}
         self._telemetry: dict[str, tuple[Telemetry, int]] = {}
         """And how many of its spans were sent."""
         self._waiting: deque[Iterator[Word]] = deque()
@@ -81,6 +84,7 @@ class Outpost:
             if not self._waiting and time.monotonic() - self._looked >= LOOK_EVERY:
                 self._looked = time.monotonic()
                 self._clock.ask()
+                self._look_for_stopped()
                 self._waiting.append(self._figures(*self._telemetry))
 
     def close(self) -> None:
@@ -113,12 +117,22 @@ class Outpost:
             self._end(name)
             return
         self._pids[descriptor] = name
+        self._watched[name] = Watched(name, pid, descriptor, ours=False)
         self._selector.register(descriptor, selectors.EVENT_READ)
 
     def _bury(self, descriptor: int) -> None:
         self._selector.unregister(descriptor)
         os.close(descriptor)
-        self._end(self._pids.pop(descriptor))
+        name = self._pids.pop(descriptor)
+        del self._watched[name]
+        self._end(name)
+
+    def _look_for_stopped(self) -> None:
+        """Tell a stopped worker from a busy one."""
+        for name, worker in self._watched.items():
+            before = worker.stopped
+            if worker.look() and worker.stopped != before:
+                self._say("state", name=name, pid=worker.pid, stopped=worker.stopped)
 
     def _end(self, name: str) -> None:
         self._waiting += self._figures(name), self._files(name)

@@ -17,6 +17,7 @@ from stepahead.pipeline import (
     Cut,
     LagMode,
     Layer,
+    Layout,
     Recipe,
     SignalRecipe,
     Truth,
@@ -243,7 +244,7 @@ def make_plan(config: Config, job: Job, hosts: Sequence[int] = (), here: int = 0
 
     `hosts` has the number of each stage's host, if there are several, and `here` is that of this one.
     """
-    layers = layers_of(job.model)
+    layers = _layers(job)
     cut = _cut(config, job, layers)
     if config.cut == "cost":  # whoever makes the plan again from these settings must not measure again
         firsts = [layers[sum(cut[:stage])].name for stage in range(1, len(cut))]
@@ -309,6 +310,15 @@ def _resolve(config: Config, job: Job, stages: int) -> Config:
         epochs=epochs,
         evaluate_every=config.evaluate_every or job.evaluate_every,
     )
+
+
+def _layers(job: Job) -> tuple[Layer, ...]:
+    """Return the model's layers in order; a graph's by trying a batch."""
+    if not isinstance(job.model, Layout):
+        return layers_of(job.model)
+    if isinstance(job.data, Iterator):
+        raise UsageError("the model is a graph, which tries a batch; give data that can be run through more than once")
+    return layers_of(job.model, job.example[0])
 
 
 def _cut(config: Config, job: Job, layers: tuple[Layer, ...]) -> Cut:

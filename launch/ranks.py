@@ -10,16 +10,17 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import replace
+from contextlib import closing, suppress
+from dataclasses import asdict, replace
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
 from rich.console import Console
+from torch.distributed import DistNetworkError, DistStoreError
 
 from stepahead.pipeline import UsageError
-from stepahead.workers import DATA, Guard, Site, ZeroCarrier, listen
+from stepahead.workers import DATA, Guard, Site, ZeroCarrier, failure_of, listen
 
 from .config import Config, read_config
 from .folder import RunFolder
@@ -83,6 +84,20 @@ def _follow(torchrun: Torchrun) -> int:
     if torchrun.node == hosts[0]:
         folder = RunFolder(Path(run))
         return _work(torchrun, _plan_here(torchrun, folder, hosts, token, mark), folder, [])
+    try:
+        plan, folder, helpers = _settle(torchrun, config, hosts, token, mark)
+    except BaseException as error:
+        failure = failure_of(error, str(torchrun.rank), 0)
+        with suppress(DistStoreError, DistNetworkError):  # nobody is there to be told
+            torchrun.say(f"failed {torchrun.node}", asdict(failure))
+        raise
+    return _work(torchrun, plan, folder, helpers)
+
+
+def _settle(
+    torchrun: Torchrun, config: str, hosts: Sequence[int], token: str, mark: str
+) -> tuple[Plan, RunFolder, list[int]]:
+    """Make a place to work on a further host; its first rank also starts the outpost there."""
     key, helpers = f"folder {torchrun.node}", list[int]()
     if torchrun.rank != hosts.index(torchrun.node):
         folder = RunFolder(Path(torchrun.hear(key)))
@@ -97,7 +112,7 @@ def _follow(torchrun: Torchrun) -> int:
             shutil.rmtree(folder.path, ignore_errors=True)
             raise
         torchrun.say(key, str(folder.path))
-    return _work(torchrun, plan, folder, helpers)
+    return plan, folder, helpers
 
 
 def _plan_here(torchrun: Torchrun, folder: RunFolder, hosts: Sequence[int], token: str, mark: str) -> Plan:
@@ -189,7 +204,8 @@ def _meet_hosts(torchrun: Torchrun, arrivals: Sequence[Arrival], plan: Plan, run
         names = [str(stage) for stage, host in enumerate(plan.hosts) if host == node]
         line = ZeroCarrier(plan.site.port(), listens=True, guard=plan.site.guard, silence=SILENCE)
         addresses[str(node)] = line.address
-        hosts.append(Host(arrivals[int(names[0])].address, names, Uplink(line), run))
+        failure = partial(torchrun.heard, f"failed {node}")
+        hosts.append(Host(arrivals[int(names[0])].address, names, Uplink(line), run, failure))
     torchrun.say("uplinks", addresses)
     return hosts
 

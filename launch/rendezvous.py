@@ -4,6 +4,7 @@ rank <n>      each rank says where it is
 terms         rank 0 says what they all work on
 uplinks       its supervisor says where it hears the other hosts
 folder <n>    the first rank of each further host says where its workers work
+failed <n>    or a rank there why they never will
 """
 
 from __future__ import annotations
@@ -94,6 +95,13 @@ class Torchrun:
                     return json.loads(self._store.get(key))
                 time.sleep(ASK_EVERY)  # to wait in the store would be deaf to Ctrl-C
         raise UsageError(f"rank {self.rank} waited {timeout:g} s for another one to say its {key!r}")
+
+    def heard(self, key: str) -> Any:
+        """Return what another rank has said, or None if it has not."""
+        with suppress(DistStoreError, DistNetworkError):
+            if self._store.check([key]):
+                return json.loads(self._store.get(key))
+        return None
 
     def arrive(self) -> None:
         """Say where this rank is."""

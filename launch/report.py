@@ -13,9 +13,11 @@ from typing import Any
 from .causes import CAUSE_HEADS, CAUSES
 from .charts import Series, draw_bars, draw_timeline
 from .gantt import STEPS, Moment
+from .monitor import facts_from
 from .page import Cell, card, page, row, table, thin
 from .recording import FILE as RECORDING
 from .recording import RecordingError, lines_of, readable, replay
+from .sketch import sketch_svg
 from .trace import FILE as TRACE
 
 __all__ = ["FILE", "write_report"]
@@ -41,7 +43,8 @@ def _page(run: Path) -> str:
     lines = [line for line in recorded if "samples" in line]
     _add_what_was_seen(summary, lines)
     moments = _moments(run, len(summary["stages"]))
-    parts = [_head(summary, run), _stages(summary), _steps(moments), _curves(lines), _predictors(summary, lines)]
+    parts = [_head(summary, run), _stages(summary), _graph(recorded), _steps(moments), _curves(lines)]
+    parts += [_predictors(summary, lines)]
     parts += [_lags(summary), _machine(summary, run, recorded)]
     return page(summary["job"], "".join(parts))
 
@@ -103,6 +106,12 @@ def _stages(summary: Mapping[str, Any]) -> str:
         f"<h2>Where each stage's time went</h2>{chart}"
         f"<div class='card' style='margin-top:1rem'>{table(STAGE_HEADS, rows, 'wide')}</div>"
     )
+
+
+def _graph(recorded: Sequence[Mapping[str, Any]]) -> str:
+    """Return the model's graph, if it is one."""
+    groups = facts_from(recorded[0]["facts"]).graph if recorded else ()
+    return f"<h2>The model's graph</h2><div class='card'>{sketch_svg(groups)}</div>" if groups else ""
 
 
 def _bar(index: int, stage: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> str:

@@ -17,6 +17,8 @@ from typing import Any, Self
 
 from rich.console import Console
 
+from stepahead.pipeline import Wires, owner_of
+
 from .broadcast import Publisher
 from .environment import machine
 from .folder import RunFolder
@@ -27,6 +29,7 @@ from .monitor import Baseline, Facts, Monitor, Sample
 from .plan import Plan
 from .recording import Recording
 from .screen import say
+from .sketch import StageNodes
 from .start import fork
 from .terminal import is_ours, is_usable, restore, save
 from .viewer import watch
@@ -49,6 +52,7 @@ def facts_of(plan: Plan, folder: RunFolder, baseline: Baseline | None) -> Facts:
         machine=machine(),
         devices=plan.devices,
         layers=tuple(_layers(plan, stage) for stage in range(plan.stages)),
+        graph=_graph(plan),
         total_steps=plan.total_steps,
         virtual=plan.is_virtual,
         baseline=baseline,
@@ -58,7 +62,25 @@ def facts_of(plan: Plan, folder: RunFolder, baseline: Baseline | None) -> Facts:
 
 def _layers(plan: Plan, stage: int) -> str:
     """Say which layers a stage has."""
-    return "layers " + ", ".join(f"{group[0].name} to {group[-1].name}" for group in plan.groups_of(stage))
+    groups = plan.groups_of(stage)
+    if isinstance(plan.layers[0].wiring, Wires):
+        return "nodes " + "; ".join(", ".join(layer.name for layer in group) for group in groups)
+    return "layers " + ", ".join(f"{group[0].name} to {group[-1].name}" for group in groups)
+
+
+def _graph(plan: Plan) -> tuple[StageNodes, ...]:
+    """Return the nodes of each group, if the model is a graph."""
+    wires = plan.layers[0].wiring
+    if not isinstance(wires, Wires):
+        return ()
+    found: list[StageNodes] = []
+    for group, size in enumerate(plan.cut):
+        start = sum(plan.cut[:group])
+        nodes = tuple((wires.names[node], *wires.inputs[node]) for node in range(start, start + size))
+        owner = owner_of(plan.config.schedule, group, stages=plan.stages) or 0
+        below = tuple(map(str, wires.crossing(start + size).values))
+        found.append(StageNodes(stage=owner, nodes=nodes, below=below))
+    return tuple(found)
 
 
 class Showing:

@@ -34,6 +34,7 @@ from stepahead.workers import (
     read_sample,
     stage_title,
     worker_names,
+    write_failure,
 )
 
 from .folder import RunFolder
@@ -43,7 +44,7 @@ from .interrupts import ASK_TO_STOP
 from .matchmaker import Matchmaker
 from .monitor import Sample
 from .switchboard import Switchboard
-from .watched import Watched, state_of
+from .watched import Watched
 
 __all__ = ["ABANDON_AFTER", "KILL_AFTER", "Loss", "Outcome", "Supervisor"]
 
@@ -53,8 +54,6 @@ CAUSE_WITHIN = 0.1
 """Seconds for whoever broke a link to be seen dead, before all that live are killed."""
 ABANDON_AFTER, KILL_AFTER = 4.0, 8.0
 """Seconds after an interruption: until workers leave what is on its way, until they are killed."""
-DEAD = "ZX?"
-"""States of a process that is gone, or about to be."""
 HOSTS_GRACE = 3.0
 """Seconds for which other hosts may still say why, when a run breaks down."""
 BOUNCE = 0.3
@@ -119,7 +118,7 @@ class Supervisor:
             self._selector.register(signals, selectors.EVENT_READ)
         self._interrupted_at: float | None = None
         self._asked = self._stopping = self._abandoned = False
-        self._torn_down = False
+        self._torn_down = self._never_met = False
         self._torn_down_at = math.inf
         self._lost: list[Loss] = []
         self._looked = time.monotonic()
@@ -154,6 +153,8 @@ class Supervisor:
             if time.monotonic() - self._looked >= LOOK_EVERY:
                 self._looked = time.monotonic()
                 self._look_for_stopped()
+                for host in list(self._hosts):
+                    self._hear_early(host)
                 yield
         yield
 
@@ -234,7 +235,7 @@ class Supervisor:
         return all(
             worker.ended
             or (not worker.ours and (worker.failed or worker.summary is not None))
-            or (worker.is_far and late)
+            or ((worker.is_far or self._never_met) and late)
             for worker in self.workers.values()
         )
 
@@ -261,6 +262,8 @@ class Supervisor:
             self._matchmaker.listen(message["link"], message["address"])
         elif kind == "ended":
             self._bury([self.workers[name]])
+        elif kind == "state":
+            self._note_state(self.workers[name], message["stopped"], message["pid"])
         elif kind == "interrupted":
             self._asked = True
         elif kind == "evaluated":
@@ -285,6 +288,16 @@ class Supervisor:
             if any(worker.summary is None for worker in unfinished):
                 self._say(f"host {host.address} is gone, or the way to it is cut")
             self._bury(unfinished)
+
+    def _hear_early(self, host: Host) -> None:
+        """End the run if the workers of another host will never come."""
+        failure = host.early_failure()
+        if failure is not None and not self._never_met:
+            self._never_met = True
+            log_folder(self.folder.path, failure.worker).mkdir(parents=True, exist_ok=True)
+            write_failure(log_folder(self.folder.path, failure.worker), failure)
+            self._say(f"host {host.address} cannot take part: {failure.message}")
+            self._tear_down()
 
     def _tell(self, kind: str, *names: str, **fields: Any) -> None:
         """Send a word to some workers, wherever they are, or to all."""
@@ -344,15 +357,22 @@ class Supervisor:
     def _look_for_stopped(self) -> None:
         """Tell a stopped worker from a busy one, by its state."""
         for worker in (worker for worker in self.workers.values() if not worker.is_far):
-            state, before = state_of(worker.pid), worker.stopped
-            worker.seen_stopped = worker.seen_stopped + 1 if state == "T" and not worker.ended else 0
-            if worker.stopped and not before:
-                self._say(
-                    f"{stage_title(worker.name)} is stopped (by a signal, at about step {worker.steps}); "
-                    f"kill -CONT {worker.pid} lets it go on"
-                )
-            elif before and not worker.stopped and state not in DEAD:
-                self._say(f"{stage_title(worker.name)} is no longer stopped")
+            before = worker.stopped
+            if worker.look() and worker.stopped != before:
+                self._say_state(worker, worker.pid)
+
+    def _note_state(self, worker: Watched, stopped: bool, pid: int) -> None:
+        """Take note that a worker on another host is stopped, or is not any more."""
+        worker.seen_stopped = 2 if stopped else 0
+        self._say_state(worker, pid)
+
+    def _say_state(self, worker: Watched, pid: int) -> None:
+        if worker.stopped:
+            there = " on its host" if worker.is_far else ""
+            what = f"{stage_title(worker.name)} is stopped (by a signal, at about step {worker.steps})"
+            self._say(f"{what}; kill -CONT {pid}{there} lets it go on")
+        else:
+            self._say(f"{stage_title(worker.name)} is no longer stopped")
 
     def _keep_deadlines(self) -> None:
         if self._interrupted_at is None:

@@ -35,6 +35,7 @@ HELP = """\
  up, down     (or k, j) a stage in detail; escape: all stages
  0 .. 9       the stage of that number
  g            the last steps as a timeline
+ n            the nodes of a model that is a graph
  p            pause the view, and go on
  s            save what is shown as SVG in the run folder
 {control}
@@ -71,7 +72,7 @@ class Viewer:
         self.left = False
         self.glyphs = glyphs_for(terminal.console)
         self._stage: int | None = None
-        self._help = self._timeline = False
+        self._help = self._timeline = self._nodes = False
         self._paused: RunState | None = None
         self._said = ""
 
@@ -90,8 +91,8 @@ class Viewer:
             return cut_off([Text(line) for line in _help(self._control, width)], height)
         keys = self._said or ("paused; p goes on" if self._paused else _keys_that_fit(width))
         stage = None if self._stage is None else min(self._stage, len(state.stages) - 1)
-        view = View(width=width, height=height, glyphs=self.glyphs, keys=keys, detail=stage, timeline=self._timeline)
-        return draw(state, view)
+        view = View(width=width, height=height, glyphs=self.glyphs, keys=keys)
+        return draw(state, replace(view, detail=stage, timeline=self._timeline, nodes=self._nodes))
 
     def obey(self, keys: list[str], state: RunState) -> None:
         """Do what keys ask for."""
@@ -102,13 +103,16 @@ class Viewer:
             elif key in "h?":
                 self._help = not self._help
             elif key == "escape":
-                self._help, self._timeline, self._stage = False, False, None
+                self._help = self._timeline = self._nodes = False
+                self._stage = None
             elif key == "g":
-                self._timeline = not self._timeline
+                self._timeline, self._nodes = not self._timeline, False
+            elif key == "n":
+                self._timeline, self._nodes = False, not self._nodes
             elif key in ("up", "down", "k", "j"):
                 self._move(-1 if key in ("up", "k") else 1, len(state.stages))
             elif key in DIGITS:
-                self._timeline = False
+                self._timeline = self._nodes = False
                 self._stage = min(int(key), len(state.stages) - 1)
             elif key == "p":
                 self._paused = None if self._paused else state
@@ -116,7 +120,7 @@ class Viewer:
                 self._said = self._save(self._paused or state)
 
     def _move(self, by: int, stages: int) -> None:
-        self._timeline = False
+        self._timeline = self._nodes = False
         if self._stage is None:
             self._stage = 0 if by > 0 else stages - 1
         else:

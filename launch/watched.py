@@ -53,6 +53,12 @@ class Watched:
         """Whether a signal stopped it; one look alone may come before it goes on after a Ctrl-Z of us all."""
         return self.seen_stopped > 1
 
+    def look(self) -> bool:
+        """Look whether it is stopped; return whether it lives."""
+        state = state_of(self.pid)
+        self.seen_stopped = self.seen_stopped + 1 if state == "T" and not self.ended else 0
+        return state not in DEAD
+
     @property
     def steps(self) -> int:
         """How many it has made, as far as it has said."""
@@ -62,6 +68,10 @@ class Watched:
     def samples(self) -> int:
         """How many it has seen, as far as it has said."""
         return int(self.telemetry["samples"]) if self.telemetry else 0
+
+
+DEAD = "ZX?"
+"""States of a process that is gone, or about to be."""
 
 
 def state_of(pid: int) -> str:

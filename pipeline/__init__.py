@@ -3,6 +3,8 @@
 messages    what crosses a link                 signals     what a stage steps on, and its interface
 cuts        where to cut a chain of layers      synthesis   a predictor's guess, BP(lambda)
 groups      layers, and groups of them          probes      a local classifier's gradient
+graphs      models that are no chain            parted      a guess for each of several values
+bundles     values that cross a cut together
 costs       what each layer takes               feedback    fixed maps of what comes from below
 answers     what a stage tells the one above    critics     the slope of a learnt loss
 hindsight   what is made of an earlier batch    predictors  the networks that guess
@@ -24,6 +26,7 @@ errors      the tree of exceptions
 
 from .answers import Answer
 from .assembly import Recipe, assemble, example_outputs
+from .bundles import Bundle, Value
 from .cells import LayerNormLSTMCell, Unrolled
 from .costs import LayerCost, balance_model, measure_costs
 from .critics import Critic, Sobolev, critic, local_critic, sobolev
@@ -54,7 +57,8 @@ from .feedback import (
     feedback_alignment,
     kickback,
 )
-from .groups import Group, Layer, Model, build_group, build_groups, cut_model, layers_of
+from .graphs import Graph, Node, Wires
+from .groups import Group, Layer, Layout, Model, build_group, build_groups, cut_model, layers_of
 from .guessing import Predictor
 from .inputs import InputRecipe, SyntheticInput, synthetic_inputs
 from .kept import Kept
@@ -106,6 +110,7 @@ __all__ = [
     "Averages",
     "Batch",
     "Blend",
+    "Bundle",
     "Carried",
     "Conv",
     "Core",
@@ -118,6 +123,7 @@ __all__ = [
     "FrameError",
     "Gradient",
     "GradientKind",
+    "Graph",
     "Group",
     "InputRecipe",
     "Kept",
@@ -128,6 +134,7 @@ __all__ = [
     "Layer",
     "LayerCost",
     "LayerNormLSTMCell",
+    "Layout",
     "Linear",
     "LinkClosedError",
     "LinkError",
@@ -143,6 +150,7 @@ __all__ = [
     "Metric",
     "Model",
     "Needs",
+    "Node",
     "NonFiniteError",
     "NonFinitePolicy",
     "OptimizerRecipe",
@@ -179,8 +187,10 @@ __all__ = [
     "Unrolled",
     "Updater",
     "UsageError",
+    "Value",
     "Whole",
     "Window",
+    "Wires",
     "WorkerLostError",
     "accuracy",
     "assemble",

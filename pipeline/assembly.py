@@ -15,6 +15,7 @@ from .devices import parse_device
 from .errors import UsageError
 from .groups import Group, evaluating
 from .inputs import InputRecipe, SyntheticInput
+from .parted import signal_of
 from .parts import Span, no_span
 from .randomness import keyed
 from .recurrent import forget_evaluation
@@ -91,7 +92,7 @@ class Recipe:
         group.to(place)
         return Stage(
             group,
-            self._signal(index, stages, output.to(place), None if label is None else label.to(place)),
+            self._signal(group, index, stages, output.to(place), None if label is None else label.to(place)),
             self.updater(group, index, stages),
             index=index,
             stages=stages,
@@ -128,9 +129,11 @@ class Recipe:
         with keyed(self.seed, index, "inputs", device=device):
             return self.inputs(x.to(device), h.to(device))
 
-    def _signal(self, index: int, stages: int, output: Tensor, label: Tensor | None) -> Signal:
+    def _signal(self, group: Group, index: int, stages: int, output: Tensor, label: Tensor | None) -> Signal:
         if index == stages - 1:
-            return Loss(deepcopy(self.loss).to(output.device) if isinstance(self.loss, nn.Module) else self.loss)
+            loss = Loss(deepcopy(self.loss).to(output.device) if isinstance(self.loss, nn.Module) else self.loss)
+            loss.function = group.for_outputs(loss.function)
+            return loss
         make = delayed if self.truth.is_late else _entry("signal", self.signal, index, stages - 1)
         if isinstance(make, Signal) or not callable(make):
             raise UsageError(
@@ -138,7 +141,7 @@ class Recipe:
                 f"for example locked, or synthetic('linear', classes=10, optimizer=...)"
             )
         with keyed(self.seed, index, "signal", device=output.device):
-            made = make(output, label)
+            made = signal_of(group, make, output, label)
         if made.needs is Needs.OUTPUT_ERROR and made.answer is not Answer.ERROR:
             raise UsageError(
                 f"{type(made).__name__} needs {made.needs.value}, which nothing sends unless it asks for it"

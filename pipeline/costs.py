@@ -13,7 +13,8 @@ from torch.optim import Adam
 
 from .cuts import cut_by_cost
 from .devices import clock, parse_device
-from .groups import Group, Layer, Model, build_groups, layers_of
+from .groups import Group, Layer, Model, build_group, build_groups, layers_of
+from .parted import signal_of
 from .randomness import keyed
 from .signals import Needs, Signal, SignalRecipe
 from .updates import OptimizerRecipe, Updater
@@ -57,9 +58,10 @@ def measure_costs(
     h, label = example[0].to(place), None if example[1] is None else example[1].to(place)
     for layer in layers:
         with keyed(seed, "measure", layer.index, device=place):
-            group = Group([layer.name], [deepcopy(layer.build(seed)).to(place)])
+            group = deepcopy(build_group(layers, (1,) * len(layers), layer.index, seed=seed)).to(place)
             seconds, output = _time_layer(group, h, layer.index > 0, optimizer, repeats, clock(place))
-            asked = _time_signal(signal(output, label), output, label, repeats, clock(place)) if signal else 0.0
+            made = signal_of(group, signal, output, label) if signal else None
+            asked = _time_signal(made, output, label, repeats, clock(place)) if made else 0.0
         forward, backward, step = seconds
         costs.append(
             LayerCost(
@@ -86,7 +88,7 @@ def balance_model(
     device: str | torch.device = "cpu",
 ) -> list[Group]:
     """Cut a model into groups whose slowest takes as little time as can be."""
-    layers = layers_of(model)
+    layers = layers_of(model, example[0])
     costs = measure_costs(layers, example, optimizer=optimizer, signal=signal, seed=seed, device=device)
     cut = cut_by_cost([cost.total for cost in costs], stages, [cost.signal for cost in costs])
     return build_groups(layers, cut, seed=seed)

@@ -2,23 +2,55 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from .bundles import Bundle
 from .cuts import Cut, cut_at, cut_by_count
 from .errors import CutError
 from .randomness import keyed
 
-__all__ = ["Group", "Layer", "Model", "build_group", "build_groups", "cut_model", "evaluating", "layers_of"]
+__all__ = [
+    "Group",
+    "Layer",
+    "Layout",
+    "Model",
+    "Wiring",
+    "build_group",
+    "build_groups",
+    "cut_model",
+    "evaluating",
+    "layers_of",
+    "works_in_place",
+]
 
 LayerSource = nn.Module | Callable[[], nn.Module]
-Model = nn.Module | Sequence[LayerSource]
-"""What a user brings: an `nn.Sequential`, a list of layers, or a list of functions that each make a layer."""
+
+
+class Layout(ABC):
+    """A model that is no chain, and lays itself out as one."""
+
+    @abstractmethod
+    def layers(self, example: Tensor | None) -> tuple[Layer, ...]:
+        """Return its layers in order; an example of the raw batch shows what they put out."""
+
+
+class Wiring(Protocol):
+    """How the layers of a model that is no chain hang together."""
+
+    def group(self, start: int, names: Sequence[str], modules: Sequence[nn.Module]) -> Group:
+        """Return a group of the layers from a position on."""
+        ...
+
+
+Model = nn.Module | Sequence[LayerSource] | Layout
+"""What a user brings: an `nn.Sequential`, a list of layers, or of functions that each make a layer, or a `Graph`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +60,8 @@ class Layer:
     name: str
     index: int
     source: LayerSource
+    wiring: Wiring | None = None
+    """Of a layer that takes more than what the one before it puts out."""
 
     def build(self, seed: int) -> nn.Module:
         """Return the layer; one that is built here draws its weights from a stream of its own."""
@@ -46,11 +80,25 @@ class Layer:
 class Group(nn.Module):
     """Consecutive layers of a model: what one stage runs."""
 
+    above: Bundle | None = None
+    """The values that cross the cut above together, where there may be several."""
+    below: Bundle | None = None
+    has_own: bool = False
+    """Whether it has losses by itself."""
+
     def __init__(self, names: Sequence[str], layers: Iterable[nn.Module]) -> None:
         super().__init__()
         self.names = tuple(names)
         self.layers = nn.ModuleList(layers)
-        self._copies_input = _works_in_place(self.layers[0])
+        self._copies_input = works_in_place(self.layers[0])
+
+    def take_own(self) -> list[tuple[Callable[..., Tensor], Tensor]]:
+        """Return the losses that the group has by itself, each with what it judges in the batch that was run last."""
+        return []
+
+    def for_outputs(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return a loss or a metric as a function of what the group puts out."""
+        return function
 
     @property
     def title(self) -> str:
@@ -95,17 +143,31 @@ def evaluating(group: nn.Module) -> Generator[None]:
             module.training = mode
 
 
-def layers_of(model: Model) -> tuple[Layer, ...]:
-    """Return a model's layers in order, `nn.Sequential`s inside it taken apart, named as in its state dict."""
+def layers_of(model: Model, example: Tensor | None = None) -> tuple[Layer, ...]:
+    """Return a model's layers in order, `nn.Sequential`s inside it taken apart, named as in its state dict.
+
+    Args:
+        model: What a user brings.
+        example: A raw batch; graphs need one.
+    """
+    if isinstance(model, Layout):
+        return model.layers(example)
     layers = [Layer(name, index, source) for index, (name, source) in enumerate(_walk("", _children(model)))]
     if not layers:
         raise CutError("the model has no layers")
     return tuple(layers)
 
 
-def cut_model(model: Model, stages: int | None = None, *, at: Sequence[str | int] = (), seed: int = 0) -> list[Group]:
+def cut_model(
+    model: Model,
+    stages: int | None = None,
+    *,
+    at: Sequence[str | int] = (),
+    seed: int = 0,
+    example: Tensor | None = None,
+) -> list[Group]:
     """Cut a model into groups: into `stages` of equal length, or before each of the layers `at`."""
-    layers = layers_of(model)
+    layers = layers_of(model, example)
     if isinstance(at, str) or not isinstance(at, Sequence):
         raise CutError(f"the cut points are {at!r}; give a list of layers' names or numbers")
     if (stages is None) == (not at):
@@ -127,7 +189,9 @@ def build_group(layers: Sequence[Layer], cut: Cut, index: int, *, seed: int = 0)
         raise CutError(f"the cut {cut} places {sum(cut)} layers, the model has {len(layers)}")
     start = sum(cut[:index])
     members = layers[start : start + cut[index]]
-    return Group([layer.name for layer in members], [layer.build(seed) for layer in members])
+    names, modules = [layer.name for layer in members], [layer.build(seed) for layer in members]
+    wiring = members[0].wiring
+    return Group(names, modules) if wiring is None else wiring.group(start, names, modules)
 
 
 def _children(model: Model) -> Iterable[tuple[str, LayerSource]]:
@@ -165,7 +229,7 @@ def _members(chain: nn.Module) -> list[tuple[str, LayerSource]]:
     return [(name, module) for name, module in modules if name and "." not in name]
 
 
-def _works_in_place(layer: nn.Module) -> bool:
+def works_in_place(layer: nn.Module) -> bool:
     """Return whether the first thing that a layer does is declared to overwrite its input."""
     first = next(module for module in layer.modules() if next(module.children(), None) is None)
     return bool(getattr(first, "inplace", False))

@@ -89,9 +89,9 @@ class Hindsight:
         forward = batch.forward or self._passes.again(batch.kept_input, step, batch.carried)
         up: Tensor | None = None
         if owes and (self._truth.relay == "again" or not repairs):
-            (up,) = self._passes.gradients(forward, [forward.h_in], delta, retain=repairs)
+            (up,) = self._passes.gradients(forward, [forward.h_in], delta, batch.label, whole=True, retain=repairs)
         if repairs:
-            true = self._true_gradient(forward, delta)
+            true = self._true_gradient(forward, delta, batch.label)
             asked = forward.weights if up is not None or not owes else [*forward.weights, forward.h_in]
             found = self._passes.gradients(forward, asked, delta if batch.guess is None else delta - batch.guess)
             missing, part = found[: len(forward.weights)], found[len(forward.weights) :]
@@ -121,12 +121,12 @@ class Hindsight:
             self._not_finite(step, [("the repair of its step", each) for each in missing if each is not None])
         return finite
 
-    def _true_gradient(self, forward: Pass, delta: Tensor) -> Tensor | None:
+    def _true_gradient(self, forward: Pass, delta: Tensor, y: Tensor | None) -> Tensor | None:
         """Return the length of the true gradient at the weights, at times."""
         self._repaired += 1
         if self._repaired % MEASURED != 1:
             return None
-        return _length(self._passes.gradients(forward, forward.weights, delta, retain=True))
+        return _length(self._passes.gradients(forward, forward.weights, delta, y, whole=True, retain=True))
 
 
 def _length(gradients: Sequence[Tensor | None]) -> Tensor:

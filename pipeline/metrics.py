@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -10,8 +11,8 @@ from .errors import UsageError
 
 __all__ = ["Averages", "Metric", "accuracy"]
 
-Metric = Callable[[Tensor, Tensor], Tensor]
-"""A function of (output, label) that returns a mean over the samples."""
+Metric = Callable[[Any, Tensor], Tensor]
+"""A function of (output, label) that returns a mean over the samples; of several outputs it is given a tuple."""
 
 
 def accuracy(output: Tensor, label: Tensor) -> Tensor:

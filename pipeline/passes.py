@@ -17,6 +17,7 @@ from .parts import Span, no_span
 from .quality import QualityReading
 from .randomness import keyed
 from .recurrent import Carried, Recurrent, Window, recurrent_in
+from .signals import LossFunction, apply_loss
 
 __all__ = ["Before", "Pass", "Passes"]
 
@@ -34,6 +35,8 @@ class Pass:
     """What its recurrent layers had from the window before."""
     windows: list[tuple[Recurrent, Window]]
     """What they are to go back through from a guess, too."""
+    own: list[tuple[LossFunction, Tensor]]
+    """Losses that the group has by itself, and what they judge."""
     copied: bool = False
     """Whether the weights are copies, which stay as they are while the group steps on."""
 
@@ -67,6 +70,8 @@ class Passes:
         self._named = {name: weight for name, weight in group.named_parameters() if weight.requires_grad}
         self.weights = list(self._named.values())
         """Those that are trained."""
+        self.own_loss: Tensor | None = None
+        """The sum of the group's own losses, when it was last asked for."""
 
     def forward(self, h_in: Tensor, step: int, *, graph: bool = True, copied: bool = False) -> Pass:
         """Run a batch.
@@ -79,7 +84,7 @@ class Passes:
             return self._through_copies(h_in, step)
         carried = self._carried
         with self._drawing(step), WITH_GRAPH if graph else torch.no_grad():
-            return Pass(h_in, self._run(h_in), self.weights, carried, self._windows())
+            return Pass(h_in, self._run(h_in), self.weights, carried, self._windows(), self.group.take_own())
 
     def again(self, h_in: Tensor, step: int, carried: Sequence[Carried], *, steps: bool = False) -> Pass:
         """Run a batch with today's weights and the draws of then; the group's buffers stay as they are.
@@ -93,7 +98,9 @@ class Passes:
         if self._place[1] > 0:  # the data itself needs no gradient
             given.requires_grad_()
         with self._drawing(step), self._as_then(carried, steps):
-            return Pass(given, self._run(given, buffers), self.weights, list(carried), self._windows())
+            return Pass(
+                given, self._run(given, buffers), self.weights, list(carried), self._windows(), self.group.take_own()
+            )
 
     def _through_copies(self, h_in: Tensor, step: int) -> Pass:
         """Run a batch through copies of weights and buffers; what it does to the buffers is done to the group's own."""
@@ -104,7 +111,7 @@ class Passes:
             h_out = self._run(h_in, {**weights, **buffers})
         for name, buffer in own.items():
             buffer.copy_(buffers[name])
-        return Pass(h_in, h_out, list(weights.values()), carried, self._windows(), copied=True)
+        return Pass(h_in, h_out, list(weights.values()), carried, self._windows(), self.group.take_own(), copied=True)
 
     def before(self) -> Before:
         """Return how the group is now, to go back to."""
@@ -124,19 +131,29 @@ class Passes:
             return self._run(h_in)
 
     def backward(
-        self, forward: Pass, d: Tensor, step: int, term: Callable[[Tensor], Tensor | None], *, retain: bool = False
+        self,
+        forward: Pass,
+        d: Tensor | None,
+        step: int,
+        y: Tensor | None,
+        term: Callable[[Tensor, Tensor | None], Tensor | None],
+        *,
+        retain: bool = False,
     ) -> None:
         """Leave the gradients at the group's weights and the pass's input, given that at its output.
 
         Args:
+            d: The gradient, or None for one that only its own losses move.
             step: The batch's.
-            term: Makes a loss of the group's own from its output.
+            y: Its label.
+            term: Makes one more loss, from the group's output and the label.
             retain: Whether the graph will be gone through again.
         """
         guessed = self._guess(forward, step)
         with self.span("backward"):
-            own = term(forward.h_out)
-            pairs = [(forward.h_out, d), *guessed, *([] if own is None else [(own, torch.ones_like(own))])]
+            own = [*([] if (more := term(forward.h_out, y)) is None else [more]), *self._own_losses(forward, y)]
+            given = [] if d is None else [(forward.h_out, d)]
+            pairs = [*given, *guessed, *((loss, torch.ones_like(loss)) for loss in own)]
             pairs = [(tensor, gradient) for tensor, gradient in pairs if tensor.requires_grad]
             if pairs:  # not so for a frozen first stage
                 tensors, gradients = zip(*pairs, strict=True)
@@ -149,10 +166,28 @@ class Passes:
         self._learn(forward, step)
 
     def gradients(
-        self, forward: Pass, inputs: Sequence[Tensor], d: Tensor, *, retain: bool = False
+        self,
+        forward: Pass,
+        inputs: Sequence[Tensor],
+        d: Tensor,
+        y: Tensor | None = None,
+        *,
+        whole: bool = False,
+        retain: bool = False,
     ) -> list[Tensor | None]:
-        """Return the gradients at some inputs of a pass, given that at its output; None where it does not depend."""
-        return list(torch.autograd.grad(forward.h_out, inputs, d, retain_graph=retain, allow_unused=True))
+        """Return the gradients at some inputs of a pass, given that at its output; None where it does not depend.
+
+        With `whole` they are those of the group's own losses too.
+        """
+        own = self._own_losses(forward, y) if whole else []
+        outputs, gradients = [forward.h_out, *own], [d, *map(torch.ones_like, own)]
+        return list(torch.autograd.grad(outputs, inputs, gradients, retain_graph=retain, allow_unused=True))
+
+    def _own_losses(self, forward: Pass, y: Tensor | None) -> list[Tensor]:
+        losses = [apply_loss(function, output, y) for function, output in forward.own]
+        if losses:
+            self.own_loss = torch.stack(losses).detach().sum()
+        return losses
 
     @property
     def quality(self) -> QualityReading | None:

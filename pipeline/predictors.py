@@ -91,7 +91,8 @@ class Softmax(Predictor):
         parts = h if h.dim() in (2, 3) else h.flatten(1)
         rows = parts.flatten(0, -2)
         # a row for each class: with ten of them that is several times as fast as a column for each
-        said = torch.addmm(self.scores.bias.unsqueeze(1), self.scores.weight, rows.t()).softmax(dim=0)
+        weight, bias = self.scores.parameters()
+        said = torch.addmm(bias.unsqueeze(1), weight, rows.t()).softmax(dim=0)
         mapped: Tensor = self.out(_less_truth(said, _for_places(required(y), parts)).t())
         return mapped.view_as(h)
 

@@ -104,7 +104,9 @@ class Reference:
 
     def evaluate(self, batches: Iterable[Batch], metrics: Mapping[str, Metric] | None = None) -> dict[str, float]:
         """Return the mean loss and metrics over the batches, with all groups in eval mode."""
-        averages = Averages(self._loss.measure, metrics or {})
+        group = self.stages[-1].group
+        judged = {name: group.for_outputs(metric) for name, metric in (metrics or {}).items()}
+        averages = Averages(self._loss.measure, judged)
         for batch in batches:
             averages.add(*self._output(batch))
         for stage in self.stages:

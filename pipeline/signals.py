@@ -51,7 +51,8 @@ __all__ = [
     "silent",
 ]
 
-LossFunction = Callable[[Tensor, Any], Tensor]
+LossFunction = Callable[[Any, Any], Tensor]
+"""A function of (output, label) that returns one number; a graph with several outputs gives it a tuple of them."""
 
 
 IGNORED = -100

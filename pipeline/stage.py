@@ -218,9 +218,8 @@ class Stage:
     def hear(self, activation: Activation) -> None:
         """Learn from what came from above what the synthetic input was to be."""
         assert self.inputs is not None, "a stage that waits for its input has heard it"
-        step = activation.step
-        with self.span("learn"), keyed(self.seed, self.index, step, "hear", device=self.device):
-            self.inputs.learn(activation.tensors[0].to(self.device), step)
+        with self.span("learn"), keyed(self.seed, self.index, activation.step, "hear", device=self.device):
+            self.inputs.learn(activation.tensors[0].to(self.device), activation.step)
 
     def finish(self) -> None:
         """Step once more, for repairs that no batch is left to carry."""
@@ -239,6 +238,11 @@ class Stage:
         return Activation(edge=self.edge_below, step=step, tensors=(h_out,), label=label, training=False)
 
     @property
+    def loss(self) -> Tensor | None:
+        """The objective on the last batch: the signal's, or else that of the group's own losses."""
+        return self.passes.own_loss if self.signal.loss is None else self.signal.loss
+
+    @property
     def most_held(self) -> int:
         """The most that was held of what `statistics` counts."""
         return self.kept.most_bytes + self._repair.nbytes + (0 if self.inputs is None else self.inputs.most_bytes)
@@ -248,7 +252,7 @@ class Stage:
         norm = self.updater.norm if self.updater else None
         return StageStatistics(
             steps=self.step,
-            loss=None if self.signal.loss is None else float(self.signal.loss),
+            loss=None if self.loss is None else float(self.loss),
             gradient_norm=None if norm is None else float(norm),
             skipped=self.skipped,
             unanswered=len(self.kept),
@@ -266,14 +270,11 @@ class Stage:
         assert batch.forward is not None
         forward, batch.forward = batch.forward, None
         d = self._ask_signal(step, batch, waited)
-        if d is not None:
-            if self.updater is None and not is_finite(d):
+        if moves := d is not None or bool(forward.own):
+            if self.updater is None and d is not None and not is_finite(d):
                 self._not_finite(step, [("the gradient of its signal", d)])
-            term, retain = (
-                partial(self.signal.term, y=batch.label),
-                waited is None and self._hindsight.keeps_graph(step),
-            )
-            self.passes.backward(forward, d, step, term, retain=retain)
+            retain = waited is None and self._hindsight.keeps_graph(step)
+            self.passes.backward(forward, d, step, batch.label, self.signal.term, retain=retain)
         up = torch.zeros_like(forward.h_in) if forward.h_in.grad is None else forward.h_in.grad
         forward.h_in.grad = None
         owes, remains = waited is None and self.truth.owes(step), None
@@ -286,7 +287,7 @@ class Stage:
             if told := answer_with(self.answer, up, d, values, is_last=self.is_last):
                 is_true = self.signal.passes_truth and self.answer is Answer.GRADIENT
                 yield self._gradient(step, kind if is_true else GradientKind.TARGET, *told)
-        if (d is not None or self._repair.is_due) and self.updater is not None:
+        if (moves or self._repair.is_due) and self.updater is not None:
             with self.span("optimizer"):
                 stepped = self._update(step, self.updater, d, batch.before)
             if remains is not None:
@@ -339,9 +340,10 @@ class Stage:
     def _leave_out(self, step: int, label: Tensor | None) -> Iterator[Activation | Gradient]:
         """Do nothing with a batch but let the neighbours know."""
         self.signal.loss = None
-        nothing = torch.empty(0, device=self.device)
         if not self.is_last:
-            yield Activation(edge=self.edge_below, step=step, tensors=(nothing,), label=label)
+            yield Activation(
+                edge=self.edge_below, step=step, tensors=(torch.empty(0, device=self.device),), label=label
+            )
         self._keep(step, None)
         yield from self._pass_by(step)
 

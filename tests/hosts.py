@@ -29,7 +29,7 @@ class TwoHosts:
         started: list[subprocess.Popen[str]] = []
         for node, name in enumerate(self.names):
             where = self.folder / f"host {node}"
-            where.mkdir(parents=True)
+            where.mkdir(parents=True, exist_ok=True)
             output: int | IO[str] = subprocess.PIPE if node == 0 else kept.enter_context((where / "output").open("w"))
             command = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run"]
             command += ["--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", str(per_host)]

@@ -5,6 +5,7 @@ After a change on purpose: UPDATE_FRAMES=1 python -m pytest tests/test_dashboard
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,19 @@ from stepahead.launch.dashboard import View, draw
 from stepahead.launch.lines import line_of
 from stepahead.launch.monitor import Monitor, RunState
 from stepahead.launch.shapes import ASCII, GLYPHS, sparkline
+from stepahead.launch.sketch import StageNodes, sketch_svg
 
 FRAMES = Path(__file__).parent / "frames"
 WIDTHS = (50, 80, 120, 200)
+SKIPPED = tuple(f"skipped_{number}" for number in range(4))
+NODES = (
+    StageNodes(
+        0,
+        (("enter", "input"), ("down", "enter"), *((name, "enter") for name in SKIPPED)),
+        ("enter [16x8x8]", "down [32x4x4]", *(f"{name} [16x64x64]" for name in SKIPPED)),
+    ),
+    StageNodes(1, (("up", "down", "enter"), ("image", "up", *SKIPPED)), ("image [1x8x8]",)),
+)
 
 
 def frame(state: RunState, width: int, height: int = 24, **view: Any) -> str:
@@ -33,8 +44,8 @@ def frame(state: RunState, width: int, height: int = 24, **view: Any) -> str:
 
 
 def run(stages: int = 4) -> RunState:
-    """Return a run in which one stage waits, one is stopped, and one has a GPU."""
-    state = monitor(stages).state()
+    """Return a run in which one stage waits, one is stopped, and one has a GPU; its model is a graph."""
+    state = monitor(stages, graph=NODES).state()
     state.stages[1].state, state.stages[1].state_seconds = "waits for a batch", 1.2
     state.stages[-1].state = "stopped"
     state.notes.append("stage 3 is stopped (by a signal, at about step 400); kill -CONT 4711 lets it go on")
@@ -49,6 +60,7 @@ def run(stages: int = 4) -> RunState:
         ("many", 64, {"keys": "q leave  h help", "height": 16}),
         ("detail", 4, {"detail": 1}),
         ("ascii", 2, {"glyphs": ASCII}),
+        ("nodes", 2, {"nodes": True}),
     ],
 )
 def test_frames_are_as_they_were_when_somebody_looked(name: str, stages: int, width: int, view: dict[str, Any]) -> None:
@@ -64,8 +76,9 @@ def test_frames_are_as_they_were_when_somebody_looked(name: str, stages: int, wi
 @pytest.mark.parametrize("stages", [2, 5, 64])
 @pytest.mark.parametrize("height", [1, 3, 10, 50])
 def test_nothing_is_wider_or_higher_than_the_screen(width: int, stages: int, height: int) -> None:
-    for detail in (None, 0):
-        lines = draw(run(stages), View(width=width, height=height, keys="q leave", detail=detail))
+    views: list[dict[str, Any]] = [{}, {"detail": 0}, {"nodes": True}]
+    for shown in views:
+        lines = draw(run(stages), View(width=width, height=height, keys="q leave", **shown))
         assert 1 <= len(lines) <= height
         assert max(line.cell_len for line in lines) <= width
 
@@ -221,3 +234,20 @@ def test_further_guesses_are_shown_where_there_are_any(width: int) -> None:
     drawn = frame(state, width, detail=1)
     assert "inputs  guessed to 0.35 of their length" in drawn
     assert "windows cosine 0.61 at their ends" in drawn
+
+
+def test_the_graph_comes_through_a_recording() -> None:
+    state = run(2)
+    again = RunState.from_dict(json.loads(json.dumps(state.as_dict())))
+    assert again.facts.graph == state.facts.graph == NODES
+
+
+def test_the_report_draws_the_graph() -> None:
+    drawn = sketch_svg(NODES)
+    names = ["input", "enter", "down", "up", "image", *SKIPPED]
+    assert all(f">{name}</text>" in drawn for name in names)
+    assert drawn.count('class="edge"') == 13
+
+
+def test_a_chain_has_no_graph_to_show() -> None:
+    assert "the model is a chain of layers" in frame(monitor(2).state(), 80, nodes=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 from contextlib import ExitStack
@@ -96,6 +97,47 @@ def test_what_happens_on_the_other_host_is_told(act: str, reason: str, said: str
     summary: Any = json.loads((folder / "summary.json").read_text())
     assert summary["exit_reason"] == reason
     assert [fault["worker"] for fault in summary["faults"]] == ["1"]
+
+
+@on_hosts
+@pytest.mark.slow
+@pytest.mark.parametrize("link", ["dist", "zmq"])
+def test_a_host_that_cannot_take_part_says_why_on_the_first(link: str, tmp_path: Path) -> None:
+    for node in range(2):
+        (tmp_path / f"host {node}").mkdir()
+        (tmp_path / f"host {node}" / "secret").write_bytes(os.urandom(32))
+    options = ["--set", 'options.act="none"', "--set", "link_secret=secret", "--link", link, *QUIET]
+    with ExitStack() as kept, two_hosts(tmp_path) as hosts:
+        begun = time.monotonic()
+        launched = hosts.torchrun(kept, ["train", str(FAULTY), "--run-dir", "run", *options])
+        assert launched[0].stdout is not None
+        line = next(line for line in launched[0].stdout if "host 10.77.0.2 cannot take part" in line)
+        assert "link_secret secret is another one on host 10.77.0.2 than on the first" in line
+        assert time.monotonic() - begun < 25
+        next(line for line in launched[0].stdout if line.startswith("stepahead: stage 1 failed after 0 steps"))
+    assert json.loads((tmp_path / "host 0" / "run" / "summary.json").read_text())["exit_reason"] == "failed"
+
+
+@on_hosts
+@pytest.mark.slow
+def test_a_stage_that_is_stopped_on_the_other_host_is_told_from_a_dead_one(tmp_path: Path) -> None:
+    options = ["--set", 'options.act="none"', *QUIET]
+    with ExitStack() as kept, two_hosts(tmp_path) as hosts:
+        launched = hosts.torchrun(kept, ["train", str(FAULTY), "--run-dir", "run", *options])
+        assert launched[0].stdout is not None
+        next(line for line in launched[0].stdout if line.startswith("step "))
+        (rank,) = ranks_of(launched[1].pid)
+        os.kill(rank, signal.SIGSTOP)
+        line = next(line for line in launched[0].stdout if line.startswith("stage 1 is stopped (by a signal"))
+        assert f"kill -CONT {rank} on its host lets it go on" in line
+        os.kill(rank, signal.SIGCONT)
+        next(line for line in launched[0].stdout if line.startswith("stage 1 is no longer stopped"))
+
+
+def ranks_of(torchrun: int) -> list[int]:
+    """Return torchrun's own children that train: not what those have started in turn."""
+    tasks = Path(f"/proc/{torchrun}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
 
 
 class FakeCarrier(Carrier):

@@ -51,7 +51,7 @@ def batches_to_test(job: Job) -> list[Batch]:
 def make(job: Job, stages: int, example: Batch) -> Reference:
     """As the launcher does."""
     recipe = make_plan(Config(stages=stages, device="cpu"), job).work(0).recipe
-    return Reference(assemble(cut_model(job.model, stages), example, recipe))
+    return Reference(assemble(cut_model(job.model, stages, example=example[0]), example, recipe))
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -176,7 +176,9 @@ def check_example(name: str, **options: Any) -> None:
     batches = fed(job, 3)
     reference = make(job, job.stages, batches[0])
     assert all(report.loss > 0 for report in reference.train(batches))
-    assert 0 <= reference.evaluate(islice(batches_to_test(job), 1), job.metrics)["accuracy"] <= 1
+    figures = reference.evaluate(islice(batches_to_test(job), 1), job.metrics)
+    assert set(figures) == {"loss", *job.metrics}
+    assert all(0 <= figures[name] <= {"bits": 8}.get(name, 1) for name in job.metrics)
 
 
 def test_the_mlp_on_mnist(mnist_folder: Path) -> None:
@@ -194,3 +196,21 @@ def test_a_dataset_of_ones_own() -> None:
 def test_stacked_lstms_on_a_text(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("to be or not to be, " * 100)
     check_example("recurrent_chars.py", file=str(tmp_path / "text.txt"), width=8, layers=2, batch=2)
+
+
+@pytest.mark.parametrize("name", ["two_towers.py", "unet.py"])
+def test_graphs(name: str) -> None:
+    check_example(name, batch=16)
+
+
+def test_two_networks_at_two_rates() -> None:
+    job = load_job(str(EXAMPLES / "two_clocks.py"), {"width": 8, "batch": 4, "sequences": 2})
+    batches = fed(job, 8)
+    groups = cut_model(job.model, at=["slow"], example=batches[0][0])
+    recipe = make_plan(Config(stages=2, device="cpu", cut="slow"), job).work(0).recipe
+    reference = Reference(assemble(groups, batches[0], recipe))
+    losses = [report.loss for report in reference.train(batches)]
+    assert [loss > 0 for loss in losses] == [False, False, False, True] * 2, "the slow one is asked at the end alone"
+    assert all(stage.loss is not None for stage in reference.stages)
+    figures = reference.evaluate(batches_to_test(job), job.metrics)
+    assert all(0 <= figures[name] <= 1 for name in job.metrics)

@@ -25,7 +25,7 @@ from .checkpoints import complete_snapshot, newest_snapshot, read_snapshot, save
 from .control import SOCKET, Control, connect, listen
 from .delays import Delay
 from .ends import DATA, End, ends_of, stage_title, worker_names
-from .failures import Failure, cause_of, read_failure
+from .failures import Failure, cause_of, failure_of, read_failure, write_failure
 from .feed import Batches, Feed, drawing_apart, seed_everything
 from .files import write_whole
 from .guard import Guard
@@ -94,6 +94,7 @@ __all__ = [
     "connect",
     "drawing_apart",
     "ends_of",
+    "failure_of",
     "feed_pipeline",
     "leave_failure",
     "listen",
@@ -113,5 +114,6 @@ __all__ = [
     "unpack",
     "weights_sha256",
     "worker_names",
+    "write_failure",
     "write_whole",
 ]

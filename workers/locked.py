@@ -116,7 +116,8 @@ class LockedLoop:
         self._part = part or (lambda name, share: spans(name))
         self._delays, self._inputs_share = delays, inputs_share
         self._begin, self._ready = begin, ready
-        self._averages = Averages(Loss(stage.loss).measure, metrics or {})
+        judged = {name: stage.for_outputs(metric) for name, metric in (metrics or {}).items()}
+        self._averages = Averages(Loss(stage.loss).measure, judged)
         self._made: dict[int, Any] = {}
         """By the length of their batches."""
         self._owner = partial(owner_of, schedule, stages=stage.placed[0].of // groups_a_stage(schedule))

@@ -243,8 +243,8 @@ class Loop:
             self._unanswered[batch.step] = batch.step + self.lag.of(stage, batch.step)
         self.progress.steps += 1
         self.progress.samples += batch.tensors[0].shape[0]
-        if stage.signal.loss is not None:
-            self.progress.recent.append(stage.signal.loss)
+        if stage.loss is not None:
+            self.progress.recent.append(stage.loss)
 
     def _evaluate(self, stage: Stage, batch: Activation) -> Iterator[Wait]:
         with self._spans("evaluate"):
@@ -257,7 +257,8 @@ class Loop:
     def _judge(self, stage: Stage, output: Activation) -> None:
         if self._averages is None:
             assert isinstance(stage.signal, Loss), "the last of all stages steps on the loss"
-            self._averages = Averages(stage.signal.measure, self._metrics)
+            judged = {name: stage.group.for_outputs(metric) for name, metric in self._metrics.items()}
+            self._averages = Averages(stage.signal.measure, judged)
         self._averages.add(output.tensors[0], output.label)
 
     def _obey(self, mark: Mark) -> Iterator[Wait]:

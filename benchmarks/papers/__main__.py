@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from . import asynchrony, depth, feedforward, processes, recurrent, signals, theory
+from . import asynchrony, clocks, depth, feedforward, processes, recurrent, signals, theory
 from .entry import Budget, Entry, Results
 
 ENTRIES: dict[str, Entry] = {
@@ -27,6 +27,7 @@ ENTRIES: dict[str, Entry] = {
     **processes.ENTRIES,
     **theory.ENTRIES,
     **recurrent.ENTRIES,
+    **clocks.ENTRIES,
 }
 PICTURES = Path(__file__).parent.parent.parent / "docs" / "papers"
 

@@ -1,0 +1,173 @@
+"""Paper A, two networks at two rates: going back through all T x T steps, and a guess for each message in its place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import torch
+from rich.box import MARKDOWN
+from rich.table import Table
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from stepahead.launch import Dataset, Track, digits
+from stepahead.launch.clocks import clock_graph, count_windows, fast_loss, slow_loss
+from stepahead.pipeline import (
+    Graph,
+    Recipe,
+    Recurrent,
+    Reference,
+    SignalRecipe,
+    StepReport,
+    assemble,
+    cut_model,
+    silent,
+    synthetic,
+)
+
+from .entry import Budget, Entry, Figures, Trial
+from .nets import images
+
+__all__ = ["ENTRIES"]
+
+TICKS = 4
+METHODS = ("lock-step", "decoupled", "no gradient from the slow one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A pair of networks, and how long they learn."""
+
+    width: int
+    batch: int
+    sequences: int
+    rate: float
+    scale: float = 1.0
+    """Times a guess for a message, when the fast network uses it."""
+
+
+PAPER = Size(width=256, batch=256, sequences=400_000, rate=1e-5)
+SHORT = Size(width=64, batch=64, sequences=3_000, rate=1e-3)
+READINGS = 30
+Errors = tuple[float, float]
+"""The share of counts that are wrong: of odd digits, of threes."""
+
+
+def _run(source: str, method: str, seed: int, budget: Budget, title: str) -> Figures:
+    size = PAPER if budget.full else SHORT
+    data = digits() if source == "digits" else images(budget.data, True)
+    learn = _lock_step if method == "lock-step" else partial(_apart, silent if method.startswith("no") else None)
+    every, curve, begun = size.sequences // READINGS, list[tuple[int, float, float, float]](), time.monotonic()
+    measured = 0.0
+
+    def reports() -> Iterator[StepReport]:
+        nonlocal measured
+        for sequence, errors in enumerate(learn(size, data, seed), start=1):
+            if sequence % every == 0:
+                seconds, start = time.monotonic() - begun - measured, time.monotonic()
+                curve.append((sequence, round(seconds, 1), *errors()))
+                measured += time.monotonic() - start
+            yield StepReport(sequence - 1, size.batch, curve[-1][2] if curve else float("nan"))
+
+    for _ in Track(reports(), total=size.sequences, title=title, every_seconds=60):
+        pass
+    return {"odd_error": curve[-1][2], "threes_error": curve[-1][3], "curve": curve, "sequences": size.sequences}
+
+
+def _lock_step(size: Size, data: Dataset, seed: int) -> Iterator[Callable[[], Errors]]:
+    """One network: each sequence once forward, once back, through all of it; then a step."""
+    net = _graph(data, size, None).uncut(seed)
+    optimizer = Adam(net.parameters(), lr=size.rate)
+    parts = dict(net.named_children())
+    for windows in _sequences(data.train, size, seed):
+        x, y = torch.cat([x for x, _ in windows], dim=1), [y for _, y in windows]
+        optimizer.zero_grad()
+        odd, threes = _whole(parts, x)
+        loss = sum(fast_loss(one, label) for one, label in zip(odd, y, strict=True)) / TICKS
+        (loss + slow_loss((threes, threes), y[-1])).backward()
+        optimizer.step()
+        yield partial(_errors, parts, data)
+
+
+def _apart(signal: SignalRecipe | None, size: Size, data: Dataset, seed: int) -> Iterator[Callable[[], Errors]]:
+    """Two stages, which step on each window."""
+    guess = synthetic("mlp", hidden=size.width, optimizer=partial(Adam, lr=size.rate))
+    windows = count_windows(data.train, TICKS, size.batch, size.sequences, seed)
+    example = next(count_windows(data.train, TICKS, size.batch, 1, seed))
+    groups = cut_model(_graph(data, size, guess), at=["slow"], seed=seed, example=example[0])
+    recipe = Recipe(loss=slow_loss, signal=signal or guess, optimizer=partial(Adam, lr=size.rate), seed=seed)
+    reference = Reference(assemble(groups, example, recipe))
+    parts = {name: layer for group in groups for name, layer in zip(group.names, group.layers, strict=True)}
+    for report in reference.train(windows):
+        if (report.step + 1) % TICKS == 0:
+            yield partial(_errors, parts, data)
+
+
+def _graph(data: Dataset, size: Size, guess: SignalRecipe | None) -> Graph:
+    return clock_graph(data.train[0][0].numel(), TICKS, size.width, guess, guess)
+
+
+def _sequences(data: tuple[Tensor, Tensor], size: Size, seed: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    windows = count_windows(data, TICKS, size.batch, size.sequences, seed)
+    while sequence := list(islice(windows, TICKS)):
+        yield sequence
+
+
+def _whole(parts: Mapping[str, nn.Module], x: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Return what both networks say of whole sequences, in one graph: the fast one after each window."""
+    fast, slow = parts["fast"], parts["slow"]
+    assert isinstance(fast, Recurrent)
+    assert isinstance(slow, Recurrent)
+    seen, _ = fast.core(parts["eye"](x), None)
+    windows = seen.split(TICKS, dim=1)
+    messages = torch.cat([parts["message"](window) for window in windows], dim=1)
+    return [parts["odd"](window) for window in windows], parts["threes"](slow.core(messages, None)[0])
+
+
+@torch.no_grad()
+def _errors(parts: Mapping[str, nn.Module], data: Dataset) -> Errors:
+    modes = {module: module.training for module in parts.values()}
+    for module in modes:
+        module.eval()
+    windows = list(count_windows(data.test, TICKS, 1000, 1, 0))
+    odd, threes = _whole(parts, torch.cat([x for x, _ in windows], dim=1))
+    for module, training in modes.items():
+        module.train(training)
+    odd_wrong = [float((one.argmax(1) != y[:, 0]).float().mean()) for one, (_, y) in zip(odd, windows, strict=True)]
+    threes_wrong = float((threes.argmax(1) != windows[-1][1][:, 1]).float().mean())
+    return 100 * sum(odd_wrong) / TICKS, 100 * threes_wrong
+
+
+def _trials(source: str, full: bool) -> list[Trial]:
+    seeds = range(3 if full else 1)
+    return [
+        Trial(f"{method}, seed {seed}", partial(_run, source, method, seed)) for method in METHODS for seed in seeds
+    ]
+
+
+def _table(results: Mapping[str, Figures]) -> Table:
+    heads = ("", "odd wrong, %", "threes wrong, %", "sequences to lock-step's last error of odd", "seconds to that")
+    drawn = Table(*heads, box=MARKDOWN)
+    goal = results.get("lock-step, seed 0")
+    for method in METHODS:
+        line = results.get(f"{method}, seed 0")
+        if line is not None:
+            there = _first(line, goal["odd_error"] if goal else 0.0)
+            told = ("-", "-") if there is None else (f"{there[0]:,}", f"{there[1]:.0f}")
+            drawn.add_row(method, f"{line['odd_error']:.1f}", f"{line['threes_error']:.1f}", *told)
+    return drawn
+
+
+def _first(line: Figures, goal: float) -> tuple[int, float] | None:
+    """Return the sequences and seconds after which the fast network was as good as that."""
+    return next(((reading[0], reading[1]) for reading in line["curve"] if reading[2] <= goal), None)
+
+
+ENTRIES = {
+    f"two-clocks-{source}": Entry(f"Two clocks, on {source}", partial(_trials, source), _table)
+    for source in ("mnist", "digits")
+}

@@ -1,0 +1,105 @@
+"""Draws a model that is a graph: which stage has which nodes, what they use, and what crosses between stages.
+
+stage 0  enc1 <- input
+         pool <- enc1
+   |     enc1 [4x14x14], pool [4x7x7]
+stage 1  enc2 <- pool
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from textwrap import wrap
+from typing import Any
+
+from rich.text import Text
+
+from .shapes import Glyphs
+
+__all__ = ["StageNodes", "nodes_from", "sketch", "sketch_svg"]
+
+NAME = 9
+QUIET = "bright_black"
+COLUMN, ROW, BOX, HIGH = 190, 54, 130, 30
+
+
+@dataclass(frozen=True, slots=True)
+class StageNodes:
+    """The nodes of one group."""
+
+    stage: int
+    nodes: tuple[tuple[str, ...], ...]
+    """Of each its name, and the names of what it uses."""
+    below: tuple[str, ...]
+    """What it passes on, with shapes."""
+
+
+def nodes_from(values: Mapping[str, Any]) -> StageNodes:
+    """Return what `asdict` gave, also after it went through JSON."""
+    return StageNodes(values["stage"], tuple(map(tuple, values["nodes"])), tuple(values["below"]))
+
+
+def sketch(groups: Sequence[StageNodes], width: int, glyphs: Glyphs) -> list[Text]:
+    """Return the graph as lines."""
+    lines: list[Text] = []
+    for group in groups:
+        for number, (name, *used) in enumerate(group.nodes):
+            head = f"stage {group.stage}" if number == 0 else ""
+            first, *rest = _wrapped(f"{name} <- {', '.join(used)}", width)
+            lines.append(Text.assemble(f"{head:<{NAME}}", (first[: len(name)], "bold"), (first[len(name) :], QUIET)))
+            lines += [Text(" " * NAME + part, style=QUIET) for part in rest]
+        mark = f"   {glyphs.locked}"
+        lines += [Text(f"{mark:<{NAME}}{part}", style=QUIET) for part in _wrapped(", ".join(group.below), width)]
+    return lines
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    return wrap(line, max(width - NAME, 10), subsequent_indent="  ")
+
+
+def sketch_svg(groups: Sequence[StageNodes]) -> str:
+    """Return the graph as SVG: a column for each group, a box for each node, a line for each use."""
+    places = {
+        name: (column * COLUMN + (COLUMN - BOX) // 2, 34 + row * ROW)
+        for column, group in enumerate(groups, start=1)
+        for row, (name, *_) in enumerate(group.nodes)
+    }
+    places["input"] = ((COLUMN - BOX) // 2, 34)
+    height = 34 + ROW * max(len(group.nodes) for group in groups)
+    width = COLUMN * (len(groups) + 1)
+    body = [_stage(f"stage {group.stage}", column, height) for column, group in enumerate(groups, start=1)]
+    body += [line for group in groups for line in _lines(group, places)]
+    body += [_box(name, *place) for name, place in places.items()]
+    label = "the model's graph, a column for each group of nodes"
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(body)}</svg>'
+
+
+def _stage(title: str, column: int, height: int) -> str:
+    middle = column * COLUMN + COLUMN / 2
+    edge = f'<line class="grid" x1="{column * COLUMN}" x2="{column * COLUMN}" y1="4" y2="{height - 8}"/>'
+    return f'{edge}<text x="{middle}" y="16" text-anchor="middle">{title}</text>'
+
+
+def _box(name: str, x: float, y: float) -> str:
+    text = f'<text x="{x + BOX / 2}" y="{y + HIGH / 2 + 4}" text-anchor="middle">{escape(name)}</text>'
+    return f'<rect class="node" x="{x}" y="{y}" width="{BOX}" height="{HIGH}" rx="5"/>{text}'
+
+
+def _lines(group: StageNodes, places: Mapping[str, tuple[float, float]]) -> Iterator[str]:
+    """Yield a line for each use: across from another column, down within one."""
+    for name, *used in group.nodes:
+        x, y = places[name]
+        for wanted in used:
+            from_x, from_y = places[wanted.partition(":")[0]]
+            if from_x == x and y - from_y <= ROW:
+                path = f"M{x + BOX / 2},{from_y + HIGH} L{x + BOX / 2},{y}"
+            elif from_x == x:
+                side = x - 14
+                path = f"M{x},{from_y + HIGH / 2} C{side},{from_y + HIGH / 2} {side},{y + HIGH / 2} {x},{y + HIGH / 2}"
+            else:
+                start, half = from_x + BOX, (x - from_x - BOX) / 2
+                a, b = from_y + HIGH / 2, y + HIGH / 2
+                path = f"M{start},{a} C{start + half},{a} {x - half},{b} {x},{b}"
+            yield f'<path class="edge" d="{path}"><title>{escape(wanted)} to {escape(name)}</title></path>'

@@ -1,0 +1,279 @@
+"""Models that are graphs of modules: nodes with several inputs and outputs, skips, branches that join.
+
+    Graph(
+        {
+            "users": Node(Tower, "input"),             # "input" is the raw batch; any number of nodes may use it
+            "items": Node(Tower, "input"),
+            "score": Node(Join, "users", "items"),     # called with both
+        }
+    )
+
+A graph is laid out as a chain, each node after those whose outputs it uses, and that is cut as any chain: what is used
+behind a cut crosses it (`bundles.py`). So all that stages and processes do for a chain they do for a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .bundles import Bundle, Value
+from .errors import CutError, did_you_mean
+from .groups import Group, Layer, LayerSource, Layout, evaluating, works_in_place
+from .recurrent import forget_evaluation
+from .signals import LossFunction
+
+__all__ = ["INPUT", "Graph", "GraphGroup", "Node", "Uncut", "Wires"]
+
+INPUT = "input"
+"""What the raw batch is called."""
+PART = ":"
+"""Between a node's name and the number of an output, of those that have several."""
+
+
+class Node:
+    """A module and what it is called with.
+
+    Args:
+        source: The module, or a function that makes it.
+        inputs: Names of nodes, or "input"; "name:1" is the second output of a node that returns a tuple.
+        loss: One of the node's own: a function of (output, label). Its gradient is there at once, wherever the node is.
+    """
+
+    def __init__(self, source: LayerSource, *inputs: str, loss: LossFunction | None = None) -> None:
+        self.source = source
+        self.inputs = inputs
+        self.loss = loss
+
+
+class Graph(Layout):
+    """Nodes by name.
+
+    Args:
+        nodes: In any order; where several could come next, the first of them does.
+        outputs: What the loss is given: a tensor, or a tuple of several. Unless said, what the last node puts out.
+    """
+
+    def __init__(self, nodes: Mapping[str, Node], outputs: str | Sequence[str] | None = None) -> None:
+        if not nodes:
+            raise CutError("the graph has no nodes")
+        self.outputs = (outputs,) if isinstance(outputs, str) else tuple(outputs or (list(nodes)[-1],))
+        _check_names(nodes)
+        self.nodes = _in_order(nodes)
+        _check_use(self.nodes, self.outputs)
+
+    @property
+    def wires(self) -> Wires:
+        """What joins the nodes, in their order."""
+        nodes = self.nodes.values()
+        inputs, losses = tuple(node.inputs for node in nodes), tuple(node.loss for node in nodes)
+        return Wires(tuple(self.nodes), inputs, losses, self.outputs)
+
+    def layers(self, example: Tensor | None) -> tuple[Layer, ...]:
+        """Return the nodes as a chain of layers; an example of the raw batch shows what they put out."""
+        if example is None:
+            raise CutError("a graph is cut with an example of what goes in: cut_model(graph, 2, example=x)")
+        plain = [Layer(name, index, node.source) for index, (name, node) in enumerate(self.nodes.items())]
+        wires = _with_values(self.wires, plain, example)
+        return tuple(replace(layer, wiring=wires) for layer in plain)
+
+    def uncut(self, seed: int = 0) -> Uncut:
+        """Return the graph as one module, which takes the weights that `stepahead export` writes."""
+        modules = [Layer(name, index, node.source).build(seed) for index, (name, node) in enumerate(self.nodes.items())]
+        return Uncut(self.wires, modules)
+
+
+@dataclass(frozen=True, slots=True)
+class Wires:
+    """Which node uses what."""
+
+    names: tuple[str, ...]
+    inputs: tuple[tuple[str, ...], ...]
+    """For each node."""
+    losses: tuple[LossFunction | None, ...]
+    """Of its own, if it has one."""
+    outputs: tuple[str, ...]
+    values: tuple[Value, ...] = ()
+    """All that may cross a cut, in the order in which it is made."""
+
+    def crossing(self, position: int) -> Bundle:
+        """Return what crosses a cut before the node at a position; behind the last one, what the graph puts out."""
+        made = {INPUT, *self.names[:position]}
+        used = dict.fromkeys(name for inputs in self.inputs[position:] for name in inputs) | dict.fromkeys(self.outputs)
+        names = [name for name in used if name.partition(PART)[0] in made] if position < len(self.names) else []
+        return Bundle(tuple(self._value(name) for name in sorted(names, key=self._age) or self.outputs))
+
+    def group(self, start: int, names: Sequence[str], modules: Sequence[nn.Module]) -> Group:
+        return GraphGroup(self, start, names, modules)
+
+    def run(self, start: int, modules: Sequence[nn.Module], values: dict[str, Any]) -> dict[str, Any]:
+        """Run the nodes from a position on; add to the values by name what they put out."""
+        for position, module in enumerate(modules, start):
+            name, inputs = self.names[position], self.inputs[position]
+            values |= _named(name, self._call(name, module, [self._input(name, each, values) for each in inputs]))
+        return values
+
+    def _call(self, name: str, module: nn.Module, given: list[Any]) -> Any:
+        try:
+            return module(*given)
+        except (RuntimeError, TypeError, ValueError) as error:
+            shapes = ", ".join(
+                f"{one} {list(each.shape) if isinstance(each, Tensor) else type(each).__name__}"
+                for one, each in zip(self.inputs[self.names.index(name)], given, strict=True)
+            )
+            raise CutError(f"node {name!r} cannot take {shapes}: {error}") from error
+
+    def _input(self, name: str, wanted: str, values: Mapping[str, Any]) -> Any:
+        if wanted in values:
+            return values[wanted]
+        node, _, part = wanted.partition(PART)
+        raise CutError(f"node {name!r} uses {wanted!r}, and node {node!r} has no output {part}")
+
+    def _value(self, name: str) -> Value:
+        value = next((value for value in self.values if value.name == name), None)
+        if value is None:
+            node = name.partition(PART)[0]
+            raise CutError(
+                f"what node {node!r} puts out ({name!r}) cannot cross a cut: it is no tensor with a row for each "
+                f"sample; keep {node!r} and those that use it in one stage"
+            )
+        return value
+
+    def _age(self, name: str) -> tuple[int, str]:
+        node, _, part = name.partition(PART)
+        return (self.names.index(node) + 1 if node != INPUT else 0, part)
+
+
+class GraphGroup(Group):
+    """Consecutive nodes of a graph: it takes what crosses the cut above, and puts out what crosses the one below."""
+
+    def __init__(self, wires: Wires, start: int, names: Sequence[str], modules: Sequence[nn.Module]) -> None:
+        super().__init__(names, modules)
+        self.above, self.below = wires.crossing(start), wires.crossing(start + len(names))
+        self._wires = wires
+        self._start = start
+        self._own: list[tuple[LossFunction, Tensor]] = []
+        self.has_own = any(loss is not None for loss in wires.losses[start : start + len(names)])
+        self._copies_input = any(map(works_in_place, modules))
+
+    @property
+    def title(self) -> str:
+        return ", ".join(self.names)
+
+    def for_outputs(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        assert self.below is not None, "a graph's group knows what it puts out"
+        return function if self.below.is_single else partial(_apart, function, self.below)
+
+    def forward(self, h: Tensor) -> Tensor:
+        assert self.above is not None, "a graph's group knows what it is given"
+        assert self.below is not None, "and what it puts out"
+        values = self.above.unpack(h.clone() if self._copies_input else h)
+        self._wires.run(self._start, list(self.layers), values)
+        if self.training and torch.is_grad_enabled():
+            losses = zip(self.names, self._wires.losses[self._start :], strict=False)
+            self._own = [(loss, values[name]) for name, loss in losses if loss is not None]
+        return self.below.pack(values)
+
+    def take_own(self) -> list[tuple[LossFunction, Tensor]]:
+        own, self._own = self._own, []
+        return own
+
+
+class Uncut(nn.Module):
+    """A whole graph as one module: for those who use what was trained."""
+
+    def __init__(self, wires: Wires, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self._wires = wires
+        for name, module in zip(wires.names, modules, strict=True):
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Any:
+        values = self._wires.run(0, list(self.children()), {INPUT: x})
+        outputs = tuple(values[name] for name in self._wires.outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+
+def _apart(function: Callable[..., Tensor], bundle: Bundle, packed: Tensor, y: Tensor | None) -> Tensor:
+    """Call a loss or a metric with a tuple of what a graph puts out."""
+    return function(tuple(bundle.split(packed)), y)
+
+
+def _check_names(nodes: Mapping[str, Node]) -> None:
+    for name, node in nodes.items():
+        if not isinstance(node, Node):
+            raise CutError(f"node {name!r} is a {type(node).__name__}; write Node(module, 'input', ..)")
+        if name == INPUT or not name or any(sign in name for sign in (PART, ".", ",")):
+            raise CutError(f"a node cannot be called {name!r}: {INPUT!r} is the raw batch, and . : , mean something")
+        if not node.inputs:
+            raise CutError(f"node {name!r} is not connected: say what it is called with, {INPUT!r} for example")
+        for wanted in node.inputs:
+            _check_known(f"node {name!r} uses", wanted, nodes)
+
+
+def _check_known(who: str, wanted: str, nodes: Mapping[str, Node]) -> None:
+    node = wanted.partition(PART)[0]
+    if node != INPUT and node not in nodes:
+        raise CutError(f"{who} {node!r}, which is no node; {did_you_mean(node, [INPUT, *nodes])}")
+
+
+def _check_use(nodes: Mapping[str, Node], outputs: Sequence[str]) -> None:
+    """Refuse outputs that there are not, and nodes that nothing comes of."""
+    for wanted in outputs:
+        _check_known("the graph puts out", wanted, nodes)
+    used = {name for name, node in nodes.items() if node.loss is not None}
+    used |= {wanted.partition(PART)[0] for node in nodes.values() for wanted in node.inputs}
+    used |= {wanted.partition(PART)[0] for wanted in outputs}
+    for name in nodes:
+        if name not in used:
+            raise CutError(f"nothing uses node {name!r}; name it among the graph's outputs, or leave it out")
+
+
+def _in_order(nodes: Mapping[str, Node]) -> dict[str, Node]:
+    """Return the nodes, each behind those that it uses."""
+    left, ordered = dict(nodes), dict[str, Node]()
+    while left:
+        needs = {name: {wanted.partition(PART)[0] for wanted in node.inputs} & set(left) for name, node in left.items()}
+        ready = next((name for name, needed in needs.items() if not needed), None)
+        if ready is None:
+            raise CutError(f"nodes {_cycle(needs)} use each other in a circle; a graph of one batch can have none")
+        ordered[ready] = left.pop(ready)
+    return ordered
+
+
+def _cycle(needs: Mapping[str, set[str]]) -> str:
+    """Return a circle among nodes that all need one another, in words."""
+    path = [next(iter(needs))]
+    while (following := min(needs[path[-1]])) not in path:
+        path.append(following)
+    return " -> ".join([following, *reversed(path[path.index(following) :])])
+
+
+def _named(name: str, out: Any) -> dict[str, Any]:
+    """Return what a node puts out by the names that others use."""
+    if not isinstance(out, tuple):
+        return {name: out}
+    return {name: out, **{f"{name}{PART}{number}": part for number, part in enumerate(out)}}
+
+
+def _with_values(wires: Wires, layers: Sequence[Layer], example: Tensor) -> Wires:
+    """Return the wires with what an example makes of each node, built and let go one by one."""
+    x = example.clone()
+    values: dict[str, Any] = {INPUT: x}
+    for position, layer in enumerate(layers):
+        module = layer.build(0)
+        with evaluating(module), torch.enable_grad():
+            values = wires.run(position, [module], values)
+        forget_evaluation(module)
+    rows = len(example)
+    found = [
+        Value(name=name, shape=tuple(out.shape[1:]), dtype=out.dtype, learns=out.requires_grad)
+        for name, out in values.items()
+        if isinstance(out, Tensor) and out.dim() and len(out) == rows
+    ]
+    return replace(wires, values=tuple(found))
