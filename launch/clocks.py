@@ -3,10 +3,11 @@
     steps        1 2 3 4 | 5 6 7 8 | ..
     fast           odd?  |   odd?  |          how many of the last T digits were odd
     message            \\_        \\_
-    slow                 .         .  threes?  how many of the last T x T were threes, from T messages
+    slow                 threes?   threes?     how many of the last T x T were threes, from up to T messages
 
-A batch is a window of T steps. The fast network has a loss of its own in each; the slow one is asked at the end of T
-windows alone, and takes a window's message as one step. What the fast one says goes along, to be judged beside it.
+A batch is a window of T steps, a sequence T of them. Both networks are asked at the end of each window; for the slow one
+that is one step. The fast one has a loss of its own, and what it says goes along, to be judged beside the slow one's.
+A label is both counts as one number: predictors can see it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from torch.nn import functional as F
 
 from stepahead.pipeline import Graph, Node, Recurrent, SignalRecipe
 
-__all__ = ["clock_graph", "count_windows", "fast_accuracy", "fast_loss", "slow_accuracy", "slow_loss"]
+__all__ = ["clock_graph", "count_windows", "fast_accuracy", "fast_loss", "labels_of", "slow_accuracy", "slow_loss"]
 
-THREE, NOT_ASKED = 3, -100
+THREE = 3
 Counts = tuple[Tensor, Tensor]
 """Scores of the slow count and of the fast one: what the graph puts out."""
 
@@ -81,7 +82,7 @@ def clock_graph(
         {
             "eye": Node(partial(Eye, pixels, width), "input"),
             "fast": Node(partial(core, fast), "eye"),
-            "odd": Node(partial(Last, width, ticks + 1), "fast", loss=fast_loss),
+            "odd": Node(partial(Last, width, ticks + 1), "fast", loss=partial(fast_loss, ticks)),
             "message": Node(partial(Last, width, width, as_step=True), "fast"),
             "told": Node(Told, "odd"),
             "slow": Node(partial(core, slow), "message"),
@@ -91,39 +92,49 @@ def clock_graph(
     )
 
 
-def fast_loss(odd: Tensor, label: Tensor) -> Tensor:
+def labels_of(ticks: int) -> int:
+    """Return how many labels there are."""
+    return (ticks + 1) * (ticks * ticks + 1)
+
+
+def fast_loss(ticks: int, odd: Tensor, label: Tensor) -> Tensor:
     """Return how wrong the fast network's count is."""
-    return F.cross_entropy(odd, label[:, 0])
+    return F.cross_entropy(odd, _odd(ticks, label))
 
 
-def slow_loss(counts: Counts, label: Tensor) -> Tensor:
-    """Return how wrong the slow network's count is, 0 where it is not asked."""
-    asked = F.cross_entropy(counts[0], label[:, 1], ignore_index=NOT_ASKED, reduction="sum")
-    return asked / (label[:, 1] != NOT_ASKED).sum().clamp(min=1)
+def slow_loss(ticks: int, counts: Counts, label: Tensor) -> Tensor:
+    """Return how wrong the slow network's count is."""
+    return F.cross_entropy(counts[0], _threes(ticks, label))
 
 
-def fast_accuracy(counts: Counts, label: Tensor) -> Tensor:
+def fast_accuracy(ticks: int, counts: Counts, label: Tensor) -> Tensor:
     """Return the share of windows whose odd digits were counted right."""
-    return (counts[1].argmax(dim=1) == label[:, 0]).float().mean()
+    return (counts[1].argmax(dim=1) == _odd(ticks, label)).float().mean()
 
 
 def slow_accuracy(ticks: int, counts: Counts, label: Tensor) -> Tensor:
-    """Return what the share of sequences whose threes were counted right is the mean of, over their windows."""
-    return ticks * (counts[0].argmax(dim=1) == label[:, 1]).float().mean()
+    """Return the share of windows after which the threes were counted right."""
+    return (counts[0].argmax(dim=1) == _threes(ticks, label)).float().mean()
 
 
 def count_windows(
     data: tuple[Tensor, Tensor], ticks: int, batch: int, sequences: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield windows of random digits with both counts: T windows to a sequence, the second count with the last."""
+    """Yield windows of random digits with their label, T of them to a sequence."""
     images, labels = data
     generator = torch.Generator().manual_seed(seed)
     for _ in range(sequences):
         picked = torch.randint(len(images), (batch, ticks * ticks), generator=generator)
         digits = labels[picked]
-        threes = (digits == THREE).sum(dim=1)
-        for window in range(ticks):
-            part = slice(window * ticks, (window + 1) * ticks)
-            odd = (digits[:, part] % 2).sum(dim=1)
-            asked = threes if window == ticks - 1 else torch.full_like(threes, NOT_ASKED)
-            yield images[picked[:, part]], torch.stack([odd, asked], dim=1)
+        for last in range(ticks, ticks * ticks + 1, ticks):
+            odd = (digits[:, last - ticks : last] % 2).sum(dim=1)
+            threes = (digits[:, :last] == THREE).sum(dim=1)
+            yield images[picked[:, last - ticks : last]], odd * (ticks * ticks + 1) + threes
+
+
+def _odd(ticks: int, label: Tensor) -> Tensor:
+    return label // (ticks * ticks + 1)
+
+
+def _threes(ticks: int, label: Tensor) -> Tensor:
+    return label % (ticks * ticks + 1)

@@ -209,8 +209,7 @@ def test_two_networks_at_two_rates() -> None:
     groups = cut_model(job.model, at=["slow"], example=batches[0][0])
     recipe = make_plan(Config(stages=2, device="cpu", cut="slow"), job).work(0).recipe
     reference = Reference(assemble(groups, batches[0], recipe))
-    losses = [report.loss for report in reference.train(batches)]
-    assert [loss > 0 for loss in losses] == [False, False, False, True] * 2, "the slow one is asked at the end alone"
+    assert all(report.loss > 0 for report in reference.train(batches))
     assert all(stage.loss is not None for stage in reference.stages)
     figures = reference.evaluate(batches_to_test(job), job.metrics)
     assert all(0 <= figures[name] <= 1 for name in job.metrics)

@@ -61,8 +61,7 @@ class Stub:
         self.is_first = index == 0
         self.inputs = None
         self.events: list[tuple[str, int]] = []
-        self.signal = nn.Identity()
-        self.signal.loss = torch.zeros(())
+        self.loss = torch.zeros(())
 
     def step_ahead(self, batch: Activation) -> Iterator[Activation | Gradient]:
         self.events.append(("forward", batch.step))

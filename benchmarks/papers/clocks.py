@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from stepahead.launch import Dataset, Track, digits
-from stepahead.launch.clocks import clock_graph, count_windows, fast_loss, slow_loss
+from stepahead.launch.clocks import (
+    clock_graph,
+    count_windows,
+    fast_accuracy,
+    fast_loss,
+    labels_of,
+    slow_accuracy,
+    slow_loss,
+)
 from stepahead.pipeline import (
     Graph,
     Recipe,
@@ -46,12 +54,12 @@ class Size:
     batch: int
     sequences: int
     rate: float
-    scale: float = 1.0
-    """Times a guess for a message, when the fast network uses it."""
+    guess_rate: float
+    """Of what guesses: it has to keep up."""
 
 
-PAPER = Size(width=256, batch=256, sequences=400_000, rate=1e-5)
-SHORT = Size(width=64, batch=64, sequences=3_000, rate=1e-3)
+PAPER = Size(width=256, batch=256, sequences=400_000, rate=1e-5, guess_rate=1e-5)
+SHORT = Size(width=64, batch=64, sequences=2_500, rate=5e-4, guess_rate=3e-3)
 READINGS = 30
 Errors = tuple[float, float]
 """The share of counts that are wrong: of odd digits, of threes."""
@@ -87,19 +95,24 @@ def _lock_step(size: Size, data: Dataset, seed: int) -> Iterator[Callable[[], Er
         x, y = torch.cat([x for x, _ in windows], dim=1), [y for _, y in windows]
         optimizer.zero_grad()
         odd, threes = _whole(parts, x)
-        loss = sum(fast_loss(one, label) for one, label in zip(odd, y, strict=True)) / TICKS
-        (loss + slow_loss((threes, threes), y[-1])).backward()
+        fast = [fast_loss(TICKS, one, label) for one, label in zip(odd, y, strict=True)]
+        slow = [slow_loss(TICKS, (threes[:, tick], threes), label) for tick, label in enumerate(y)]
+        ((sum(fast) + sum(slow)) / TICKS).backward()
         optimizer.step()
         yield partial(_errors, parts, data)
 
 
 def _apart(signal: SignalRecipe | None, size: Size, data: Dataset, seed: int) -> Iterator[Callable[[], Errors]]:
     """Two stages, which step on each window."""
-    guess = synthetic("mlp", hidden=size.width, optimizer=partial(Adam, lr=size.rate))
+    learns = partial(Adam, lr=size.guess_rate)
+    later = synthetic("mlp", hidden=size.width, optimizer=learns)
+    guess = synthetic("mlp", hidden=size.width, classes=labels_of(TICKS), optimizer=learns)
     windows = count_windows(data.train, TICKS, size.batch, size.sequences, seed)
     example = next(count_windows(data.train, TICKS, size.batch, 1, seed))
-    groups = cut_model(_graph(data, size, guess), at=["slow"], seed=seed, example=example[0])
-    recipe = Recipe(loss=slow_loss, signal=signal or guess, optimizer=partial(Adam, lr=size.rate), seed=seed)
+    groups = cut_model(_graph(data, size, later), at=["slow"], seed=seed, example=example[0])
+    recipe = Recipe(
+        loss=partial(slow_loss, TICKS), signal=signal or guess, optimizer=partial(Adam, lr=size.rate), seed=seed
+    )
     reference = Reference(assemble(groups, example, recipe))
     parts = {name: layer for group in groups for name, layer in zip(group.names, group.layers, strict=True)}
     for report in reference.train(windows):
@@ -118,14 +131,16 @@ def _sequences(data: tuple[Tensor, Tensor], size: Size, seed: int) -> Iterator[l
 
 
 def _whole(parts: Mapping[str, nn.Module], x: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Return what both networks say of whole sequences, in one graph: the fast one after each window."""
+    """Return what both networks say of whole sequences, in one graph, after each window."""
     fast, slow = parts["fast"], parts["slow"]
     assert isinstance(fast, Recurrent)
     assert isinstance(slow, Recurrent)
     seen, _ = fast.core(parts["eye"](x), None)
     windows = seen.split(TICKS, dim=1)
     messages = torch.cat([parts["message"](window) for window in windows], dim=1)
-    return [parts["odd"](window) for window in windows], parts["threes"](slow.core(messages, None)[0])
+    seen, _ = slow.core(messages, None)
+    threes = [parts["threes"](seen[:, : tick + 1]) for tick in range(TICKS)]
+    return [parts["odd"](window) for window in windows], torch.stack(threes, dim=1)
 
 
 @torch.no_grad()
@@ -137,9 +152,10 @@ def _errors(parts: Mapping[str, nn.Module], data: Dataset) -> Errors:
     odd, threes = _whole(parts, torch.cat([x for x, _ in windows], dim=1))
     for module, training in modes.items():
         module.train(training)
-    odd_wrong = [float((one.argmax(1) != y[:, 0]).float().mean()) for one, (_, y) in zip(odd, windows, strict=True)]
-    threes_wrong = float((threes.argmax(1) != windows[-1][1][:, 1]).float().mean())
-    return 100 * sum(odd_wrong) / TICKS, 100 * threes_wrong
+    said = [(threes[:, tick], one) for tick, one in enumerate(odd)]
+    right = [float(fast_accuracy(TICKS, counts, y)) for counts, (_, y) in zip(said, windows, strict=True)]
+    last = float(slow_accuracy(TICKS, said[-1], windows[-1][1]))
+    return 100 * (1 - sum(right) / TICKS), 100 * (1 - last)
 
 
 def _trials(source: str, full: bool) -> list[Trial]:

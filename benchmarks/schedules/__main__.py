@@ -79,10 +79,7 @@ TRUE = ["--cut", "cost", "--truth", "true-up", "--truth-every", "1"]
 CASES: dict[str, Case] = {
     **{f"virtual-{stages}": _virtual(stages) for stages in (2, 4, 8)},
     "virtual-16": _virtual(16, schedules="ceiling,decoupled"),
-    **{
-        f"idle-{stages}": _virtual(stages, *NARROW, schedules="gpipe,1f1b", rounds=3)
-        for stages in (4, 8)
-    },
+    **{f"idle-{stages}": _virtual(stages, *NARROW, schedules="gpipe,1f1b", rounds=3) for stages in (4, 8)},
     "virtual-4-slow": _virtual(4, *SLOW),
     "virtual-8-straggler": _virtual(8, "--slow-stage", "3:1.5", "--jitter", "0.2"),
     "mlp-512": _real(MLP, "--truth", "off"),
