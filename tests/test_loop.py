@@ -26,7 +26,6 @@ from nets import (
     transformer,
 )
 from pipelines import Pipeline
-from torch import nn
 
 from stepahead.pipeline import (
     Activation,

@@ -97,7 +97,7 @@ def _lock_step(size: Size, data: Dataset, seed: int) -> Iterator[Callable[[], Er
         odd, threes = _whole(parts, x)
         fast = [fast_loss(TICKS, one, label) for one, label in zip(odd, y, strict=True)]
         slow = [slow_loss(TICKS, (threes[:, tick], threes), label) for tick, label in enumerate(y)]
-        ((sum(fast) + sum(slow)) / TICKS).backward()
+        torch.autograd.backward(torch.stack([*fast, *slow]).sum() / TICKS)
         optimizer.step()
         yield partial(_errors, parts, data)
 
