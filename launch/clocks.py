@@ -6,7 +6,7 @@
     slow                 threes?   threes?     how many of the last T x T were threes, from up to T messages
 
 A batch is a window of T steps, a sequence T of them. Both networks are asked at the end of each window, which for the
-slow one is one step. The fast one has a loss of its own, and what it says goes along, to be judged beside the slow one's.
+slow one is one step. The fast one has a loss of its own; what it says goes along, to be judged beside the slow one's.
 A label is both counts as one number: predictors can see it.
 """
 
