@@ -203,6 +203,8 @@ class Supervisor:
         """Kill whatever of ours is left, and let go of everything."""
         self._tear_down()
         for worker in self.workers.values():
+            if self._never_met and worker.pidfd >= 0 and not worker.ended:  # it waits in a library for who never comes
+                signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
             if worker.ours and not worker.ended:
                 self._reap(worker)
             if worker.pidfd >= 0:

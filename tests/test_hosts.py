@@ -101,20 +101,29 @@ def test_what_happens_on_the_other_host_is_told(act: str, reason: str, said: str
 
 @on_hosts
 @pytest.mark.slow
-@pytest.mark.parametrize("link", ["dist", "zmq"])
-def test_a_host_that_cannot_take_part_says_why_on_the_first(link: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--set", "link_secret=secret"], "link_secret secret is another one on host 10.77.0.2 than on the first"),
+        (["--link", "dist"], "job.py does not import: ValueError: not here"),
+    ],
+)
+def test_a_host_that_cannot_take_part_says_why_on_the_first(options: list[str], said: str, tmp_path: Path) -> None:
+    works = f"import sys; sys.path.insert(0, {str(FAULTY.parent)!r}); from faulty import job"
     for node in range(2):
-        (tmp_path / f"host {node}").mkdir()
-        (tmp_path / f"host {node}" / "secret").write_bytes(os.urandom(32))
-    options = ["--set", 'options.act="none"', "--set", "link_secret=secret", "--link", link, *QUIET]
+        folder = tmp_path / f"host {node}"
+        folder.mkdir()
+        (folder / "secret").write_bytes(os.urandom(32))
+        broken = node == 1 and "job.py" in said
+        (folder / "job.py").write_text("raise ValueError('not here')" if broken else works)
     with ExitStack() as kept, two_hosts(tmp_path) as hosts:
         begun = time.monotonic()
-        launched = hosts.torchrun(kept, ["train", str(FAULTY), "--run-dir", "run", *options])
-        assert launched[0].stdout is not None
-        line = next(line for line in launched[0].stdout if "host 10.77.0.2 cannot take part" in line)
-        assert "link_secret secret is another one on host 10.77.0.2 than on the first" in line
-        assert time.monotonic() - begun < 25
-        next(line for line in launched[0].stdout if line.startswith("stepahead: stage 1 failed after 0 steps"))
+        launched = hosts.torchrun(kept, ["train", "job.py", "--run-dir", "run", *options, *QUIET])
+        codes, text = ended(launched)
+        assert time.monotonic() - begun < 30
+    assert 0 not in codes
+    assert f"host 10.77.0.2 cannot take part: {said}" in text
+    assert "stepahead: stage 1 failed after 0 steps: UsageError" in text
     assert json.loads((tmp_path / "host 0" / "run" / "summary.json").read_text())["exit_reason"] == "failed"
 
 
