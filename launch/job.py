@@ -215,7 +215,7 @@ def _line_of(error: BaseException, path: Path) -> str:
     """Return the line of the file in which the error arose, if one did."""
     trace, line = error.__traceback__, None
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
+        if trace.tb_frame.f_code.co_filename == str(path.absolute()):
             line = trace.tb_lineno
         trace = trace.tb_next
     return "" if line is None else f"line {line}: "

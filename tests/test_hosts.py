@@ -105,7 +105,7 @@ def test_what_happens_on_the_other_host_is_told(act: str, reason: str, said: str
     ("options", "said"),
     [
         (["--set", "link_secret=secret"], "link_secret secret is another one on host 10.77.0.2 than on the first"),
-        (["--link", "dist"], "job.py does not import: ValueError: not here"),
+        (["--link", "dist"], "job.py does not import: line 1: ValueError: not here"),
     ],
 )
 def test_a_host_that_cannot_take_part_says_why_on_the_first(options: list[str], said: str, tmp_path: Path) -> None:
