@@ -13,7 +13,7 @@ from functools import partial
 from torch.optim import Adam
 
 from stepahead.launch import Job, digits
-from stepahead.launch.clocks import clock_graph, count_windows, fast_accuracy, labels_of, slow_accuracy, slow_loss
+from stepahead.launch.two_clocks import clock_graph, count_windows, fast_accuracy, labels_of, last_loss, slow_accuracy
 from stepahead.pipeline import synthetic
 
 PIXELS = 64
@@ -28,7 +28,7 @@ def job(ticks: int = 4, width: int = 64, batch: int = 64, sequences: int = 1000,
         model=clock_graph(PIXELS, ticks, width, later, later),
         data=partial(count_windows, data.train, ticks, batch, sequences),
         test=list(count_windows(data.test, ticks, 256, 4, 0)),
-        loss=partial(slow_loss, ticks),
+        loss=partial(last_loss, ticks),
         metrics={"odd": partial(fast_accuracy, ticks), "threes": partial(slow_accuracy, ticks)},
         optimizer=partial(Adam, lr=learning_rate),
         signal=synthetic("mlp", hidden=width, classes=labels_of(ticks), optimizer=learns),

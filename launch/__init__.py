@@ -26,7 +26,8 @@ folder      where everything that a run     lines       how far a run is, in pla
 summary     what came of it                 screen      a console that outlives its reader
 words       what a run says to people       export      weights for the uncut model
 job_digits, job_chars   the built-in jobs   datasets    data for demo and examples
-sequences   copying, texts, in windows
+sequences   copying, texts, in windows      two_clocks  two networks at two rates
+sketch      draws a model that is a graph
 
 Names are imported when they are asked for: a command that needs no torch need not wait for it.
 """

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from textwrap import wrap
+from typing import Literal
 
 from rich.text import Text
 
@@ -26,7 +27,9 @@ from .shapes import GLYPHS, Glyphs, percent, queue, short, size, sparkline
 from .sketch import sketch
 from .table import QUIET, WARNING, draw_table, worst_of
 
-__all__ = ["View", "cut_off", "draw"]
+__all__ = ["Page", "View", "cut_off", "draw"]
+
+Page = Literal["stages", "timeline", "nodes"]
 
 NARROW = 50
 HIGH = 16
@@ -46,10 +49,8 @@ class View:
     """The last line: what the keys do."""
     detail: int | None = None
     """The stage to show in detail."""
-    timeline: bool = False
-    """Whether to show the last steps as a timeline."""
-    nodes: bool = False
-    """Whether to show the model's graph, if it is one."""
+    page: Page = "stages"
+    """All of them or the one in detail, the last steps as a timeline, or the nodes of a model that is a graph."""
 
 
 def draw(state: RunState, view: View) -> list[Text]:
@@ -59,9 +60,9 @@ def draw(state: RunState, view: View) -> list[Text]:
     head = _header(state, view)
     foot = _footer(state, view)
     room = max(view.height - len(head) - len(foot), 1)
-    if view.timeline:
+    if view.page == "timeline":
         body = draw_gantt(state.recent, view.width, room)
-    elif view.nodes:
+    elif view.page == "nodes":
         body = sketch(state.facts.graph, view.width, view.glyphs) or [Text("the model is a chain of layers", QUIET)]
     elif view.detail is not None:
         body = _detail(state, view, view.detail)

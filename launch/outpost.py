@@ -57,9 +57,8 @@ class Outpost:
         self._selector.register(uplink, selectors.EVENT_READ)
         self._missing = set(names)
         """Who has not come yet, or has more to say."""
-        self._pids: dict[int, str] = {}
+        self._workers: dict[int, Watched] = {}
         """By a descriptor of their process."""
-        self._watched: dict[str, Watched] = {}
         self._telemetry: dict[str, tuple[Telemetry, int]] = {}
         """And how many of its spans were sent."""
         self._waiting: deque[Iterator[Word]] = deque()
@@ -73,7 +72,7 @@ class Outpost:
         """Serve until no worker is left, or nobody is at the other end of the line."""
         while (self._missing or self._waiting or self._pieces < PIECES_AHEAD) and not self._uplink.gone:
             events = self._selector.select(LOOK_EVERY)
-            dead = [key.fd for key, _ in events if key.fd in self._pids]
+            dead = [key.fd for key, _ in events if key.fd in self._workers]
             for name, message, descriptors in self._switchboard.messages():
                 self._take(name, message, descriptors)
             for word, _ in self._uplink.take():
@@ -94,7 +93,7 @@ class Outpost:
         self._uplink.close()
         for telemetry, _ in self._telemetry.values():
             telemetry.close()
-        for descriptor in self._pids:
+        for descriptor in self._workers:
             os.close(descriptor)
         self._selector.close()
 
@@ -116,23 +115,19 @@ class Outpost:
         except ProcessLookupError:  # it said hello and died
             self._end(name)
             return
-        self._pids[descriptor] = name
-        self._watched[name] = Watched(name, pid, descriptor, ours=False)
+        self._workers[descriptor] = Watched(name, pid, descriptor, ours=False)
         self._selector.register(descriptor, selectors.EVENT_READ)
 
     def _bury(self, descriptor: int) -> None:
         self._selector.unregister(descriptor)
         os.close(descriptor)
-        name = self._pids.pop(descriptor)
-        del self._watched[name]
-        self._end(name)
+        self._end(self._workers.pop(descriptor).name)
 
     def _look_for_stopped(self) -> None:
         """Tell a stopped worker from a busy one."""
-        for name, worker in self._watched.items():
-            before = worker.stopped
-            if worker.look() and worker.stopped != before:
-                self._say("state", name=name, pid=worker.pid, stopped=worker.stopped)
+        for worker in self._workers.values():
+            if worker.turned():
+                self._say("state", name=worker.name, pid=worker.pid, stopped=worker.stopped)
 
     def _end(self, name: str) -> None:
         self._waiting += self._figures(name), self._files(name)

@@ -86,7 +86,7 @@ def _follow(torchrun: Torchrun) -> int:
         return _work(torchrun, _plan_here(torchrun, folder, hosts, token, mark), folder, [])
     try:
         plan, folder, helpers = _settle(torchrun, config, hosts, token, mark)
-    except BaseException as error:
+    except Exception as error:
         failure = failure_of(error, str(torchrun.rank), 0)
         with suppress(DistStoreError, DistNetworkError):  # nobody is there to be told
             torchrun.say(f"failed {torchrun.node}", asdict(failure))

@@ -91,17 +91,19 @@ class Torchrun:
         deadline = time.monotonic() + timeout
         with suppress(DistStoreError, DistNetworkError):
             while time.monotonic() < deadline:
-                if self._store.check([key]):
-                    return json.loads(self._store.get(key))
+                if (said := self._asked(key)) is not None:
+                    return said
                 time.sleep(ASK_EVERY)  # to wait in the store would be deaf to Ctrl-C
         raise UsageError(f"rank {self.rank} waited {timeout:g} s for another one to say its {key!r}")
 
     def heard(self, key: str) -> Any:
         """Return what another rank has said, or None if it has not."""
         with suppress(DistStoreError, DistNetworkError):
-            if self._store.check([key]):
-                return json.loads(self._store.get(key))
+            return self._asked(key)
         return None
+
+    def _asked(self, key: str) -> Any:
+        return json.loads(self._store.get(key)) if self._store.check([key]) else None
 
     def arrive(self) -> None:
         """Say where this rank is."""

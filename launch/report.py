@@ -44,8 +44,7 @@ def _page(run: Path) -> str:
     _add_what_was_seen(summary, lines)
     moments = _moments(run, len(summary["stages"]))
     parts = [_head(summary, run), _stages(summary), _graph(recorded), _steps(moments), _curves(lines)]
-    parts += [_predictors(summary, lines)]
-    parts += [_lags(summary), _machine(summary, run, recorded)]
+    parts += [_predictors(summary, lines), _lags(summary), _machine(summary, run, recorded)]
     return page(summary["job"], "".join(parts))
 
 

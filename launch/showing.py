@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from stepahead.pipeline import Wires, owner_of
+from stepahead.pipeline import Wires, node_of, owner_of
 
 from .broadcast import Publisher
 from .environment import machine
@@ -76,8 +76,10 @@ def _graph(plan: Plan) -> tuple[StageNodes, ...]:
     found: list[StageNodes] = []
     for group, size in enumerate(plan.cut):
         start = sum(plan.cut[:group])
-        nodes = tuple((wires.names[node], *wires.inputs[node]) for node in range(start, start + size))
-        owner = owner_of(plan.config.schedule, group, stages=plan.stages) or 0
+        places = range(start, start + size)
+        nodes = tuple((wires.names[place], *dict.fromkeys(map(node_of, wires.inputs[place]))) for place in places)
+        owner = owner_of(plan.config.schedule, group, stages=plan.stages)
+        assert owner is not None, "each group of a cut is some stage's"
         below = tuple(map(str, wires.crossing(start + size).values))
         found.append(StageNodes(stage=owner, nodes=nodes, below=below))
     return tuple(found)

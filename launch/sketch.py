@@ -16,13 +16,14 @@ from typing import Any
 
 from rich.text import Text
 
+from .causes import IDLE_COLOUR as QUIET
 from .shapes import Glyphs
 
 __all__ = ["StageNodes", "nodes_from", "sketch", "sketch_svg"]
 
 NAME = 9
-QUIET = "bright_black"
-COLUMN, ROW, BOX, HIGH = 190, 54, 130, 30
+COLUMN, ROW, BOX, HIGH, HEAD = 190, 54, 130, 30, 34
+"""Of the picture: a group's column, a node's row and box, and what is above the first one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class StageNodes:
 
     stage: int
     nodes: tuple[tuple[str, ...], ...]
-    """Of each its name, and the names of what it uses."""
+    """Of each its name, and the names of those that it uses."""
     below: tuple[str, ...]
     """What it passes on, with shapes."""
 
@@ -62,12 +63,12 @@ def _wrapped(line: str, width: int) -> list[str]:
 def sketch_svg(groups: Sequence[StageNodes]) -> str:
     """Return the graph as SVG: a column for each group, a box for each node, a line for each use."""
     places = {
-        name: (column * COLUMN + (COLUMN - BOX) // 2, 34 + row * ROW)
+        name: (column * COLUMN + (COLUMN - BOX) // 2, HEAD + row * ROW)
         for column, group in enumerate(groups, start=1)
         for row, (name, *_) in enumerate(group.nodes)
     }
-    places["input"] = ((COLUMN - BOX) // 2, 34)
-    height = 34 + ROW * max(len(group.nodes) for group in groups)
+    places["input"] = ((COLUMN - BOX) // 2, HEAD)
+    height = HEAD + ROW * max(len(group.nodes) for group in groups)
     width = COLUMN * (len(groups) + 1)
     body = [_stage(f"stage {group.stage}", column, height) for column, group in enumerate(groups, start=1)]
     body += [line for group in groups for line in _lines(group, places)]
@@ -92,7 +93,7 @@ def _lines(group: StageNodes, places: Mapping[str, tuple[float, float]]) -> Iter
     for name, *used in group.nodes:
         x, y = places[name]
         for wanted in used:
-            from_x, from_y = places[wanted.partition(":")[0]]
+            from_x, from_y = places[wanted]
             if from_x == x and y - from_y <= ROW:
                 path = f"M{x + BOX / 2},{from_y + HIGH} L{x + BOX / 2},{y}"
             elif from_x == x:

@@ -359,13 +359,12 @@ class Supervisor:
     def _look_for_stopped(self) -> None:
         """Tell a stopped worker from a busy one, by its state."""
         for worker in (worker for worker in self.workers.values() if not worker.is_far):
-            before = worker.stopped
-            if worker.look() and worker.stopped != before:
+            if worker.turned():
                 self._say_state(worker, worker.pid)
 
     def _note_state(self, worker: Watched, stopped: bool, pid: int) -> None:
         """Take note that a worker on another host is stopped, or is not any more."""
-        worker.seen_stopped = 2 if stopped else 0
+        worker.hear(stopped)
         self._say_state(worker, pid)
 
     def _say_state(self, worker: Watched, pid: int) -> None:

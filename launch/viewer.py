@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from .broadcast import Subscriber, is_measured
-from .dashboard import View, cut_off, draw
+from .dashboard import Page, View, cut_off, draw
 from .monitor import RunState
 from .recording import RecordingError, readable, replay
 from .shapes import ASCII, GLYPHS, Glyphs
@@ -26,6 +26,7 @@ __all__ = ["Viewer", "find_run", "find_with", "playback", "watch"]
 FRAME = 0.3
 """Seconds after which a view is drawn again in any case; the run says something new a little more often."""
 DIGITS = "0123456789"
+PAGES: dict[str, Page] = {"g": "timeline", "n": "nodes"}
 SILENCE = 3.0
 """Seconds without a word from the run after which a viewer says so."""
 KEYS = ("q leave", "h help", "up/down stage", "g timeline", "p pause", "s save")
@@ -72,7 +73,8 @@ class Viewer:
         self.left = False
         self.glyphs = glyphs_for(terminal.console)
         self._stage: int | None = None
-        self._help = self._timeline = self._nodes = False
+        self._help = False
+        self._page: Page = "stages"
         self._paused: RunState | None = None
         self._said = ""
 
@@ -91,8 +93,8 @@ class Viewer:
             return cut_off([Text(line) for line in _help(self._control, width)], height)
         keys = self._said or ("paused; p goes on" if self._paused else _keys_that_fit(width))
         stage = None if self._stage is None else min(self._stage, len(state.stages) - 1)
-        view = View(width=width, height=height, glyphs=self.glyphs, keys=keys)
-        return draw(state, replace(view, detail=stage, timeline=self._timeline, nodes=self._nodes))
+        view = View(width=width, height=height, glyphs=self.glyphs, keys=keys, detail=stage, page=self._page)
+        return draw(state, view)
 
     def obey(self, keys: list[str], state: RunState) -> None:
         """Do what keys ask for."""
@@ -103,16 +105,13 @@ class Viewer:
             elif key in "h?":
                 self._help = not self._help
             elif key == "escape":
-                self._help = self._timeline = self._nodes = False
-                self._stage = None
-            elif key == "g":
-                self._timeline, self._nodes = not self._timeline, False
-            elif key == "n":
-                self._timeline, self._nodes = False, not self._nodes
+                self._help, self._page, self._stage = False, "stages", None
+            elif (page := PAGES.get(key)) is not None:
+                self._page = "stages" if self._page == page else page
             elif key in ("up", "down", "k", "j"):
                 self._move(-1 if key in ("up", "k") else 1, len(state.stages))
             elif key in DIGITS:
-                self._timeline = self._nodes = False
+                self._page = "stages"
                 self._stage = min(int(key), len(state.stages) - 1)
             elif key == "p":
                 self._paused = None if self._paused else state
@@ -120,7 +119,7 @@ class Viewer:
                 self._said = self._save(self._paused or state)
 
     def _move(self, by: int, stages: int) -> None:
-        self._timeline = self._nodes = False
+        self._page = "stages"
         if self._stage is None:
             self._stage = 0 if by > 0 else stages - 1
         else:

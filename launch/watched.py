@@ -9,6 +9,11 @@ from stepahead.workers import Telemetry
 
 __all__ = ["Watched", "state_of"]
 
+DEAD = "ZX?"
+"""States of a process that is gone, or about to be."""
+SURE = 2
+"""Looks in a row that find it stopped, until it is taken to be."""
+
 
 @dataclass(slots=True)
 class Watched:
@@ -51,13 +56,17 @@ class Watched:
     @property
     def stopped(self) -> bool:
         """Whether a signal stopped it; one look alone may come before it goes on after a Ctrl-Z of us all."""
-        return self.seen_stopped > 1
+        return self.seen_stopped >= SURE
 
-    def look(self) -> bool:
-        """Look whether it is stopped; return whether it lives."""
-        state = state_of(self.pid)
+    def turned(self) -> bool:
+        """Look at the process; return whether it was stopped since, or let go on."""
+        state, before = state_of(self.pid), self.stopped
         self.seen_stopped = self.seen_stopped + 1 if state == "T" and not self.ended else 0
-        return state not in DEAD
+        return self.stopped != before and state not in DEAD
+
+    def hear(self, stopped: bool) -> None:
+        """Take note of what was seen of it elsewhere."""
+        self.seen_stopped = SURE if stopped else 0
 
     @property
     def steps(self) -> int:
@@ -68,10 +77,6 @@ class Watched:
     def samples(self) -> int:
         """How many it has seen, as far as it has said."""
         return int(self.telemetry["samples"]) if self.telemetry else 0
-
-
-DEAD = "ZX?"
-"""States of a process that is gone, or about to be."""
 
 
 def state_of(pid: int) -> str:

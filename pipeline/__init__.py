@@ -57,14 +57,14 @@ from .feedback import (
     feedback_alignment,
     kickback,
 )
-from .graphs import Graph, Node, Wires
+from .graphs import Graph, Node, Wires, node_of
 from .groups import Group, Layer, Layout, Model, build_group, build_groups, cut_model, layers_of
 from .guessing import Predictor
 from .inputs import InputRecipe, SyntheticInput, synthetic_inputs
 from .kept import Kept
 from .locks import LOCKED, MICROBATCHED, check_microbatches, groups_a_stage, groups_of, owner_of
 from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Message, TensorSpec, edge_name
-from .metrics import Averages, Metric, accuracy
+from .metrics import Averages, Metric, accuracy, metrics_for
 from .optimizers import muon
 from .parts import TAX, USEFUL, Part, Span
 from .predictors import MLP, Conv, Linear, LowRank, PredictorRecipe, Softmax, Token, Whole, make_predictor
@@ -222,7 +222,9 @@ __all__ = [
     "locked",
     "make_predictor",
     "measure_costs",
+    "metrics_for",
     "muon",
+    "node_of",
     "owner_of",
     "parse_device",
     "probe",

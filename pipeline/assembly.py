@@ -107,6 +107,14 @@ class Recipe:
             span=span,
         )
 
+    def loss_for(self, group: Group, device: torch.device) -> LossFunction:
+        """Return the loss on a device, as a function of what the last group puts out."""
+        if not isinstance(self.loss, nn.Module):
+            return group.for_outputs(self.loss)
+        if next(self.loss.parameters(), None) is not None:
+            raise UsageError("the loss has parameters that nothing would train; make them part of the last layer")
+        return group.for_outputs(deepcopy(self.loss).to(device))
+
     def _answer_above(self, index: int, stages: int) -> Answer:
         """Return what the stage above asks of this one."""
         answer = Answer.GRADIENT if index == 0 else self._answer_of(index - 1, stages)
@@ -131,9 +139,7 @@ class Recipe:
 
     def _signal(self, group: Group, index: int, stages: int, output: Tensor, label: Tensor | None) -> Signal:
         if index == stages - 1:
-            loss = Loss(deepcopy(self.loss).to(output.device) if isinstance(self.loss, nn.Module) else self.loss)
-            loss.function = group.for_outputs(loss.function)
-            return loss
+            return Loss(self.loss_for(group, output.device))
         make = delayed if self.truth.is_late else _entry("signal", self.signal, index, stages - 1)
         if isinstance(make, Signal) or not callable(make):
             raise UsageError(

@@ -19,6 +19,8 @@ __all__ = ["Bundle", "Value"]
 
 MOST_EXACT = 2**24
 """Whole numbers below this are the same in float32."""
+LARGE = (torch.int32, torch.int64)
+"""What may hold larger ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +84,17 @@ class Bundle:
         """Return the part of each value, in its shape."""
         parts = packed.split([value.width for value in self.values], dim=1)
         shapes = [value.shape for value in self.values]
-        # each by itself in memory, as a node would have made it: products of matrices are then the same to the bit
-        return [part.contiguous().view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+        # each by itself in memory, as a node would have made it: products of matrices are then the same to the bit,
+        # and a node may change it in place
+        return [
+            part.clone(memory_format=torch.contiguous_format).view(-1, *shape)
+            for part, shape in zip(parts, shapes, strict=True)
+        ]
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.values))
 
     def _row(self, part: Tensor) -> Tensor:
-        if not part.is_floating_point() and part.numel() and int(part.abs().max()) >= MOST_EXACT:
+        if part.dtype in LARGE and part.numel() and int(part.abs().max()) >= MOST_EXACT:
             raise CutError(f"{self} cross one cut: whole numbers of {MOST_EXACT:,} and more cannot; cut elsewhere")
         return part.reshape(len(part), -1).to(self.dtype)

@@ -28,12 +28,17 @@ from .groups import Group, Layer, LayerSource, Layout, evaluating, works_in_plac
 from .recurrent import forget_evaluation
 from .signals import LossFunction
 
-__all__ = ["INPUT", "Graph", "GraphGroup", "Node", "Uncut", "Wires"]
+__all__ = ["INPUT", "Graph", "GraphGroup", "Node", "Uncut", "Wires", "node_of"]
 
 INPUT = "input"
 """What the raw batch is called."""
 PART = ":"
 """Between a node's name and the number of an output, of those that have several."""
+
+
+def node_of(name: str) -> str:
+    """Return the node that an output belongs to."""
+    return name.partition(PART)[0]
 
 
 class Node:
@@ -78,14 +83,17 @@ class Graph(Layout):
         """Return the nodes as a chain of layers; an example of the raw batch shows what they put out."""
         if example is None:
             raise CutError("a graph is cut with an example of what goes in: cut_model(graph, 2, example=x)")
-        plain = [Layer(name, index, node.source) for index, (name, node) in enumerate(self.nodes.items())]
-        wires = _with_values(self.wires, plain, example)
-        return tuple(replace(layer, wiring=wires) for layer in plain)
+        wires = _with_values(self.wires, self._plain, example)
+        return tuple(replace(layer, wiring=wires) for layer in self._plain)
 
     def uncut(self, seed: int = 0) -> Uncut:
         """Return the graph as one module, which takes the weights that `stepahead export` writes."""
-        modules = [Layer(name, index, node.source).build(seed) for index, (name, node) in enumerate(self.nodes.items())]
-        return Uncut(self.wires, modules)
+        return Uncut(self.wires, [layer.build(seed) for layer in self._plain])
+
+    @property
+    def _plain(self) -> list[Layer]:
+        """The nodes as layers that do not know of each other."""
+        return [Layer(name, index, node.source) for index, (name, node) in enumerate(self.nodes.items())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +113,8 @@ class Wires:
         """Return what crosses a cut before the node at a position; behind the last one, what the graph puts out."""
         made = {INPUT, *self.names[:position]}
         used = dict.fromkeys(name for inputs in self.inputs[position:] for name in inputs) | dict.fromkeys(self.outputs)
-        names = [name for name in used if name.partition(PART)[0] in made] if position < len(self.names) else []
-        return Bundle(tuple(self._value(name) for name in sorted(names, key=self._age) or self.outputs))
+        names = sorted((name for name in used if node_of(name) in made), key=self._age)
+        return Bundle(tuple(map(self._value, self.outputs if position == len(self.names) else names)))
 
     def group(self, start: int, names: Sequence[str], modules: Sequence[nn.Module]) -> Group:
         return GraphGroup(self, start, names, modules)
@@ -137,16 +145,16 @@ class Wires:
     def _value(self, name: str) -> Value:
         value = next((value for value in self.values if value.name == name), None)
         if value is None:
-            node = name.partition(PART)[0]
+            node = node_of(name)
             raise CutError(
                 f"what node {node!r} puts out ({name!r}) cannot cross a cut: it is no tensor with a row for each "
                 f"sample; keep {node!r} and those that use it in one stage"
             )
         return value
 
-    def _age(self, name: str) -> tuple[int, str]:
+    def _age(self, name: str) -> tuple[int, int]:
         node, _, part = name.partition(PART)
-        return (self.names.index(node) + 1 if node != INPUT else 0, part)
+        return (self.names.index(node) + 1 if node != INPUT else 0, int(part or 0))
 
 
 class GraphGroup(Group):
@@ -154,11 +162,12 @@ class GraphGroup(Group):
 
     def __init__(self, wires: Wires, start: int, names: Sequence[str], modules: Sequence[nn.Module]) -> None:
         super().__init__(names, modules)
-        self.above, self.below = wires.crossing(start), wires.crossing(start + len(names))
+        self._above, self._below = wires.crossing(start), wires.crossing(start + len(names))
+        self.below = self._below
         self._wires = wires
         self._start = start
-        self._own: list[tuple[LossFunction, Tensor]] = []
-        self.has_own = any(loss is not None for loss in wires.losses[start : start + len(names)])
+        self._node_losses: list[tuple[LossFunction, Tensor]] = []
+        self.has_node_losses = any(loss is not None for loss in wires.losses[start : start + len(names)])
         self._copies_input = any(map(works_in_place, modules))
 
     @property
@@ -166,21 +175,18 @@ class GraphGroup(Group):
         return ", ".join(self.names)
 
     def for_outputs(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        assert self.below is not None, "a graph's group knows what it puts out"
-        return function if self.below.is_single else partial(_apart, function, self.below)
+        return function if self._below.is_single else partial(_apart, function, self._below)
 
     def forward(self, h: Tensor) -> Tensor:
-        assert self.above is not None, "a graph's group knows what it is given"
-        assert self.below is not None, "and what it puts out"
-        values = self.above.unpack(h.clone() if self._copies_input else h)
+        values = self._above.unpack(h.clone() if self._copies_input and self._above.is_single else h)
         self._wires.run(self._start, list(self.layers), values)
         if self.training and torch.is_grad_enabled():
             losses = zip(self.names, self._wires.losses[self._start :], strict=False)
-            self._own = [(loss, values[name]) for name, loss in losses if loss is not None]
-        return self.below.pack(values)
+            self._node_losses = [(loss, values[name]) for name, loss in losses if loss is not None]
+        return self._below.pack(values)
 
-    def take_own(self) -> list[tuple[LossFunction, Tensor]]:
-        own, self._own = self._own, []
+    def take_node_losses(self) -> list[tuple[LossFunction, Tensor]]:
+        own, self._node_losses = self._node_losses, []
         return own
 
 
@@ -217,7 +223,7 @@ def _check_names(nodes: Mapping[str, Node]) -> None:
 
 
 def _check_known(who: str, wanted: str, nodes: Mapping[str, Node]) -> None:
-    node = wanted.partition(PART)[0]
+    node = node_of(wanted)
     if node != INPUT and node not in nodes:
         raise CutError(f"{who} {node!r}, which is no node; {did_you_mean(node, [INPUT, *nodes])}")
 
@@ -227,8 +233,8 @@ def _check_use(nodes: Mapping[str, Node], outputs: Sequence[str]) -> None:
     for wanted in outputs:
         _check_known("the graph puts out", wanted, nodes)
     used = {name for name, node in nodes.items() if node.loss is not None}
-    used |= {wanted.partition(PART)[0] for node in nodes.values() for wanted in node.inputs}
-    used |= {wanted.partition(PART)[0] for wanted in outputs}
+    used |= {node_of(wanted) for node in nodes.values() for wanted in node.inputs}
+    used |= {node_of(wanted) for wanted in outputs}
     for name in nodes:
         if name not in used:
             raise CutError(f"nothing uses node {name!r}; name it among the graph's outputs, or leave it out")
@@ -238,7 +244,7 @@ def _in_order(nodes: Mapping[str, Node]) -> dict[str, Node]:
     """Return the nodes, each behind those that it uses."""
     left, ordered = dict(nodes), dict[str, Node]()
     while left:
-        needs = {name: {wanted.partition(PART)[0] for wanted in node.inputs} & set(left) for name, node in left.items()}
+        needs = {name: {node_of(wanted) for wanted in node.inputs} & set(left) for name, node in left.items()}
         ready = next((name for name, needed in needs.items() if not needed), None)
         if ready is None:
             raise CutError(f"nodes {_cycle(needs)} use each other in a circle; a graph of one batch can have none")
@@ -261,6 +267,13 @@ def _named(name: str, out: Any) -> dict[str, Any]:
     return {name: out, **{f"{name}{PART}{number}": part for number, part in enumerate(out)}}
 
 
+def _apart_from_its_past(value: Any) -> Any:
+    """Return the value without what autograd keeps of how it was made: the nodes before it can then be let go."""
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        return value
+    return value.detach().requires_grad_().clone()
+
+
 def _with_values(wires: Wires, layers: Sequence[Layer], example: Tensor) -> Wires:
     """Return the wires with what an example makes of each node, built and let go one by one."""
     x = example.clone()
@@ -268,7 +281,9 @@ def _with_values(wires: Wires, layers: Sequence[Layer], example: Tensor) -> Wire
     for position, layer in enumerate(layers):
         module = layer.build(0)
         with evaluating(module), torch.enable_grad():
-            values = wires.run(position, [module], values)
+            values = {
+                name: _apart_from_its_past(value) for name, value in wires.run(position, [module], values).items()
+            }
         forget_evaluation(module)
     rows = len(example)
     found = [

@@ -80,11 +80,10 @@ class Layer:
 class Group(nn.Module):
     """Consecutive layers of a model: what one stage runs."""
 
-    above: Bundle | None = None
-    """The values that cross the cut above together, where there may be several."""
     below: Bundle | None = None
-    has_own: bool = False
-    """Whether it has losses by itself."""
+    """The values that it passes on together, where there may be several."""
+    has_node_losses: bool = False
+    """Whether layers of it have losses of their own."""
 
     def __init__(self, names: Sequence[str], layers: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -92,8 +91,8 @@ class Group(nn.Module):
         self.layers = nn.ModuleList(layers)
         self._copies_input = works_in_place(self.layers[0])
 
-    def take_own(self) -> list[tuple[Callable[..., Tensor], Tensor]]:
-        """Return the losses that the group has by itself, each with what it judges in the batch that was run last."""
+    def take_node_losses(self) -> list[tuple[Callable[..., Tensor], Tensor]]:
+        """Return the losses of layers' own, each with what it judges, of the batch that was run last; good once."""
         return []
 
     def for_outputs(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:

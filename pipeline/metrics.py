@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from .errors import UsageError
+from .groups import Group
 
-__all__ = ["Averages", "Metric", "accuracy"]
+__all__ = ["Averages", "Metric", "accuracy", "metrics_for"]
 
 Metric = Callable[[Any, Tensor], Tensor]
 """A function of (output, label) that returns a mean over the samples; of several outputs it is given a tuple."""
@@ -18,6 +19,11 @@ Metric = Callable[[Any, Tensor], Tensor]
 def accuracy(output: Tensor, label: Tensor) -> Tensor:
     """Return the share of places where the largest output, over dimension -1, is the label."""
     return (output.argmax(dim=-1) == label).float().mean()
+
+
+def metrics_for(group: Group, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Return metrics as functions of what the last group puts out."""
+    return {name: group.for_outputs(metric) for name, metric in metrics.items()}
 
 
 class Averages:

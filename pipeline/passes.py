@@ -35,8 +35,8 @@ class Pass:
     """What its recurrent layers had from the window before."""
     windows: list[tuple[Recurrent, Window]]
     """What they are to go back through from a guess, too."""
-    own: list[tuple[LossFunction, Tensor]]
-    """Losses that the group has by itself, and what they judge."""
+    node_losses: list[tuple[LossFunction, Tensor]]
+    """Of layers that have a loss of their own, and what it judges."""
     copied: bool = False
     """Whether the weights are copies, which stay as they are while the group steps on."""
 
@@ -70,8 +70,8 @@ class Passes:
         self._named = {name: weight for name, weight in group.named_parameters() if weight.requires_grad}
         self.weights = list(self._named.values())
         """Those that are trained."""
-        self.own_loss: Tensor | None = None
-        """The sum of the group's own losses, when it was last asked for."""
+        self.node_loss: Tensor | None = None
+        """The sum of the losses of layers' own, in the pass that was last gone back through."""
 
     def forward(self, h_in: Tensor, step: int, *, graph: bool = True, copied: bool = False) -> Pass:
         """Run a batch.
@@ -84,7 +84,7 @@ class Passes:
             return self._through_copies(h_in, step)
         carried = self._carried
         with self._drawing(step), WITH_GRAPH if graph else torch.no_grad():
-            return Pass(h_in, self._run(h_in), self.weights, carried, self._windows(), self.group.take_own())
+            return self._pass(h_in, self._run(h_in), self.weights, carried)
 
     def again(self, h_in: Tensor, step: int, carried: Sequence[Carried], *, steps: bool = False) -> Pass:
         """Run a batch with today's weights and the draws of then; the group's buffers stay as they are.
@@ -98,9 +98,7 @@ class Passes:
         if self._place[1] > 0:  # the data itself needs no gradient
             given.requires_grad_()
         with self._drawing(step), self._as_then(carried, steps):
-            return Pass(
-                given, self._run(given, buffers), self.weights, list(carried), self._windows(), self.group.take_own()
-            )
+            return self._pass(given, self._run(given, buffers), self.weights, list(carried))
 
     def _through_copies(self, h_in: Tensor, step: int) -> Pass:
         """Run a batch through copies of weights and buffers; what it does to the buffers is done to the group's own."""
@@ -111,7 +109,12 @@ class Passes:
             h_out = self._run(h_in, {**weights, **buffers})
         for name, buffer in own.items():
             buffer.copy_(buffers[name])
-        return Pass(h_in, h_out, list(weights.values()), carried, self._windows(), self.group.take_own(), copied=True)
+        return self._pass(h_in, h_out, list(weights.values()), carried, copied=True)
+
+    def _pass(
+        self, h_in: Tensor, h_out: Tensor, weights: Sequence[Tensor], carried: list[Carried], *, copied: bool = False
+    ) -> Pass:
+        return Pass(h_in, h_out, weights, carried, self._windows(), self.group.take_node_losses(), copied)
 
     def before(self) -> Before:
         """Return how the group is now, to go back to."""
@@ -143,7 +146,7 @@ class Passes:
         """Leave the gradients at the group's weights and the pass's input, given that at its output.
 
         Args:
-            d: The gradient, or None for one that only its own losses move.
+            d: The gradient, or None for one that only losses of layers' own move.
             step: The batch's.
             y: Its label.
             term: Makes one more loss, from the group's output and the label.
@@ -151,9 +154,10 @@ class Passes:
         """
         guessed = self._guess(forward, step)
         with self.span("backward"):
-            own = [*([] if (more := term(forward.h_out, y)) is None else [more]), *self._own_losses(forward, y)]
+            of_layers, more = _node_losses(forward, y), term(forward.h_out, y)
+            losses = [*of_layers, *([] if more is None else [more])]
             given = [] if d is None else [(forward.h_out, d)]
-            pairs = [*given, *guessed, *((loss, torch.ones_like(loss)) for loss in own)]
+            pairs = [*given, *guessed, *((loss, torch.ones_like(loss)) for loss in losses)]
             pairs = [(tensor, gradient) for tensor, gradient in pairs if tensor.requires_grad]
             if pairs:  # not so for a frozen first stage
                 tensors, gradients = zip(*pairs, strict=True)
@@ -164,6 +168,7 @@ class Passes:
                         weight.grad = copy.grad if weight.grad is None else weight.grad + copy.grad
                     copy.grad = None
         self._learn(forward, step)
+        self.node_loss = torch.stack(of_layers).detach().sum() if of_layers else None
 
     def gradients(
         self,
@@ -177,17 +182,11 @@ class Passes:
     ) -> list[Tensor | None]:
         """Return the gradients at some inputs of a pass, given that at its output; None where it does not depend.
 
-        With `whole` they are those of the group's own losses too.
+        With `whole` they are those of layers' own losses too.
         """
-        own = self._own_losses(forward, y) if whole else []
-        outputs, gradients = [forward.h_out, *own], [d, *map(torch.ones_like, own)]
+        losses = _node_losses(forward, y) if whole else []
+        outputs, gradients = [forward.h_out, *losses], [d, *map(torch.ones_like, losses)]
         return list(torch.autograd.grad(outputs, inputs, gradients, retain_graph=retain, allow_unused=True))
-
-    def _own_losses(self, forward: Pass, y: Tensor | None) -> list[Tensor]:
-        losses = [apply_loss(function, output, y) for function, output in forward.own]
-        if losses:
-            self.own_loss = torch.stack(losses).detach().sum()
-        return losses
 
     @property
     def quality(self) -> QualityReading | None:
@@ -259,3 +258,8 @@ class Passes:
             f"{self._title} changes its input in place, which others still need; "
             f"make the layer that does it work out of place, for example nn.ReLU(inplace=False)"
         )
+
+
+def _node_losses(forward: Pass, y: Tensor | None) -> list[Tensor]:
+    """Return the losses of layers that have one of their own."""
+    return [apply_loss(function, output, y) for function, output in forward.node_losses]

@@ -99,7 +99,7 @@ class Softmax(Predictor):
 
 def _for_places(y: Tensor, parts: Tensor) -> Tensor:
     """Return the labels of all rows and places, one behind the other: numbers, or vectors over the classes."""
-    single = y.dim() - y.is_floating_point()
+    single = y.dim() - 1 if y.is_floating_point() else y.dim()
     if single not in (1, parts.dim() - 1):
         raise UsageError(f"a softmax predictor takes one label for each sample or place, not {list(y.shape)}")
     if single < parts.dim() - 1:  # one for all places of a sequence

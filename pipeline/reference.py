@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .errors import UsageError
 from .messages import Activation, Gradient
-from .metrics import Averages, Metric
+from .metrics import Averages, Metric, metrics_for
 from .recurrent import forget_evaluation
 from .schedules import exact_lag, free_lag, relayed_lag, schedule
 from .signals import Loss
@@ -104,9 +104,7 @@ class Reference:
 
     def evaluate(self, batches: Iterable[Batch], metrics: Mapping[str, Metric] | None = None) -> dict[str, float]:
         """Return the mean loss and metrics over the batches, with all groups in eval mode."""
-        group = self.stages[-1].group
-        judged = {name: group.for_outputs(metric) for name, metric in (metrics or {}).items()}
-        averages = Averages(self._loss.measure, judged)
+        averages = Averages(self._loss.measure, metrics_for(self.stages[-1].group, metrics or {}))
         for batch in batches:
             averages.add(*self._output(batch))
         for stage in self.stages:

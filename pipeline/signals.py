@@ -158,8 +158,6 @@ class Loss(Signal):
 
     def __init__(self, function: LossFunction) -> None:
         super().__init__()
-        if isinstance(function, nn.Module) and next(function.parameters(), None) is not None:
-            raise UsageError("the loss has parameters that nothing would train; make them part of the last layer")
         self.function = function
 
     def gradient(self, h: Tensor, y: Tensor | None, waited: Tensor | None = None) -> Tensor:

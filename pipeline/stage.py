@@ -6,7 +6,6 @@
       [3] d = signal.gradient(h, label)           at once; a locked signal gives it only at [6]
       [4] backward from h with d
       [5] yield Gradient(t, d input)              what our signal says about our input: the stage above learns from it
-                                                  (not yet where it is owed the truth: that comes at [7])
           optimizer step
     on Gradient(t) from below:
       [6] a locked signal: [4] and [5] with this gradient
@@ -184,10 +183,8 @@ class Stage:
         batch = self._take(gradient)
         if self._hands_up:
             yield Gradient(edge=self.edge_above, step=step, tensors=gradient.tensors, kind=gradient.kind)
-        if batch is None:
-            return
-        if gradient.kind is GradientKind.NONE:
-            if self.waits:
+        if batch is None or gradient.kind is GradientKind.NONE:
+            if batch is not None and self.waits:
                 yield from self._pass_by(step)
             return
         delta = gradient.tensors[0].to(self.device).contiguous()
@@ -231,16 +228,14 @@ class Stage:
 
     def evaluate(self, activation: Activation) -> Activation:
         """Run a batch of an evaluation, until `forget_evaluation`: in eval mode, leaving the stage as it was."""
-        step, label = activation.step, activation.label
-        h_in = activation.tensors[0].to(self.device).contiguous()
-        h_out = self.passes.evaluate(h_in, step)
-        label = None if label is None else label.to(self.device)
+        step, label = activation.step, None if activation.label is None else activation.label.to(self.device)
+        h_out = self.passes.evaluate(activation.tensors[0].to(self.device).contiguous(), step)
         return Activation(edge=self.edge_below, step=step, tensors=(h_out,), label=label, training=False)
 
     @property
     def loss(self) -> Tensor | None:
-        """The objective on the last batch: the signal's, or else that of the group's own losses."""
-        return self.passes.own_loss if self.signal.loss is None else self.signal.loss
+        """The objective on the last batch: the signal's, or else the losses of layers' own."""
+        return self.passes.node_loss if self.signal.loss is None else self.signal.loss
 
     @property
     def most_held(self) -> int:
@@ -270,7 +265,7 @@ class Stage:
         assert batch.forward is not None
         forward, batch.forward = batch.forward, None
         d = self._ask_signal(step, batch, waited)
-        if moves := d is not None or bool(forward.own):
+        if moves := d is not None or bool(forward.node_losses):
             if self.updater is None and d is not None and not is_finite(d):
                 self._not_finite(step, [("the gradient of its signal", d)])
             retain = waited is None and self._hindsight.keeps_graph(step)
@@ -339,35 +334,38 @@ class Stage:
 
     def _leave_out(self, step: int, label: Tensor | None) -> Iterator[Activation | Gradient]:
         """Do nothing with a batch but let the neighbours know."""
-        self.signal.loss = None
+        self._forget_loss()
         if not self.is_last:
-            yield Activation(
-                edge=self.edge_below, step=step, tensors=(torch.empty(0, device=self.device),), label=label
-            )
+            nothing = torch.empty(0, device=self.device)
+            yield Activation(edge=self.edge_below, step=step, tensors=(nothing,), label=label)
         self._keep(step, None)
         yield from self._pass_by(step)
 
     def _let_pass(self, step: int, batch: KeptBatch) -> Iterator[Gradient]:
         """Pass a batch on without stepping on it; the predictor still learns from its gradient."""
-        self.signal.loss = None
+        self._forget_loss()
         if self.is_last:
             self._ask_signal(step, batch, None)  # for the loss
         self._keep(step, batch if not self.waits and self.signal.wants(step) else None)
         yield from self._pass_by(step)
 
-    def _pass_by(self, step: int) -> Iterator[Gradient]:
-        """Let the stage above know that there is no gradient of a batch."""
+    def _pass_by(self, step: int, like: Tensor | None = None) -> Iterator[Gradient]:
+        """Let the stage above know that there is no gradient of a batch, or given its input that it is not finite."""
         if not self.is_first and not self._hands_up:
-            yield self._gradient(step, GradientKind.NONE, torch.empty(0, device=self.device))
+            if like is None:
+                yield self._gradient(step, GradientKind.NONE, torch.empty(0, device=self.device))
+            else:
+                yield self._gradient(step, GradientKind.TARGET, torch.full_like(like, torch.nan))
         self._end_step()
 
     def _pass_over(self, step: int, h_in: Tensor, before: Before | None) -> Iterator[Activation | Gradient]:
         """Leave the group as it was before a batch that was not finite, and let the stage above know."""
         self.passes.go_back(before)
-        self.signal.loss = None
-        if not self.is_first and not self._hands_up:
-            yield self._gradient(step, GradientKind.TARGET, torch.full_like(h_in, torch.nan))
-        self._end_step()
+        self._forget_loss()
+        yield from self._pass_by(step, h_in)
+
+    def _forget_loss(self) -> None:
+        self.signal.loss = self.passes.node_loss = None
 
     def _end_step(self) -> None:
         if self.updater is not None:

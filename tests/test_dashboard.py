@@ -60,7 +60,7 @@ def run(stages: int = 4) -> RunState:
         ("many", 64, {"keys": "q leave  h help", "height": 16}),
         ("detail", 4, {"detail": 1}),
         ("ascii", 2, {"glyphs": ASCII}),
-        ("nodes", 2, {"nodes": True}),
+        ("nodes", 2, {"page": "nodes"}),
     ],
 )
 def test_frames_are_as_they_were_when_somebody_looked(name: str, stages: int, width: int, view: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ def test_frames_are_as_they_were_when_somebody_looked(name: str, stages: int, wi
 @pytest.mark.parametrize("stages", [2, 5, 64])
 @pytest.mark.parametrize("height", [1, 3, 10, 50])
 def test_nothing_is_wider_or_higher_than_the_screen(width: int, stages: int, height: int) -> None:
-    views: list[dict[str, Any]] = [{}, {"detail": 0}, {"nodes": True}]
+    views: list[dict[str, Any]] = [{}, {"detail": 0}, {"page": "nodes"}]
     for shown in views:
         lines = draw(run(stages), View(width=width, height=height, keys="q leave", **shown))
         assert 1 <= len(lines) <= height
@@ -165,7 +165,7 @@ def test_a_timeline_of_many_stages_is_folded() -> None:
     state = run(64)
     spans = [(100 * n + 1, 100 * n + 90, n, "forward") for n in range(10)]
     state.recent = [list(spans) for _ in range(64)]
-    lines = frame(state, 80, 24, timeline=True).splitlines()
+    lines = frame(state, 80, 24, page="timeline").splitlines()
     assert len(lines) <= 24
     rows = [line.split()[0] for line in lines if line[:1].isdigit() and "f" in line]
     assert rows[0] == "0"
@@ -250,4 +250,4 @@ def test_the_report_draws_the_graph() -> None:
 
 
 def test_a_chain_has_no_graph_to_show() -> None:
-    assert "the model is a chain of layers" in frame(monitor(2).state(), 80, nodes=True)
+    assert "the model is a chain of layers" in frame(monitor(2).state(), 80, page="nodes")

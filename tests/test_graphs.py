@@ -262,7 +262,8 @@ def test_cut_by_names_and_by_cost() -> None:
     assert [group.names for group in groups] == [("enc1", "pool"), ("enc2", "down", "deep", "dec2"), ("dec1", "score")]
     assert str(groups[0].below) == "enc1 [4x6x6], pool [4x3x3]"
     balanced = balance_model(make(), 3, batches[0], signal=synthetic(classes=CLASSES, optimizer=adam))
-    assert sum(len(group.names) for group in balanced) == 8
+    assert [name for group in balanced for name in group.names] == list(make().nodes)
+    assert all(group.names for group in balanced)
 
 
 def test_nodes_come_behind_those_that_they_use() -> None:
@@ -295,6 +296,55 @@ def test_whole_numbers_cross_with_others_if_they_are_small() -> None:
     assert torch.equal(groups[1](groups[0](x)), graph.uncut()(x))
     with pytest.raises(CutError, match="whole numbers of 16,777,216 and more cannot"):
         groups[0](x + 2**24)
+
+
+class Masks(nn.Module):
+    """Puts out an activation, and where it is to be taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(FEATURES, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear(x), x[:, :6] > 0
+
+
+class InPlace(nn.Module):
+    """Changes what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(6, CLASSES)
+
+    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
+        h = nn.functional.relu(h, inplace=True)
+        out: Tensor = self.out(h * mask)
+        return out
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_a_mask_crosses_and_what_crossed_may_be_changed_in_place(size: int) -> None:
+    graph = Graph({"masks": Node(Masks, "input"), "out": Node(InPlace, "masks:0", "masks:1")})
+    batches = rows(4, size=size)
+    run, _ = reference(graph, nn.CrossEntropyLoss(), batches, locked, 2, Truth())
+    weights = [weight for stage in run.stages for weight in stage.group.parameters()]
+    assert_equal(weights, uncut_weights(graph, nn.CrossEntropyLoss(), batches, adam))
+
+
+class Both(nn.Module):
+    """A loss of two outputs that is a module."""
+
+    def forward(self, outputs: tuple[Tensor, Tensor], label: Tensor) -> Tensor:
+        return both(outputs, label)
+
+
+def test_a_loss_of_several_outputs_may_be_a_module(tmp_path: Path) -> None:
+    batches = rows(6)
+    _, as_function = reference(two_losses(), both, batches, locked, 2, Truth())
+    _, as_module = reference(two_losses(), Both(), batches, locked, 2, Truth())
+    assert as_module == as_function
+    job = Job(model=two_losses(), data=batches, loss=Both(), optimizer=adam, epochs=1)
+    assert train(job, stages=2, schedule="1f1b", run_dir=str(tmp_path / "run"))["steps"] == 6
 
 
 class Dictionary(nn.Module):
@@ -425,6 +475,15 @@ def test_it_trains_its_stage_also_where_nothing_else_does() -> None:
     assert_equal(list(groups[0].parameters()), [*body.parameters(), *early.parameters()])
     statistics = stages[0].statistics()
     assert statistics.loss is not None
+
+
+def test_a_batch_that_is_passed_over_has_no_loss() -> None:
+    batches = rows(2)
+    groups = cut_model(of_its_own(), at=["top"], example=batches[0][0])
+    stage = make_stages(groups, batches[0], signal=silent, on_non_finite="skip")[0]
+    for step, x in enumerate([batches[0][0], torch.full_like(batches[1][0], torch.nan)]):
+        list(stage.step_ahead(Activation(edge=stage.edge_above, step=step, tensors=(x,), label=batches[step][1])))
+        assert (stage.loss is None) == (step == 1)
 
 
 @pytest.mark.parametrize("relay", ["again", "sum"])

@@ -102,20 +102,25 @@ def test_what_happens_on_the_other_host_is_told(act: str, reason: str, said: str
 @on_hosts
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "loads", "said"),
     [
-        (["--set", "link_secret=secret"], "link_secret secret is another one on host 10.77.0.2 than on the first"),
-        (["--link", "dist"], "job.py does not import: line 1: ValueError: not here"),
+        (
+            ["--set", "link_secret=secret"],
+            True,
+            "link_secret secret is another one on host 10.77.0.2 than on the first",
+        ),
+        (["--link", "dist"], False, "job.py does not import: line 1: ValueError: not here"),
     ],
 )
-def test_a_host_that_cannot_take_part_says_why_on_the_first(options: list[str], said: str, tmp_path: Path) -> None:
+def test_a_host_that_cannot_take_part_says_why_on_the_first(
+    options: list[str], loads: bool, said: str, tmp_path: Path
+) -> None:
     works = f"import sys; sys.path.insert(0, {str(FAULTY.parent)!r}); from faulty import job"
     for node in range(2):
         folder = tmp_path / f"host {node}"
         folder.mkdir()
         (folder / "secret").write_bytes(os.urandom(32))
-        broken = node == 1 and "job.py" in said
-        (folder / "job.py").write_text("raise ValueError('not here')" if broken else works)
+        (folder / "job.py").write_text(works if loads or node == 0 else "raise ValueError('not here')")
     with ExitStack() as kept, two_hosts(tmp_path) as hosts:
         begun = time.monotonic()
         launched = hosts.torchrun(kept, ["train", "job.py", "--run-dir", "run", *options, *QUIET])

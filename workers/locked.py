@@ -36,6 +36,7 @@ from stepahead.pipeline import (
     UsageError,
     groups_a_stage,
     keyed,
+    metrics_for,
     owner_of,
 )
 from stepahead.pipeline.groups import evaluating
@@ -116,8 +117,7 @@ class LockedLoop:
         self._part = part or (lambda name, share: spans(name))
         self._delays, self._inputs_share = delays, inputs_share
         self._begin, self._ready = begin, ready
-        judged = {name: stage.for_outputs(metric) for name, metric in (metrics or {}).items()}
-        self._averages = Averages(Loss(stage.loss).measure, judged)
+        self._averages = Averages(Loss(stage.loss).measure, metrics_for(stage.placed[-1].group, metrics or {}))
         self._made: dict[int, Any] = {}
         """By the length of their batches."""
         self._owner = partial(owner_of, schedule, stages=stage.placed[0].of // groups_a_stage(schedule))

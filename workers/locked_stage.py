@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from stepahead.pipeline import Group, LossFunction, NonFiniteError, Recipe, StageStatistics, UsageError, recurrent_in
+from stepahead.pipeline import Group, NonFiniteError, Recipe, StageStatistics, UsageError, recurrent_in
 
 __all__ = ["LockedStage", "Placed"]
 
@@ -37,15 +35,14 @@ class LockedStage:
                     f"stage {each.index} ({each.group.title}) has a layer that carries its state from batch to batch, "
                     f"and this schedule cuts batches; take lockstep, or decoupled"
                 )
-            if each.group.has_own and each.index < each.of - 1:
+            if each.group.has_node_losses and each.index < each.of - 1:
                 raise UsageError(
                     f"stage {each.index} ({each.group.title}) has a loss of its own, and this schedule tells labels to "
                     f"the last stage alone; take lockstep, or decoupled"
                 )
             each.group.to(device)
         self.updaters = [recipe.updater(each.group, each.index, each.of) for each in placed]
-        loss = recipe.loss
-        self.loss = self.for_outputs(deepcopy(loss).to(device) if isinstance(loss, nn.Module) else loss)
+        self.loss = recipe.loss_for(placed[-1].group, device)
         self.steps = self.skipped = 0
         self.in_flight: Counter[int] = Counter()
         """By group: micro-batches that are gone through forward, and not yet through all of backward."""
@@ -57,11 +54,6 @@ class LockedStage:
     @property
     def has_loss(self) -> bool:
         return any(each.index == each.of - 1 for each in self.placed)
-
-    def for_outputs(self, function: LossFunction) -> LossFunction:
-        """Return a loss or a metric as a function of what the last group puts out."""
-        last = self.placed[-1]
-        return last.group.for_outputs(function) if last.index == last.of - 1 else function
 
     def update(self, step: int) -> None:
         """Step on the gradients that the schedule left."""

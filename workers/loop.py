@@ -36,6 +36,7 @@ from stepahead.pipeline import (
     Stage,
     UsageError,
     forget_evaluation,
+    metrics_for,
     relayed_lag,
 )
 
@@ -257,8 +258,7 @@ class Loop:
     def _judge(self, stage: Stage, output: Activation) -> None:
         if self._averages is None:
             assert isinstance(stage.signal, Loss), "the last of all stages steps on the loss"
-            judged = {name: stage.group.for_outputs(metric) for name, metric in self._metrics.items()}
-            self._averages = Averages(stage.signal.measure, judged)
+            self._averages = Averages(stage.signal.measure, metrics_for(stage.group, self._metrics))
         self._averages.add(output.tensors[0], output.label)
 
     def _obey(self, mark: Mark) -> Iterator[Wait]:

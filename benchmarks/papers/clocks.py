@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from stepahead.launch import Dataset, Track, digits
-from stepahead.launch.clocks import (
+from stepahead.launch.two_clocks import (
     clock_graph,
     count_windows,
     fast_accuracy,
     fast_loss,
     labels_of,
+    last_loss,
     slow_accuracy,
     slow_loss,
 )
@@ -36,6 +37,7 @@ from stepahead.pipeline import (
     silent,
     synthetic,
 )
+from stepahead.pipeline.groups import evaluating
 
 from .entry import Budget, Entry, Figures, Trial
 from .nets import images
@@ -96,7 +98,7 @@ def _lock_step(size: Size, data: Dataset, seed: int) -> Iterator[Callable[[], Er
         optimizer.zero_grad()
         odd, threes = _whole(parts, x)
         fast = [fast_loss(TICKS, one, label) for one, label in zip(odd, y, strict=True)]
-        slow = [slow_loss(TICKS, (threes[:, tick], threes), label) for tick, label in enumerate(y)]
+        slow = [slow_loss(TICKS, threes[:, tick], label) for tick, label in enumerate(y)]
         torch.autograd.backward(torch.stack([*fast, *slow]).sum() / TICKS)
         optimizer.step()
         yield partial(_errors, parts, data)
@@ -111,7 +113,7 @@ def _apart(signal: SignalRecipe | None, size: Size, data: Dataset, seed: int) ->
     example = next(count_windows(data.train, TICKS, size.batch, 1, seed))
     groups = cut_model(_graph(data, size, later), at=["slow"], seed=seed, example=example[0])
     recipe = Recipe(
-        loss=partial(slow_loss, TICKS), signal=signal or guess, optimizer=partial(Adam, lr=size.rate), seed=seed
+        loss=partial(last_loss, TICKS), signal=signal or guess, optimizer=partial(Adam, lr=size.rate), seed=seed
     )
     reference = Reference(assemble(groups, example, recipe))
     parts = {name: layer for group in groups for name, layer in zip(group.names, group.layers, strict=True)}
@@ -143,15 +145,10 @@ def _whole(parts: Mapping[str, nn.Module], x: Tensor) -> tuple[list[Tensor], Ten
     return [parts["odd"](window) for window in windows], torch.stack(threes, dim=1)
 
 
-@torch.no_grad()
 def _errors(parts: Mapping[str, nn.Module], data: Dataset) -> Errors:
-    modes = {module: module.training for module in parts.values()}
-    for module in modes:
-        module.eval()
     windows = list(count_windows(data.test, TICKS, 1000, 1, 0))
-    odd, threes = _whole(parts, torch.cat([x for x, _ in windows], dim=1))
-    for module, training in modes.items():
-        module.train(training)
+    with evaluating(nn.ModuleList(parts.values())):
+        odd, threes = _whole(parts, torch.cat([x for x, _ in windows], dim=1))
     said = [(threes[:, tick], one) for tick, one in enumerate(odd)]
     right = [float(fast_accuracy(TICKS, counts, y)) for counts, (_, y) in zip(said, windows, strict=True)]
     last = float(slow_accuracy(TICKS, said[-1], windows[-1][1]))

@@ -23,7 +23,7 @@ CONV: dict[str, Method] = {
 """For nets of convolutions: paper A's predictors."""
 SHORT_CONV = {**CONV, "DNI": guessing("whole", labels=False), "cDNI": guessing("whole", labels=True)}
 """In short runs, those that see an image as a whole: they cost less than a layer, and learn faster."""
-DEEP = {**METHODS, "cDNI": guessing("softmax", labels=True, faster=10)}
+DEEP = {**METHODS, "cDNI": guessing("softmax", labels=True, faster=3)}
 """In a short run of 21 layers guesses must be there soon, and steady, for each is made of the one below: the error of a
 softmax is, a linear map of h and the label is not."""
 CIFAR_FCN = {**METHODS, "DNI": guessing("mlp", labels=False, hidden=4000, depth=1, norm="batch")}
@@ -70,7 +70,7 @@ SHORT = {
 }
 
 
-SHORT_DEEP = {"backprop": Course(4000), "cDNI": Course(4000, 1e-4)}
+SHORT_DEEP = {"backprop": Course(4000), "cDNI": Course(6000, 1e-4)}
 """Where all layers move at 3e-4, guesses of guesses cannot follow."""
 
 

@@ -21,7 +21,16 @@ from torch.nn import functional as F
 
 from stepahead.pipeline import Graph, Node, Recurrent, SignalRecipe
 
-__all__ = ["clock_graph", "count_windows", "fast_accuracy", "fast_loss", "labels_of", "slow_accuracy", "slow_loss"]
+__all__ = [
+    "clock_graph",
+    "count_windows",
+    "fast_accuracy",
+    "fast_loss",
+    "labels_of",
+    "last_loss",
+    "slow_accuracy",
+    "slow_loss",
+]
 
 THREE = 3
 Counts = tuple[Tensor, Tensor]
@@ -102,9 +111,14 @@ def fast_loss(ticks: int, odd: Tensor, label: Tensor) -> Tensor:
     return F.cross_entropy(odd, _odd(ticks, label))
 
 
-def slow_loss(ticks: int, counts: Counts, label: Tensor) -> Tensor:
+def slow_loss(ticks: int, threes: Tensor, label: Tensor) -> Tensor:
     """Return how wrong the slow network's count is."""
-    return F.cross_entropy(counts[0], _threes(ticks, label))
+    return F.cross_entropy(threes, _threes(ticks, label))
+
+
+def last_loss(ticks: int, counts: Counts, label: Tensor) -> Tensor:
+    """Return the loss at the graph's end: that of the slow network, for the fast one has its own."""
+    return slow_loss(ticks, counts[0], label)
 
 
 def fast_accuracy(ticks: int, counts: Counts, label: Tensor) -> Tensor:
