@@ -1,9 +1,9 @@
 """Two recurrent networks in two processes: one ticks with every digit, the other with every fourth.
 
-stepahead train examples/two_clocks.py
+stepahead train examples/two_clocks.py --cut slow
 
 The fast one counts odd digits, and sends a message every T steps; the slow one counts threes from messages, over T x T
-steps. What a message is worth the fast one guesses: it never waits.
+steps. What a message is worth the fast one guesses: it waits for no gradient.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Adam
 
 from stepahead.launch import Job, digits, minibatches
-from stepahead.pipeline import Batch, Graph, Node
+from stepahead.pipeline import Batch, Graph, Node, Truth, synthetic
 
 SIDE = 8
 
@@ -59,7 +59,9 @@ def job(channels: int = 16, noise: float = 0.4, batch: int = 64, epochs: int = 2
         test=[noisy(data.test[0], noise, 0)],
         loss=nn.MSELoss(),
         optimizer=partial(Adam, lr=1e-3),
-        predictor_optimizer=partial(Adam, lr=1e-3),
+        # small, and learning on each second batch: a predictor should cost less than the layers above it
+        signal=synthetic("conv", hidden=8, kernel=3, every=2, optimizer=partial(Adam, lr=1e-3)),
+        truth=Truth(use="true-up", every=4),
         stages=3,
         epochs=epochs,
         evaluate_every=100,

@@ -57,7 +57,8 @@ class Job:
     """
 
     model: Model
-    """An `nn.Sequential`, a list of layers, or of functions that each make a new one: then workers make their own."""
+    """An `nn.Sequential`, a list of layers, or of functions that each make a new one: then workers make their own. Or a
+    `Graph` of such."""
     data: Batches
     """Pairs of input and label: a DataLoader or another iterable, or a function that makes an epoch's iterable."""
     loss: LossFunction

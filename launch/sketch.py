@@ -21,9 +21,9 @@ from .shapes import Glyphs
 
 __all__ = ["StageNodes", "nodes_from", "sketch", "sketch_svg"]
 
-NAME = 9
-COLUMN, ROW, BOX, HIGH, HEAD = 190, 54, 130, 30, 34
-"""Of the picture: a group's column, a node's row and box, and what is above the first one."""
+NAME, LONGEST = 9, 17
+COLUMN, ROW, BOX, HIGH, HEAD, LANE, BEND = 190, 54, 130, 30, 34, 12, 44
+"""Of the picture: a group's column, a node's row and box, what is above the first one, and how lines go below boxes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,8 @@ def sketch_svg(groups: Sequence[StageNodes]) -> str:
         for row, (name, *_) in enumerate(group.nodes)
     }
     places["input"] = ((COLUMN - BOX) // 2, HEAD)
-    height = HEAD + ROW * max(len(group.nodes) for group in groups)
+    longest = max(len(group.nodes) for group in groups)
+    height = HEAD + ROW * longest + (LANE if len(groups) > 1 else 0)
     width = COLUMN * (len(groups) + 1)
     body = [_stage(f"stage {group.stage}", column, height) for column, group in enumerate(groups, start=1)]
     body += [line for group in groups for line in _lines(group, places)]
@@ -84,7 +85,9 @@ def _stage(title: str, column: int, height: int) -> str:
 
 
 def _box(name: str, x: float, y: float) -> str:
-    text = f'<text x="{x + BOX / 2}" y="{y + HIGH / 2 + 4}" text-anchor="middle">{escape(name)}</text>'
+    short = name if len(name) <= LONGEST else f"{name[: LONGEST - 2]}.."
+    label = f"<title>{escape(name)}</title>{escape(short)}"
+    text = f'<text x="{x + BOX / 2}" y="{y + HIGH / 2 + 4}" text-anchor="middle">{label}</text>'
     return f'<rect class="node" x="{x}" y="{y}" width="{BOX}" height="{HIGH}" rx="5"/>{text}'
 
 
@@ -100,7 +103,20 @@ def _lines(group: StageNodes, places: Mapping[str, tuple[float, float]]) -> Iter
                 side = x - 14
                 path = f"M{x},{from_y + HIGH / 2} C{side},{from_y + HIGH / 2} {side},{y + HIGH / 2} {x},{y + HIGH / 2}"
             else:
-                start, half = from_x + BOX, (x - from_x - BOX) / 2
-                a, b = from_y + HIGH / 2, y + HIGH / 2
-                path = f"M{start},{a} C{start + half},{a} {x - half},{b} {x},{b}"
+                start, a, b = from_x + BOX, from_y + HIGH / 2, y + HIGH / 2
+                lane = max((place[1] for place in places.values() if from_x < place[0] < x), default=None)
+                path = _across(start, a, x, b) if lane is None else _under(start, a, x, b, lane + HIGH + LANE)
             yield f'<path class="edge" d="{path}"><title>{escape(wanted)} to {escape(name)}</title></path>'
+
+
+def _across(start: float, a: float, end: float, b: float) -> str:
+    """Return the path from one column to the next."""
+    half = (end - start) / 2
+    return f"M{start},{a} C{start + half},{a} {end - half},{b} {end},{b}"
+
+
+def _under(start: float, a: float, end: float, b: float, lane: float) -> str:
+    """Return the path to a column further on, below the boxes in between."""
+    down = f"C{start + BEND},{a} {start},{lane} {start + BEND},{lane}"
+    up = f"C{end},{lane} {end - BEND},{b} {end},{b}"
+    return f"M{start},{a} {down} L{end - BEND},{lane} {up}"

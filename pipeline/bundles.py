@@ -17,11 +17,6 @@ from .errors import CutError
 
 __all__ = ["Bundle", "Value"]
 
-MOST_EXACT = 2**24
-"""Whole numbers below this are the same in float32."""
-LARGE = (torch.int32, torch.int64)
-"""What may hold larger ones."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
@@ -49,10 +44,10 @@ class Bundle:
     values: tuple[Value, ...]
 
     def __post_init__(self) -> None:
-        floating = {value.dtype for value in self.values if value.dtype.is_floating_point}
-        if len(floating) > 1:
+        floating = {value.dtype for value in self.values if value.dtype.is_floating_point or value.dtype.is_complex}
+        if not self.is_single and (len(floating) > 1 or any(dtype.is_complex for dtype in floating)):
             what = " and ".join(f"{value} ({value.dtype})".replace("torch.", "") for value in self.values)
-            raise CutError(f"{what} cross one cut; make them of one dtype, or cut elsewhere")
+            raise CutError(f"{what} cross one cut; make them of one real dtype, or cut elsewhere")
 
     @property
     def is_single(self) -> bool:
@@ -95,6 +90,8 @@ class Bundle:
         return ", ".join(map(str, self.values))
 
     def _row(self, part: Tensor) -> Tensor:
-        if part.dtype in LARGE and part.numel() and int(part.abs().max()) >= MOST_EXACT:
-            raise CutError(f"{self} cross one cut: whole numbers of {MOST_EXACT:,} and more cannot; cut elsewhere")
+        most = round(2 / torch.finfo(self.dtype).eps)  # whole numbers below this are floats exactly
+        whole = not part.is_floating_point() and part.dtype is not torch.bool
+        if whole and torch.iinfo(part.dtype).max >= most and part.numel() and int(part.abs().max()) >= most:
+            raise CutError(f"{self} cross one cut: whole numbers of {most:,} and more cannot; cut elsewhere")
         return part.reshape(len(part), -1).to(self.dtype)

@@ -14,7 +14,8 @@ behind a cut crosses it (`bundles.py`). So all that stages and processes do for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -32,6 +33,7 @@ __all__ = ["INPUT", "Graph", "GraphGroup", "Node", "Uncut", "Wires", "node_of"]
 
 INPUT = "input"
 """What the raw batch is called."""
+RESERVED = frozenset(dir(nn.Module()))
 PART = ":"
 """Between a node's name and the number of an output, of those that have several."""
 
@@ -65,8 +67,8 @@ class Graph(Layout):
     """
 
     def __init__(self, nodes: Mapping[str, Node], outputs: str | Sequence[str] | None = None) -> None:
-        if not nodes:
-            raise CutError("the graph has no nodes")
+        if not isinstance(nodes, Mapping) or not nodes:
+            raise CutError("a graph has no nodes, or not by name: Graph({'name': Node(module, 'input'), ..})")
         self.outputs = (outputs,) if isinstance(outputs, str) else tuple(outputs or (list(nodes)[-1],))
         _check_names(nodes)
         self.nodes = _in_order(nodes)
@@ -81,8 +83,9 @@ class Graph(Layout):
 
     def layers(self, example: Tensor | None) -> tuple[Layer, ...]:
         """Return the nodes as a chain of layers; an example of the raw batch shows what they put out."""
-        if example is None:
-            raise CutError("a graph is cut with an example of what goes in: cut_model(graph, 2, example=x)")
+        if not isinstance(example, Tensor):
+            what = "" if example is None else f", a tensor, and not with a {type(example).__name__}"
+            raise CutError(f"a graph is cut with an example of what goes in{what}: cut_model(graph, 2, example=x)")
         wires = _with_values(self.wires, self._plain, example)
         return tuple(replace(layer, wiring=wires) for layer in self._plain)
 
@@ -123,18 +126,13 @@ class Wires:
         """Run the nodes from a position on; add to the values by name what they put out."""
         for position, module in enumerate(modules, start):
             name, inputs = self.names[position], self.inputs[position]
-            values |= _named(name, self._call(name, module, [self._input(name, each, values) for each in inputs]))
+            given = [self._input(name, each, values) for each in inputs]
+            try:
+                values |= _named(name, module(*given))
+            except Exception as error:
+                error.add_note(f"in node {name!r}, which was given {_shapes(inputs, given)}")
+                raise
         return values
-
-    def _call(self, name: str, module: nn.Module, given: list[Any]) -> Any:
-        try:
-            return module(*given)
-        except (RuntimeError, TypeError, ValueError) as error:
-            shapes = ", ".join(
-                f"{one} {list(each.shape) if isinstance(each, Tensor) else type(each).__name__}"
-                for one, each in zip(self.inputs[self.names.index(name)], given, strict=True)
-            )
-            raise CutError(f"node {name!r} cannot take {shapes}: {error}") from error
 
     def _input(self, name: str, wanted: str, values: Mapping[str, Any]) -> Any:
         if wanted in values:
@@ -146,6 +144,8 @@ class Wires:
         value = next((value for value in self.values if value.name == name), None)
         if value is None:
             node = node_of(name)
+            if name in self.outputs:
+                raise CutError(f"the graph puts out {name!r}, which is no tensor with a row for each sample")
             raise CutError(
                 f"what node {node!r} puts out ({name!r}) cannot cross a cut: it is no tensor with a row for each "
                 f"sample; keep {node!r} and those that use it in one stage"
@@ -200,22 +200,29 @@ class Uncut(nn.Module):
             self.add_module(name, module)
 
     def forward(self, x: Tensor) -> Any:
-        values = self._wires.run(0, list(self.children()), {INPUT: x})
+        modules = [self.get_submodule(name) for name in self._wires.names]  # one may be there under two names
+        values = self._wires.run(0, modules, {INPUT: x})
         outputs = tuple(values[name] for name in self._wires.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
 
 def _apart(function: Callable[..., Tensor], bundle: Bundle, packed: Tensor, y: Tensor | None) -> Tensor:
     """Call a loss or a metric with a tuple of what a graph puts out."""
-    return function(tuple(bundle.split(packed)), y)
+    return function(tuple(bundle.unpack(packed).values()), y)
 
 
 def _check_names(nodes: Mapping[str, Node]) -> None:
     for name, node in nodes.items():
         if not isinstance(node, Node):
             raise CutError(f"node {name!r} is a {type(node).__name__}; write Node(module, 'input', ..)")
-        if name == INPUT or not name or any(sign in name for sign in (PART, ".", ",")):
+        if not isinstance(name, str) or name == INPUT or not name or any(sign in name for sign in (PART, ".", ",")):
             raise CutError(f"a node cannot be called {name!r}: {INPUT!r} is the raw batch, and . : , mean something")
+        if name.startswith("_") or name in RESERVED:
+            raise CutError(f"a node cannot be called {name!r}: every module has something of that name")
+        if isinstance(node.loss, nn.Module) and next(node.loss.parameters(), None) is not None:
+            raise CutError(
+                f"the loss of node {name!r} has parameters that nothing would train; make them part of the node"
+            )
         if not node.inputs:
             raise CutError(f"node {name!r} is not connected: say what it is called with, {INPUT!r} for example")
         for wanted in node.inputs:
@@ -223,13 +230,19 @@ def _check_names(nodes: Mapping[str, Node]) -> None:
 
 
 def _check_known(who: str, wanted: str, nodes: Mapping[str, Node]) -> None:
+    if not isinstance(wanted, str):
+        raise CutError(
+            f"{who} {wanted!r}, which is no name: Node(module, 'a', 'b') is called with what a and b put out"
+        )
     node = node_of(wanted)
     if node != INPUT and node not in nodes:
         raise CutError(f"{who} {node!r}, which is no node; {did_you_mean(node, [INPUT, *nodes])}")
 
 
 def _check_use(nodes: Mapping[str, Node], outputs: Sequence[str]) -> None:
-    """Refuse outputs that there are not, and nodes that nothing comes of."""
+    """Refuse outputs that there are not, or twice, and nodes that nothing comes of."""
+    if len(set(outputs)) < len(outputs):
+        raise CutError(f"the graph puts out {', '.join(map(str, outputs))}: each only once")
     for wanted in outputs:
         _check_known("the graph puts out", wanted, nodes)
     used = {name for name, node in nodes.items() if node.loss is not None}
@@ -274,13 +287,32 @@ def _apart_from_its_past(value: Any) -> Any:
     return value.detach().requires_grad_().clone()
 
 
+@contextmanager
+def _as_one_sentence(name: str) -> Generator[None]:
+    """Say of a node that refuses what it is given what that is."""
+    try:
+        yield
+    except CutError:
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:
+        given = error.__notes__[-1].rpartition("given ")[2]
+        raise CutError(f"node {name!r} cannot take {given}: {error}") from error
+
+
+def _shapes(names: Sequence[str], given: Sequence[Any]) -> str:
+    return ", ".join(
+        f"{name} {list(each.shape) if isinstance(each, Tensor) else type(each).__name__}"
+        for name, each in zip(names, given, strict=True)
+    )
+
+
 def _with_values(wires: Wires, layers: Sequence[Layer], example: Tensor) -> Wires:
     """Return the wires with what an example makes of each node, built and let go one by one."""
     x = example.clone()
     values: dict[str, Any] = {INPUT: x}
     for position, layer in enumerate(layers):
         module = layer.build(0)
-        with evaluating(module), torch.enable_grad():
+        with evaluating(module), torch.enable_grad(), _as_one_sentence(layer.name):
             values = {
                 name: _apart_from_its_past(value) for name, value in wires.run(position, [module], values).items()
             }

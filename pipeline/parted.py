@@ -67,8 +67,8 @@ class Parted(Signal):
 
     @property
     def quality(self) -> QualityReading | None:
-        """Of the worst guess among them."""
-        readings = [reading for signal in self._signals() if (reading := signal.quality)]
+        """Of the worst guess among those that have been told of a gradient."""
+        readings = [reading for signal in self._signals() if (reading := signal.quality) and reading.relative_error]
         return min(readings, key=lambda reading: reading.cosine, default=None)
 
     def _signals(self) -> Iterator[Signal]:

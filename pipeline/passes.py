@@ -185,7 +185,11 @@ class Passes:
         With `whole` they are those of layers' own losses too.
         """
         losses = _node_losses(forward, y) if whole else []
-        outputs, gradients = [forward.h_out, *losses], [d, *map(torch.ones_like, losses)]
+        pairs = [(forward.h_out, d), *((loss, torch.ones_like(loss)) for loss in losses)]
+        pairs = [(output, gradient) for output, gradient in pairs if output.requires_grad]
+        if not pairs:
+            return [None] * len(inputs)
+        outputs, gradients = zip(*pairs, strict=True)
         return list(torch.autograd.grad(outputs, inputs, gradients, retain_graph=retain, allow_unused=True))
 
     @property

@@ -217,6 +217,8 @@ def apply_loss(function: LossFunction, h: Tensor, y: Tensor | None) -> Tensor:
         label = "no label" if y is None else f"a label {TensorSpec.of(y)}"
         reason = str(error).splitlines()[0]
         raise UsageError(f"the loss cannot take an output {TensorSpec.of(h)} and {label}: {reason}") from error
+    if not isinstance(loss, Tensor):
+        raise UsageError(f"the loss returned a {type(loss).__name__}; it must be a tensor of one number")
     if loss.dim() != 0:
         raise UsageError(f"the loss returned shape {list(loss.shape)}; it must be one number: take the mean")
     return loss

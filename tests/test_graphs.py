@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -362,10 +362,26 @@ class Sums(nn.Module):
         return one + other
 
 
+class Learns(nn.Module):
+    """A loss with parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, output: Tensor, label: Tensor) -> Tensor:
+        return self.weight * F.cross_entropy(output, label)
+
+
 def test_what_cannot_be_a_graph_is_one_sentence() -> None:
     plain = nn.Linear(FEATURES, FEATURES)
-    wrong: list[tuple[dict[str, Any], str]] = [
+    wrong: list[tuple[Any, str]] = [
         ({}, "no nodes"),
+        ([], "no nodes, or not by name"),
+        ({1: Node(plain, "input")}, "cannot be called 1"),
+        ({"half": Node(plain, "input")}, "cannot be called 'half': every module has something of that name"),
+        ({"a": Node(plain, *cast(Any, [["input"]]))}, r"uses \['input'\], which is no name"),
+        ({"a": Node(plain, "input", loss=Learns())}, "the loss of node 'a' has parameters that nothing would train"),
         ({"a": Node(plain)}, "node 'a' is not connected"),
         ({"a": plain}, "node 'a' is a Linear; write Node"),
         ({"input": Node(plain, "input")}, "cannot be called 'input'"),
@@ -530,8 +546,35 @@ def test_exact_processes_with_a_loss_of_a_nodes_own(tmp_path: Path) -> None:
               signal=cdni, truth=truth)  # fmt: skip
     summary = train(job, stages=3, lag="exact", max_lag=3, run_dir=str(tmp_path / "run"))
     assert summary["weights_sha256"] == expected
-    with pytest.raises(UsageError, match="has a loss of its own, and this schedule tells labels to the last stage"):
+    with pytest.raises(UsageError, match="has a loss of its own, and this schedule knows only the one at the end"):
         train(job, stages=2, schedule="1f1b", truth="auto", run_dir=str(tmp_path / "locked"))
+
+
+def test_a_module_may_be_two_nodes_of_a_stage() -> None:
+    twin = nn.Linear(FEATURES, 4)
+    graph = Graph({"a": Node(twin, "input"), "b": Node(twin, "input"), "join": Node(Sums(), "a", "b")})
+    x = torch.randn(8, FEATURES)
+    assert torch.equal(graph.uncut()(x), 2 * twin(x))
+    assert torch.equal(cut_model(graph, 1, example=x)[0](x), 2 * twin(x))
+
+
+def test_outputs_have_the_types_that_they_had() -> None:
+    def seen(outputs: tuple[Tensor, Tensor], label: Tensor) -> Tensor:
+        assert outputs[1].dtype == torch.bool
+        return F.cross_entropy(outputs[0][:, :CLASSES], label)
+
+    batches = rows(2)
+    graph = Graph({"masks": Node(Masks, "input")}, outputs=("masks:0", "masks:1"))
+    reference(graph, seen, batches, locked, 1, Truth())
+
+
+def test_a_stage_that_only_its_own_loss_moves_is_trued_up_too() -> None:
+    nodes = {
+        "left": Node(partial(nn.Linear, FEATURES, CLASSES), "input", loss=F.cross_entropy),
+        "right": Node(partial(nn.Linear, FEATURES, CLASSES), "input"),
+    }
+    for truth in TRUTHS.values():
+        reference(Graph(nodes), nn.CrossEntropyLoss(), rows(8), cdni, 2, truth)
 
 
 def test_signals_that_see_one_tensor_refuse_several() -> None:

@@ -35,10 +35,10 @@ class LockedStage:
                     f"stage {each.index} ({each.group.title}) has a layer that carries its state from batch to batch, "
                     f"and this schedule cuts batches; take lockstep, or decoupled"
                 )
-            if each.group.has_node_losses and each.index < each.of - 1:
+            if each.group.has_node_losses:
                 raise UsageError(
-                    f"stage {each.index} ({each.group.title}) has a loss of its own, and this schedule tells labels to "
-                    f"the last stage alone; take lockstep, or decoupled"
+                    f"stage {each.index} ({each.group.title}) has a loss of its own, and this schedule knows only the "
+                    f"one at the end; take lockstep, or decoupled"
                 )
             each.group.to(device)
         self.updaters = [recipe.updater(each.group, each.index, each.of) for each in placed]
