@@ -100,11 +100,12 @@ class Comparison:
 
     @property
     def target(self) -> float | None:
-        """The loss that is asked for, or else the lowest to which all schedules came."""
+        """The loss that is asked for, or else the lowest to which all schedules came from what they began with."""
         if self.target_loss is not None:
             return self.target_loss
-        lowest = [min(loss for _, _, loss in curve) for row in self.racing for curve in row.curves if curve]
-        return max(lowest) if lowest else None
+        courses = [[loss for _, _, loss in curve] for row in self.racing for curve in row.curves if curve]
+        lowest = max((min(losses) for losses in courses), default=None)
+        return None if lowest is None or lowest >= min(losses[0] for losses in courses) else lowest
 
     @property
     def racing(self) -> list[Row]:

@@ -324,6 +324,9 @@ def _layers(job: Job) -> tuple[Layer, ...]:
 def _cut(config: Config, job: Job, layers: tuple[Layer, ...]) -> Cut:
     of_each = groups_a_stage(config.schedule)
     groups = (config.stages or job.stages) * of_each
+    if of_each > 1 and groups > len(layers) and config.cut in ("count", "cost"):
+        most = f"{len(layers)} layers are enough for {len(layers) // of_each} stages"
+        raise UsageError(f"{config.schedule} gives each stage {of_each} groups of layers: {most}")
     if config.cut == "count":
         return cut_by_count(len(layers), groups)
     if config.cut == "cost":

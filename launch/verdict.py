@@ -32,7 +32,9 @@ def _who_is_first(comparison: Comparison) -> Iterator[str]:
         if fastest is None:
             yield "no schedule could be measured"
         elif target is None:
-            yield f"{fastest.name} makes the most samples a second; no loss was seen"
+            seen = any(curve for row in comparison.racing for curve in row.curves)
+            what = "the loss did not fall in all of them, so there is none to race to: give more --seconds"
+            yield f"{fastest.name} makes the most samples a second; {what if seen else 'no loss was seen'}"
         else:
             what = f"none came to a loss of {target:.4g} in the time that it had: give more --seconds"
             yield f"{what}; {fastest.name} makes the most samples a second"

@@ -101,6 +101,13 @@ def test_the_target_is_the_lowest_loss_to_which_all_came() -> None:
     assert found(target_loss=-9.0).first is None
 
 
+def test_there_is_no_target_where_nothing_was_learnt() -> None:
+    stays = [[(0.1, 24, 3.0), (0.2, 48, 3.1)]]
+    made = found(row("decoupled", 200.0, curves=stays))
+    assert made.target is None
+    assert "the loss did not fall in all of them" in verdict(made)[0]
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [

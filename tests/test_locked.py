@@ -118,6 +118,7 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
         ({"schedule": "decoupled", "microbatches": 2}, "under decoupled batches are not cut; leave it out"),
         ({"schedule": "zbv", "stages": 1}, "on one stage there is nothing to schedule"),
         ({"schedule": "1f1b", "microbatches": 4}, "a batch of 10 samples does not divide into 4 micro-batches"),
+        ({"schedule": "zbv", "stages": 6}, "zbv gives each stage 2 groups of layers: 9 layers are enough for 4 stages"),
         ({"schedule": "zbv", "cut": "2"}, "which makes 2 groups, and zbv takes 4"),
         ({"schedule": "1f2b"}, "schedule is '1f2b'; .*did you mean '1f1b'"),
         ({"schedule": "1f1b", "signal": "synthetic"}, "signal is 'synthetic', but under 1f1b stages wait"),

@@ -110,7 +110,7 @@ CASES: dict[str, Case] = {
         )
         for every in (2, 4)
     },
-    "gpt-to-loss-uncut": _real("chars", microbatches="1", rounds=1, seconds=40.0),
+    "gpt-to-loss-uncut": _real("chars", microbatches="1", rounds=1, seconds=60.0),
     "gpt-to-loss-uncut-4": _real(
         "chars",
         "--truth-every",
