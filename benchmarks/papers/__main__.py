@@ -1,7 +1,7 @@
 """The papers' experiments.
 
     python -m benchmarks.papers list                            what there is
-    python -m benchmarks.papers mnist-fcn sporadic --data DIR   run entries; --full for the paper's own course
+    python -m benchmarks.papers mnist-fcn sporadic --data DIR   run entries; --full for as long as the papers did
     python -m benchmarks.papers table                           what was measured, and the pictures
 
 DIR holds mnist/ with the four idx files, cifar10/ with the binary batches, and text/tinyshakespeare.txt. A trial that
