@@ -31,7 +31,7 @@ STEPS, MORE_STEPS = 8_000, 16_000
 MORE_UP_TO = {"sporadic": 0.2, "unlocked": 0.5}
 """With labels, the chances up to which short runs are twice as long: layers step so rarely."""
 LENGTHS = {False: (2_000, 4_000, 8_000, 16_000), True: (12_500, 25_000, 250_000, 500_000)}
-"""Steps after which the error is told, in a short and in a full run: those of the paper's at which there are readings."""
+"""Steps after which the error is told, in a short and in a full run: of the paper's those with a reading."""
 
 
 def _inputs(now: Course, full: bool) -> InputRecipe:

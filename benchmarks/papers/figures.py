@@ -18,12 +18,13 @@ COLOURS, MANY = 10, 6
 
 
 def draw_curves(results: Mapping[str, Figures], file: Path) -> None:
-    """Draw test errors over steps, one panel for each group of trials that share their first word or two."""
+    """Draw test errors over steps, a panel for each group of trials that share their first word or two; and the guesses."""
     panels: dict[str, dict[str, Figures]] = {}
     for key, line in results.items():
         if key.endswith("seed 0"):
             first, *rest = key.removesuffix(", seed 0").split(", ")
             panels.setdefault(first if rest else "", {})[", ".join(rest) or first] = line
+    _draw_guesses(panels, file.with_name(f"{file.stem}-guesses{file.suffix}"))
     figure, axes = _panels(len(panels), "test error, %")
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for name, line in lines.items():
@@ -40,6 +41,33 @@ def draw_curves(results: Mapping[str, Figures], file: Path) -> None:
         axis.set_xlabel("steps")
         beside = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)} if len(lines) > MANY else {}
         axis.legend(fontsize=7, frameon=False, **beside)
+    _save(figure, file)
+
+
+def _draw_guesses(panels: Mapping[str, Mapping[str, Figures]], file: Path) -> None:
+    """Draw the cosine of each interface's guess and the gradient that came, over steps; of many some."""
+    guessing = {
+        title: {name: line for name, line in lines.items() if line["quality"] and line["quality"][-1]}
+        for title, lines in panels.items()
+    }
+    guessing = {title: lines for title, lines in guessing.items() if lines}
+    if not guessing:
+        return
+    figure, axes = _panels(len(guessing), "cosine of guess and gradient")
+    for axis, (title, lines) in zip(axes, guessing.items(), strict=True):
+        for colour, (name, line) in enumerate(lines.items()):
+            interfaces = len(line["quality"][-1])
+            for interface in range(0, interfaces, max(interfaces // 4, 1)):
+                readings = zip(line["curve"], line["quality"], strict=True)
+                read = [(step, each[interface][0]) for (step, _), each in readings if each]
+                strength = 0.3 + 0.7 * (interface + 1) / interfaces
+                label = name if interface == 0 else None
+                axis.plot(*zip(*read, strict=True), f"C{colour}", alpha=strength, label=label, linewidth=1.4)
+        axis.set_ylim(-0.1, 1.05)
+        axis.locator_params(axis="x", nbins=5)
+        axis.set_title(title)
+        axis.set_xlabel("steps")
+        axis.legend(fontsize=7, frameon=False, loc="lower right")
     _save(figure, file)
 
 
