@@ -18,7 +18,7 @@ COLOURS, MANY = 10, 6
 
 
 def draw_curves(results: Mapping[str, Figures], file: Path) -> None:
-    """Draw test errors over steps, a panel for each group of trials that share their first word or two; and the guesses."""
+    """Draw test errors over steps, a panel for each group of trials that share their first words; and the guesses."""
     panels: dict[str, dict[str, Figures]] = {}
     for key, line in results.items():
         if key.endswith("seed 0"):
@@ -67,7 +67,7 @@ def _draw_guesses(panels: Mapping[str, Mapping[str, Figures]], file: Path) -> No
         axis.locator_params(axis="x", nbins=5)
         axis.set_title(title)
         axis.set_xlabel("steps")
-        axis.legend(fontsize=7, frameon=False, loc="lower right")
+        axis.legend(fontsize=7, frameon=False)
     _save(figure, file)
 
 
