@@ -74,6 +74,12 @@ def _why(comparison: Comparison) -> Iterator[str]:
         more = _samples_ratio(decoupled, first, comparison.target)
         often = f" {more:.1f} times as many" if more else " more"
         yield f"decoupled is faster, and needs{often} samples to the same loss: its gradients are guesses"
+    if first is not None and decoupled is None:
+        last = min(
+            (row for row in comparison.racing if row is not first), key=lambda row: row.rate or 0.0, default=None
+        )
+        beside = "" if last is None else f", under {last.name} {_share(last.useful)}"
+        yield f"under {first.name} stages are useful {_share(first.useful)} of their time{beside}"
     if first is not None and first.schedule in LATE:
         yield f"{first.schedule} has no bubble either, and no predictor; its gradients are true, and late"
 
@@ -88,6 +94,9 @@ def _what_would_change_it(comparison: Comparison) -> Iterator[str]:
         yield "what would change it: larger batches that can be cut into more micro-batches, faster links, fewer stages"
     elif decoupled is not None and (first is None or (decoupled.rate or 0.0) > (first.rate or 0.0)):
         yield "what would change it: better guesses (--truth true-up --truth-every 1, another predictor), slower links"
+    elif first is not None and decoupled is None:
+        less = "less memory for what is kept, longer lags" if first.schedule in LATE else "slower links, more stages"
+        yield f"what would change it: {less}; decoupled was not measured"
     ceiling = comparison.row(CEILING)
     if ceiling is not None and decoupled is not None:
         yield f"decoupled is at {comparison.ratio(decoupled, ceiling) or 0.0:.2f} of the ceiling"

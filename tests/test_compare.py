@@ -127,7 +127,8 @@ def test_there_is_no_target_where_nothing_was_learnt() -> None:
             [row("decoupled", 200.0, curves=[falling(200.0, 0.0003)])],
             ["1f1b M=4 comes", "decoupled is faster, and needs", "better guesses"],
         ),
-        ([row("stash", 210.0, 0.9)], ["stash comes to", "its gradients are true, and late"]),
+        ([row("stash", 210.0, 0.9)], ["stash comes to", "its gradients are true, and late", "less memory"]),
+        ([], ["1f1b M=4 comes to", "under 1f1b M=4 stages are useful", "slower links, more stages"]),
     ],
 )  # fmt: skip
 def test_the_verdict_says_who_is_first_and_why(rows: list[Row], said: list[str]) -> None:
