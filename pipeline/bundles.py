@@ -68,7 +68,10 @@ class Bundle:
         """Return the values by name; no gradient flows into one that has no use for it."""
         if self.is_single:
             return {self.values[0].name: packed}
-        parts = zip(self.values, self.split(packed), strict=True)
+        # each by itself in memory, as a node would have made it: products of matrices are then the same to the bit,
+        # and a node may change it in place
+        alone = [part.clone(memory_format=torch.contiguous_format) for part in self.split(packed)]
+        parts = zip(self.values, alone, strict=True)
         return {value.name: part if value.learns else part.detach().to(value.dtype) for value, part in parts}
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
@@ -76,15 +79,9 @@ class Bundle:
         return torch.cat([self._row(part) for part in parts], dim=1)
 
     def split(self, packed: Tensor) -> list[Tensor]:
-        """Return the part of each value, in its shape."""
+        """Return the part of each value, in its shape and where it is."""
         parts = packed.split([value.width for value in self.values], dim=1)
-        shapes = [value.shape for value in self.values]
-        # each by itself in memory, as a node would have made it: products of matrices are then the same to the bit,
-        # and a node may change it in place
-        return [
-            part.clone(memory_format=torch.contiguous_format).view(-1, *shape)
-            for part, shape in zip(parts, shapes, strict=True)
-        ]
+        return [part.view(-1, *value.shape) for part, value in zip(parts, self.values, strict=True)]
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.values))
