@@ -116,8 +116,10 @@ class Wires:
         """Return what crosses a cut before the node at a position; behind the last one, what the graph puts out."""
         made = {INPUT, *self.names[:position]}
         used = dict.fromkeys(name for inputs in self.inputs[position:] for name in inputs) | dict.fromkeys(self.outputs)
-        names = sorted((name for name in used if node_of(name) in made), key=self._age)
-        return Bundle(tuple(map(self._value, self.outputs if position == len(self.names) else names)))
+        if position == len(self.names):
+            return Bundle(tuple(map(self._value, self.outputs)))
+        values = [self._value(name) for name in used if node_of(name) in made]
+        return Bundle(tuple(sorted(values, key=self.values.index)))
 
     def group(self, start: int, names: Sequence[str], modules: Sequence[nn.Module]) -> Group:
         return GraphGroup(self, start, names, modules)
@@ -152,10 +154,6 @@ class Wires:
             )
         return value
 
-    def _age(self, name: str) -> tuple[int, int]:
-        node, _, part = name.partition(PART)
-        return (self.names.index(node) + 1 if node != INPUT else 0, int(part or 0))
-
 
 class GraphGroup(Group):
     """Consecutive nodes of a graph: it takes what crosses the cut above, and puts out what crosses the one below."""
@@ -186,8 +184,8 @@ class GraphGroup(Group):
         return self._below.pack(values)
 
     def take_node_losses(self) -> list[tuple[LossFunction, Tensor]]:
-        own, self._node_losses = self._node_losses, []
-        return own
+        losses, self._node_losses = self._node_losses, []
+        return losses
 
 
 class Uncut(nn.Module):
