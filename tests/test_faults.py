@@ -100,7 +100,11 @@ def test_a_second_interruption_ends_at_once(tmp_path: Path) -> None:
 def test_signals_to_the_whole_group_end_the_run_in_order(tmp_path: Path, number: signal.Signals) -> None:
     """As a closing terminal, `timeout` or a cluster's scheduler sends them, more than once."""
     folder = tmp_path / "run"
-    with launched(faulty(folder, "none")) as command:
+
+    def prepare() -> None:
+        signal.signal(number, signal.SIG_DFL)  # nohup ignores it, and that is kept to
+
+    with launched(faulty(folder, "none"), prepare) as command:
         command.read_until("step ")
         for _ in range(2):
             os.killpg(command.pid, number)
