@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,18 +141,16 @@ def synthetic(
     activation.
     """
 
-    def make(h: Tensor, y: Tensor | None) -> Signal:
-        return Synthetic(
-            make_predictor(predictor, h, classes=classes, **options),
-            optimizer,
-            lr_schedule=lr_schedule,
-            every=every,
-            rows=rows,
-            loss_is_mean=loss_is_mean,
-            propagates=propagates,
-        )
-
-    return make
+    shape = {"classes": classes, **options}
+    learning = {
+        "optimizer": optimizer,
+        "lr_schedule": lr_schedule,
+        "every": every,
+        "rows": rows,
+        "loss_is_mean": loss_is_mean,
+        "propagates": propagates,
+    }
+    return partial(_make, Synthetic, predictor, shape, learning)
 
 
 def blend(
@@ -165,11 +165,21 @@ def blend(
 ) -> SignalRecipe:
     """Return the recipe of `Blend`; the rest is as for `synthetic`."""
 
-    def make(h: Tensor, y: Tensor | None) -> Signal:
-        made = make_predictor(predictor, h, classes=classes, **options)
-        return Blend(made, optimizer, share=share, lr_schedule=lr_schedule, loss_is_mean=loss_is_mean)
+    shape = {"classes": classes, **options}
+    learning = {"optimizer": optimizer, "share": share, "lr_schedule": lr_schedule, "loss_is_mean": loss_is_mean}
+    return partial(_make, Blend, predictor, shape, learning)
 
-    return make
+
+def _make(
+    kind: Callable[..., Signal],
+    predictor: PredictorRecipe,
+    shape: Mapping[str, Any],
+    learning: Mapping[str, Any],
+    h: Tensor,
+    y: Tensor | None,
+) -> Signal:
+    """Return a signal with a predictor for such activations. Recipes are partials of this, so they can be pickled."""
+    return kind(make_predictor(predictor, h, **shape), **learning)
 
 
 def _samples(h: Tensor, y: Tensor | None) -> Tensor | int:

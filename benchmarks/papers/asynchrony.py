@@ -54,7 +54,7 @@ def _run(name: str, method: str, chance: float, seed: int, budget: Budget, title
         chance=chance,
         inputs=_inputs(now, budget.full) if name == "unlocked" else None,
     )
-    return train(setting, images(budget.data, True), title)
+    return train(setting, images(budget.data, True), budget, title)
 
 
 def _trials(name: str, full: bool) -> list[Trial]:

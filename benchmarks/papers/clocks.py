@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
+from statistics import mean
 
 import torch
 from rich.box import MARKDOWN
@@ -40,11 +42,14 @@ from stepahead.pipeline import (
 from stepahead.pipeline.groups import evaluating
 
 from .entry import Budget, Entry, Figures, Trial
+from .figures import draw_readings
 from .nets import images
 
 __all__ = ["ENTRIES"]
 
 TICKS = 4
+ODD, THREES = 2, 3
+"""Their places in a reading, behind its sequences and seconds."""
 METHODS = ("lock-step", "decoupled", "no gradient from the slow one")
 
 
@@ -62,7 +67,8 @@ class Size:
 
 PAPER = Size(width=256, batch=256, sequences=400_000, rate=1e-5, guess_rate=1e-5)
 SHORT = Size(width=64, batch=64, sequences=2_500, rate=5e-4, guess_rate=3e-3)
-READINGS = 30
+READINGS, SMOOTHED = 30, 5
+"""Of the errors along a run; single ones go up and down, so the mean of the last few is what is compared."""
 Errors = tuple[float, float]
 """The share of counts that are wrong: of odd digits, of threes."""
 
@@ -163,24 +169,44 @@ def _trials(source: str, full: bool) -> list[Trial]:
 
 
 def _table(results: Mapping[str, Figures]) -> Table:
-    heads = ("", "odd wrong, %", "threes wrong, %", "sequences to lock-step's last error of odd", "seconds to that")
+    heads = ("", "odd wrong, %", "threes wrong, %", "sequences to lock-step's error of odd", "seconds to that")
     drawn = Table(*heads, box=MARKDOWN)
     goal = results.get("lock-step, seed 0")
     for method in METHODS:
         line = results.get(f"{method}, seed 0")
         if line is not None:
-            there = _first(line, goal["odd_error"] if goal else 0.0)
-            told = ("-", "-") if there is None else (f"{there[0]:,}", f"{there[1]:.0f}")
-            drawn.add_row(method, f"{line['odd_error']:.1f}", f"{line['threes_error']:.1f}", *told)
+            there = _first(line, _means(goal["curve"])[-1][ODD] if goal else 0.0)
+            told = ("-", "-") if there is None else (f"{there[0]:,.0f}", f"{there[1]:.0f}")
+            last = _means(line["curve"])[-1]
+            drawn.add_row(method, f"{last[ODD]:.1f}", f"{last[THREES]:.1f}", *told)
     return drawn
 
 
-def _first(line: Figures, goal: float) -> tuple[int, float] | None:
+def _draw(results: Mapping[str, Figures], file: Path) -> None:
+    panels = {"odd, fast network": ODD, "threes, slow network": THREES}
+    readings = {
+        title: {
+            key.removesuffix(", seed 0"): [(each[0], each[place]) for each in line["curve"]]
+            for key, line in results.items()
+            if key.endswith("seed 0")
+        }
+        for title, place in panels.items()
+    }
+    draw_readings(readings, "sequences", "wrong, %", file)
+
+
+def _first(line: Figures, goal: float) -> tuple[float, float] | None:
     """Return the sequences and seconds after which the fast network was as good as that."""
-    return next(((reading[0], reading[1]) for reading in line["curve"] if reading[2] <= goal), None)
+    return next(((reading[0], reading[1]) for reading in _means(line["curve"]) if reading[ODD] <= goal), None)
+
+
+def _means(curve: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
+    """Return after each reading when it was, and the means of the last few errors."""
+    lots = [curve[last - SMOOTHED : last] for last in range(SMOOTHED, len(curve) + 1)]
+    return [(*lot[-1][:ODD], *(mean(values) for values in list(zip(*lot, strict=True))[ODD:])) for lot in lots]
 
 
 ENTRIES = {
-    f"two-clocks-{source}": Entry(f"Two clocks, on {source}", partial(_trials, source), _table)
+    f"two-clocks-{source}": Entry(f"Two clocks, on {source}", partial(_trials, source), _table, _draw)
     for source in ("mnist", "digits")
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 from rich.box import MARKDOWN
@@ -20,27 +20,30 @@ from stepahead.launch import Dataset
 from stepahead.pipeline import Group
 
 from .entry import Budget, Entry, Figures, Trial, mean_of, of_seeds, rows_table
-from .figures import draw_layers
+from .figures import draw_curves, draw_layers
 from .nets import CLASSES, fcn, images
 from .training import METHODS, Course, Setting, course, train
 
 __all__ = ["ENTRIES"]
 
 DEPTHS, BLOCKS = (3, 5, 10, 20, 50), (2, 3, 5, 10)
+BENDS = {"": nn.ReLU, "sigmoid ": nn.Sigmoid}
+"""What the key of a trial says of its nonlinearity."""
+SIGNALS = ("backprop", "cDNI")
 WIDTH, POINTS, FITTED = 64, 400, 4000
 SHORT, WHOLE = Course(3000, 1e-3, 128), Course(30_000, 1e-3, 128)
 
 
-def _run_middle(hidden: int, method: str, seed: int, budget: Budget, title: str) -> Figures:
+def _run_middle(hidden: int, bend: str, method: str, seed: int, budget: Budget, title: str) -> Figures:
     data, groups = images(budget.data, True), list[Group]()
     setting = Setting(
-        layers=fcn(hidden + 1, width=WIDTH),
+        layers=fcn(hidden + 1, width=WIDTH, bend=BENDS[bend]),
         method=METHODS[method],
         course=course(budget.full, SHORT, WHOLE),
         seed=seed,
         at=((hidden + 1) // 2,),
     )
-    return {**train(setting, data, title, keep=groups), **look_inside(groups, data)}
+    return {**train(setting, data, budget, title, keep=groups), **look_inside(groups, data)}
 
 
 def _run_blocks(blocks: int, method: str, seed: int, budget: Budget, title: str) -> Figures:
@@ -51,7 +54,7 @@ def _run_blocks(blocks: int, method: str, seed: int, budget: Budget, title: str)
         seed=seed,
         blocks=blocks,
     )
-    return train(setting, images(budget.data, True), title)
+    return train(setting, images(budget.data, True), budget, title)
 
 
 @torch.no_grad()
@@ -111,9 +114,8 @@ def _weight(layer: nn.Module) -> Tensor:
 
 def _middle_trials(full: bool) -> list[Trial]:
     return [
-        Trial(f"{hidden} hidden, {method}, seed {seed}", partial(_run_middle, hidden, method, seed))
-        for hidden in DEPTHS
-        for method in ("backprop", "cDNI")
+        Trial(f"{hidden} {bend}hidden, {method}, seed {seed}", partial(_run_middle, hidden, bend, method, seed))
+        for hidden, bend, method in product(DEPTHS, BENDS, SIGNALS)
         for seed in range(3 if full else 1)
     ]
 
@@ -139,14 +141,14 @@ def _middle_table(results: Mapping[str, Figures]) -> Table:
         "norms",
     )
     drawn = Table(*heads, box=MARKDOWN)
-    for hidden in DEPTHS:
-        for method in ("backprop", "cDNI"):
-            line = results.get(f"{hidden} hidden, {method}, seed 0")
-            if line is not None:
-                early = line["curve"][len(line["curve"]) // 4 - 1][1]
-                errors = mean_of([each["test_error"] for each in of_seeds(results, f"{hidden} hidden, {method}")])
-                shown = [_ends(line[name]) for name in ("likeness", "step", "probe", "norms")]
-                drawn.add_row(str(hidden), method, errors, f"{early:.2f}", *shown)
+    for bend, hidden, method in product(BENDS, DEPTHS, SIGNALS):
+        key = f"{hidden} {bend}hidden, {method}"
+        line = results.get(f"{key}, seed 0")
+        if line is not None:
+            early = line["curve"][len(line["curve"]) // 4 - 1][1]
+            errors = mean_of([each["test_error"] for each in of_seeds(results, key)])
+            shown = [_ends(line[name]) for name in ("likeness", "step", "probe", "norms")]
+            drawn.add_row(f"{hidden} {bend}".strip(), method, errors, f"{early:.2f}", *shown)
     return drawn
 
 
@@ -166,5 +168,5 @@ def _blocks_table(results: Mapping[str, Figures]) -> Table:
 
 ENTRIES = {
     "middle": Entry("MNIST, one guess in the middle of a deep net", _middle_trials, _middle_table, draw_layers),
-    "blocks": Entry("MNIST, 10 layers in K blocks", _blocks_trials, _blocks_table),
+    "blocks": Entry("MNIST, 10 layers in K blocks", _blocks_trials, _blocks_table, draw_curves),
 }

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.box import MARKDOWN
 from rich.table import Table
 
-__all__ = ["Budget", "Entry", "Figures", "Results", "Trial", "mean_of", "of_seeds", "rows_table"]
+from stepahead.launch import Track
+from stepahead.pipeline import StepReport
 
+__all__ = [
+    "Budget",
+    "Entry",
+    "Figures",
+    "Results",
+    "Trial",
+    "Unfinished",
+    "counted",
+    "mean_of",
+    "of_seeds",
+    "rows_table",
+]
+
+Run = TypeVar("Run")
+"""What a trial saves."""
+SAVED_EVERY = 300.0
+"""Seconds."""
 RESULTS = Path(__file__).parent / "results"
 Figures = Mapping[str, Any]
 """What a trial leaves: numbers and lists of numbers, by name."""
@@ -29,6 +49,8 @@ class Budget:
     full: bool
     """The paper's own schedule, or one that fits two cores."""
     data: Path
+    unfinished: Path | None = None
+    """Where a trial may save how far it is."""
 
     @property
     def name(self) -> str:
@@ -58,6 +80,33 @@ class Entry:
     """Writes a picture of it."""
 
 
+class Unfinished:
+    """Saves how far a run has come, now and then: one that is broken off goes on from there.
+
+    Args:
+        file: Where; None saves nothing.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self._saved = time.monotonic()
+
+    def load(self, begin: Callable[[], Run]) -> Run:
+        """Return what was saved, or begin."""
+        if self.file is None or not self.file.exists():
+            return begin()
+        saved: Run = pickle.loads(self.file.read_bytes())
+        return saved
+
+    def save(self, run: object) -> None:
+        """Save a run, unless that was done a short time ago."""
+        if self.file is not None and time.monotonic() - self._saved > SAVED_EVERY:
+            new = self.file.with_suffix(".new")
+            new.write_bytes(pickle.dumps(run))
+            new.replace(self.file)
+            self._saved = time.monotonic()
+
+
 class Results:
     """What the trials of an entry have left so far: lines of a file.
 
@@ -77,13 +126,31 @@ class Results:
 
     def run(self, trial: Trial, budget: Budget, title: str) -> None:
         """Run a trial, and write down what it leaves."""
-        start = time.monotonic()
-        figures = trial.run(budget, title)
-        seconds = round(time.monotonic() - start, 1)
-        versions = {"torch": torch.__version__, "python": platform.python_version()}
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.file.with_name(f"{self.file.stem}-{trial.key.replace('/', '-')}.unfinished")
+        start, worked = time.monotonic(), _core_seconds()
+        figures = trial.run(replace(budget, unfinished=unfinished), title)
+        took = {
+            "seconds": round(time.monotonic() - start, 1),
+            "core_seconds": round(_core_seconds() - worked, 1),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
         with self.file.open("a") as file:
-            file.write(json.dumps({"trial": trial.key, **figures, "seconds": seconds, **versions}) + "\n")
+            file.write(json.dumps({"trial": trial.key, **figures, **took}) + "\n")
+        unfinished.unlink(missing_ok=True)
+
+
+def _core_seconds() -> float:
+    """Return what this process and those that it waited for had of the cores."""
+    return sum(os.times()[:4])
+
+
+def counted(steps: int, title: str) -> Iterator[int]:
+    """Count steps, and show how far it is."""
+    reports = (StepReport(step, 1, float("nan")) for step in range(steps))
+    for report in Track(reports, total=steps, title=title, every_seconds=60):
+        yield report.step
 
 
 def rows_table(

@@ -82,7 +82,7 @@ def _run(name: str, depth: int, method: str, seed: int, budget: Budget, title: s
         course=course(budget.full, SHORT_DEEP[method] if name == "mnist-deep" else SHORT[name]),
         seed=seed,
     )
-    return train(setting, data, title)
+    return train(setting, data, budget, title)
 
 
 def _trials(name: str, full: bool) -> list[Trial]:

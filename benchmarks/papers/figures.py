@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .entry import Figures
 
-__all__ = ["draw_curves", "draw_layers"]
-
+__all__ = ["draw_curves", "draw_gaps", "draw_layers", "draw_ratios", "draw_readings"]
 
 TICKS, CLOSE_TICKS = (0.5, 1, 2, 5, 10, 20, 50), (1, 1.5, 2, 3, 4, 6, 8, 10, 15, 20, 30, 40, 60, 80)
 """The second where all lies within one power of ten or less."""
 COLOURS, MANY = 10, 6
 """After so many lines colours come again, dashed; more than so many names go beside the picture."""
+GAP = 1e-4
+"""Below that two losses are the same."""
 
 
 def draw_curves(results: Mapping[str, Figures], file: Path) -> None:
@@ -30,13 +31,7 @@ def draw_curves(results: Mapping[str, Figures], file: Path) -> None:
         for name, line in lines.items():
             steps, errors = zip(*line["curve"], strict=True)
             axis.plot(steps, errors, "--" if axis.lines[COLOURS - 1 :] else "-", label=name, linewidth=1.4)
-        axis.set_yscale("log")
-        seen = [error for line in lines.values() for _, error in line["curve"]]
-        ticks = CLOSE_TICKS if max(seen) < 8 * min(seen) else TICKS
-        axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        axis.set_ylim(0.8 * min(seen), 1.2 * max(seen))
-        axis.minorticks_off()
-        axis.locator_params(axis="x", nbins=5)
+        _scale(axis, [error for line in lines.values() for _, error in line["curve"]])
         axis.set_title(title)
         axis.set_xlabel("steps")
         beside = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)} if len(lines) > MANY else {}
@@ -72,7 +67,15 @@ def _draw_guesses(panels: Mapping[str, Mapping[str, Figures]], file: Path) -> No
 
 
 def draw_layers(results: Mapping[str, Figures], file: Path) -> None:
-    """Draw what the layers look like in nets of 10 and 20: likeness to the last, probes, lengths of weights."""
+    """Draw what the layers look like in nets of 10 and 20; of sigmoids in a picture of their own."""
+    for kind in ("", "sigmoid"):
+        found = {key: line for key, line in results.items() if ("sigmoid" in key) == bool(kind)}
+        if found:
+            _draw_layers(found, file.with_name(f"{file.stem}-{kind}{file.suffix}") if kind else file)
+
+
+def _draw_layers(results: Mapping[str, Figures], file: Path) -> None:
+    """Draw likeness to the last, probes, lengths of weights."""
     names = {"likeness": "like the last hidden layer", "probe": "linear probe, error %", "norms": "length of weights"}
     figure, axes = _panels(len(names), "")
     for axis, (name, title) in zip(axes, names.items(), strict=True):
@@ -86,15 +89,69 @@ def draw_layers(results: Mapping[str, Figures], file: Path) -> None:
     _save(figure, file)
 
 
-def _panels(count: int, label: str) -> tuple[Any, list[Any]]:
+Readings = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
+"""By panel and by line: what was read when."""
+
+
+def draw_readings(panels: Readings, along: str, label: str, file: Path) -> None:
+    """Draw a panel for each title, with a line for each name, on a scale of powers."""
+    figure, axes = _panels(len(panels), label)
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for name, readings in lines.items():
+            axis.plot(*zip(*readings, strict=True), label=name, linewidth=1.4)
+        _scale(axis, [value for readings in lines.values() for _, value in readings])
+        axis.set_title(title)
+        axis.set_xlabel(along)
+        axis.legend(fontsize=7, frameon=False)
+    _save(figure, file)
+
+
+def draw_gaps(panels: Mapping[str, Mapping[str, list[list[float]]]], kinds: Sequence[str], file: Path) -> None:
+    """Draw gaps as points, a column for each kind of data: near zero on a straight scale, beyond it one of powers."""
+    figure, axes = _panels(len(panels), "loss on a guess - by backprop", each=4.6)
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for number, (name, gaps) in enumerate(lines.items()):
+            places = [kind + 0.8 * number / len(lines) for kind, each in enumerate(gaps) for _ in each]
+            axis.plot(places, [gap for each in gaps for gap in each], ".", label=name, markersize=4)
+        axis.set_yscale("symlog", linthresh=GAP)
+        axis.axhspan(-GAP, GAP, color="0.9")
+        axis.set_xticks([kind + 0.4 for kind in range(len(kinds))], kinds, fontsize=7, rotation=25)
+        axis.set_title(title)
+        axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    _save(figure, file)
+
+
+def draw_ratios(results: Mapping[str, Figures], file: Path) -> None:
+    """Draw the ratio of the bound over steps: below 0 the loss must fall."""
+    figure, (axis,) = _panels(1, "log of the bound's ratio")
+    for key, line in results.items():
+        if "log ratio" in line:
+            axis.plot(*zip(*line["log ratio"], strict=True), label=key.removeprefix("monitor, "), linewidth=1.4)
+    axis.axhline(0, color="0.5", linewidth=0.8)
+    axis.set_xlabel("steps")
+    axis.legend(fontsize=7, frameon=False)
+    _save(figure, file)
+
+
+def _panels(count: int, label: str, each: float = 3.6) -> tuple[Any, list[Any]]:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, count, figsize=(3.6 * count if count > 1 else 6.4, 3.2), squeeze=False)
+    figure, axes = pyplot.subplots(1, count, figsize=(each * count if count > 1 else 6.4, 3.2), squeeze=False)
     axes[0][0].set_ylabel(label)
     return figure, list(axes[0])
+
+
+def _scale(axis: Any, seen: Sequence[float]) -> None:
+    """Scale upwards by powers, with plain numbers."""
+    axis.set_yscale("log")
+    ticks = CLOSE_TICKS if max(seen) < 8 * min(seen) else TICKS
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_ylim(0.8 * min(seen), 1.2 * max(seen))
+    axis.minorticks_off()
+    axis.locator_params(axis="x", nbins=5)
 
 
 def _save(figure: Any, file: Path) -> None:

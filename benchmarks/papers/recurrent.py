@@ -5,10 +5,10 @@ Copy and Repeat Copy get longer as they are learnt; a character model reads a te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, count, islice
 from math import log
 from pathlib import Path
 from statistics import mean
@@ -21,16 +21,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
-from stepahead.launch import Curriculum, Track, copying, minibatches, read_text, streams
+from stepahead.launch import Curriculum, Dataset, Text, Track, copying, minibatches, read_text, streams
 from stepahead.pipeline import Recurrent, SignalRecipe, StepReport, synthetic
+from stepahead.pipeline.groups import evaluating
+from stepahead.pipeline.recurrent import forget_evaluation
 
-from .entry import Budget, Entry, Figures, Trial, mean_of, of_seeds
+from .entry import Budget, Entry, Figures, Trial, Unfinished, mean_of, of_seeds
+from .figures import draw_readings
 from .nets import CLASSES, images
 
 __all__ = ["ENTRIES"]
 
 METHODS = ("BPTT", "DNI", "DNI+Aux")
-BITS = 8
 CLIP = 10.0
 
 
@@ -45,15 +47,21 @@ class Size:
     rate: float
     guess_rate: float
     """Of what guesses: it has to keep up."""
+    guess_depth: int = 0
+    """Hidden layers of what guesses. In a short run none: a linear guess is there sooner."""
     scale: float = 1.0
     """Times a guess when it is used."""
+    bits: int = 4
+    """Of a vector to copy."""
 
 
-PAPER = Size(hidden=256, batch=256, batches=2_000_000, rate=7e-5, guess_rate=7e-5, scale=0.1)
-PAPER_TEXT = Size(hidden=1024, batch=32, batches=500_000, rate=7e-5, guess_rate=7e-5, scale=0.1)
-COPYING = Size(hidden=64, batch=64, batches=20_000, rate=1e-3, guess_rate=1e-2)
-TEXT = Size(hidden=128, batch=32, batches=6_000, rate=2e-3, guess_rate=2e-3)
+PAPER = Size(hidden=256, batch=256, batches=2_000_000, rate=7e-5, guess_rate=7e-5, guess_depth=1, scale=0.1, bits=8)
+PAPER_TEXT = Size(hidden=1024, batch=32, batches=500_000, rate=7e-5, guess_rate=7e-5, guess_depth=1, scale=0.1)
+COPYING = Size(hidden=64, batch=64, batches=20_000, rate=1e-3, guess_rate=2e-3)
+TEXT = Size(hidden=128, batch=32, batches=12_000, rate=2e-3, guess_rate=2e-3)
 ROWS = Size(hidden=64, batch=64, batches=2_000, rate=1e-3, guess_rate=1e-3)
+READINGS = 20
+"""Along a run."""
 
 
 class Net(nn.Module):
@@ -86,79 +94,128 @@ class Net(nn.Module):
 
 def _guess(size: Size, *, propagates: bool = False) -> SignalRecipe:
     optimizer = partial(Adam, lr=size.guess_rate, fused=True)
-    return synthetic("mlp", hidden=size.hidden, optimizer=optimizer, propagates=propagates)
+    shape = {"hidden": size.hidden, "depth": size.guess_depth, "norm": "layer" if size.guess_depth else None}
+    return synthetic("mlp", optimizer=optimizer, propagates=propagates, **shape)  # type: ignore[arg-type]
+
+
+@dataclass
+class Run:
+    """A net and how far it has come."""
+
+    net: Net
+    curriculum: Curriculum
+    """Of what is copied."""
+    step: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return also where in a sequence it is, and what is drawn next; one target of the guess is lost there."""
+        return {**self.__dict__, "carried": self.net.core.carried, "random": torch.get_rng_state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        torch.set_rng_state(state.pop("random"))
+        carried = state.pop("carried")
+        self.__dict__ |= state
+        self.net.core.carried = carried
+
+
+def _begin(inputs: int, outputs: int, method: str, size: Size, seed: int, **options: Any) -> Run:
+    windows = options.pop("windows", None)
+    torch.manual_seed(seed)
+    return Run(Net(inputs, outputs, method, size, windows), Curriculum(**options))
+
+
+def _train(
+    begin: Callable[[], Run],
+    learn: Callable[[Run], Iterator[float]],
+    size: Size,
+    steps: int,
+    read: Callable[[Run], float] | None,
+    budget: Budget,
+    title: str,
+) -> Run:
+    """Go on where a run was broken off, or begin; read how good it is now and then."""
+    unfinished = Unfinished(budget.unfinished)
+    run = unfinished.load(begin)
+    losses = enumerate(islice(learn(run), steps - run.step), start=run.step)
+    reports = (StepReport(step, size.batch, loss) for step, loss in losses)
+    for report in Track(reports, total=steps, title=title, every_seconds=60):
+        run.step = report.step + 1
+        if read is not None and run.step % max(steps // READINGS, 1) == 0:
+            run.curve.append((run.step, read(run)))
+        unfinished.save(run)
+    return run
 
 
 def _copy(repeats: bool, window: int, method: str, seed: int, budget: Budget, title: str) -> Figures:
     """Learn to copy for so many batches, and return how far it came."""
     size = PAPER if budget.full else COPYING
-    torch.manual_seed(seed)
-    net, curriculum = Net(BITS + 2, BITS + 1, method, size), Curriculum(repeats=repeats)
-
-    def learn() -> Iterator[StepReport]:
-        for step in range(size.batches):
-            error = _copy_once(net, curriculum, window, size.batch)
-            curriculum.take(error)
-            yield StepReport(step, size.batch, error)
-
-    for _ in Track(learn(), total=size.batches, title=title, every_seconds=60):
-        pass
+    begin = partial(_begin, size.bits + 2, size.bits + 1, method, size, seed, repeats=repeats)
+    run = _train(begin, partial(_copies, size, window), size, size.batches, None, budget, title)
     return {
-        "solved": curriculum.solved,
-        "lengths": curriculum.steps,
-        "history": curriculum.history,
+        "solved": run.curriculum.solved,
+        "lengths": run.curriculum.steps,
+        "history": run.curriculum.history,
         "batches": size.batches,
-        "cosine": _cosine(net),
+        "cosine": _cosine(run.net),
     }
 
 
-def _copy_once(net: Net, curriculum: Curriculum, window: int, batch: int) -> float:
+def _copies(size: Size, window: int, run: Run) -> Iterator[float]:
+    while True:
+        error = _copy_once(run.net, run.curriculum, window, size)
+        run.curriculum.take(error)
+        yield error
+
+
+def _copy_once(net: Net, curriculum: Curriculum, window: int, size: Size) -> float:
     """Learn from one batch, window by window; return the error in bits for each bit.
 
     The loss is a sum over bits and steps: with a mean the gradients would be small beside what Adam moves guesses by.
     """
-    task = copying(curriculum.length, curriculum.repeats, batch=batch, bits=BITS)
+    task = copying(curriculum.length, curriculum.repeats, batch=size.batch, bits=size.bits)
     parts = list(zip(task.x.split(window, 1), task.y.split(window, 1), task.counts.split(window), strict=True))
     error = 0.0
     for number, (x, y, counts) in enumerate(parts, start=1):
         outputs = net(x, last=number == len(parts))
         losses = F.binary_cross_entropy_with_logits(outputs, y, reduction="none").sum(dim=2) * counts
-        net.step(losses.sum() / batch)
+        net.step(losses.sum() / size.batch)
         error += float(losses.detach().sum())
-    return error / (batch * int(task.counts.sum()) * BITS * log(2))
+    return error / (size.batch * int(task.counts.sum()) * size.bits * log(2))
 
 
 def _characters(window: int, method: str, seed: int, budget: Budget, title: str) -> Figures:
     """Learn to tell a text's next character, and return the bits that it takes in the mean."""
     size, text = PAPER_TEXT if budget.full else TEXT, read_text(_text_file(budget.data))
-    torch.manual_seed(seed)
     letters = len(text.alphabet)
-    net = Net(letters, letters, method, size)
     steps = size.batches * SHORTEST // window  # the same characters whatever the window
-
-    def learn() -> Iterator[StepReport]:
-        step = 0
-        while True:  # pass after pass over the text
-            for x, y in streams(text.train, size.batch, window):
-                loss = F.cross_entropy(net(F.one_hot(x, letters).float()).flatten(0, 1), y.flatten())
-                net.step(loss * window)
-                yield StepReport(step, size.batch, float(loss.detach()))
-                step += 1
-            net.core.reset()
-
-    for _ in Track(islice(learn(), steps), total=steps, title=title, every_seconds=60):
-        pass
-    return {"bits": _bits(net, text.test, letters), "characters": steps * window * size.batch, "cosine": _cosine(net)}
+    begin = partial(_begin, letters, letters, method, size, seed)
+    run = _train(
+        begin, partial(_guesses, text, size, window), size, steps, lambda run: _bits(run.net, text), budget, title
+    )
+    curve = [(step * window * size.batch, bits) for step, bits in run.curve]
+    return {"bits": _bits(run.net, text), "curve": curve, "cosine": _cosine(run.net)}
 
 
-@torch.no_grad()
-def _bits(net: Net, text: Tensor, letters: int) -> float:
-    net.eval()
-    losses = [
-        float(F.cross_entropy(net(F.one_hot(x, letters).float()).flatten(0, 1), y.flatten()))
-        for x, y in streams(text, 8, 100)
-    ]
-    return mean(losses) / log(2)
+def _guesses(text: Text, size: Size, window: int, run: Run) -> Iterator[float]:
+    """Go over the text again and again."""
+    passes = (enumerate(streams(text.train, size.batch, window)) for _ in count())
+    for number, (x, y) in islice(chain.from_iterable(passes), run.step, None):
+        if number == 0:
+            run.net.core.reset()
+        loss = _next_loss(run.net, text, x, y)
+        run.net.step(loss * window)
+        yield float(loss.detach())
+
+
+def _next_loss(net: Net, text: Text, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(net(F.one_hot(x, len(text.alphabet)).float()).flatten(0, 1), y.flatten())
+
+
+def _bits(net: Net, text: Text) -> float:
+    forget_evaluation(net)
+    with evaluating(net):
+        return mean(float(_next_loss(net, text, x, y)) for x, y in streams(text.test, 8, 100)) / log(2)
 
 
 def _text_file(folder: Path) -> Path:
@@ -168,28 +225,31 @@ def _text_file(folder: Path) -> Path:
 def _digit_rows(window: int, method: str, seed: int, budget: Budget, title: str) -> Figures:
     """Learn digits that come row by row: what one is, is asked at its end alone."""
     size, data = ROWS, images(budget.data, False)
-    torch.manual_seed(seed)
-    net = Net(28, CLASSES, method, size, windows=28 // window)
+    begin = partial(_begin, 28, CLASSES, method, size, seed, windows=28 // window)
+    learn = partial(_rows, data, size, window, seed)
+    run = _train(begin, learn, size, size.batches, lambda run: _row_error(run.net, data), budget, title)
+    return {"test_error": _row_error(run.net, data), "curve": run.curve, "cosine": _cosine(run.net)}
 
-    def learn() -> Iterator[StepReport]:
-        for step, (x, y) in enumerate(islice(minibatches(data.train, size.batch, seed=seed), size.batches)):
-            parts = x.flatten(1, 2).split(window, dim=1)
-            loss = torch.zeros(())
-            for number, part in enumerate(parts, start=1):
-                outputs = net(part)[:, -1]
-                loss = F.cross_entropy(outputs, y) * (number == len(parts))
-                net.step(loss)
-            yield StepReport(step, size.batch, float(loss.detach()))
 
-    for _ in Track(learn(), total=size.batches, title=title, every_seconds=60):
-        pass
-    with torch.no_grad():
-        net.eval()
+def _rows(data: Dataset, size: Size, window: int, seed: int, run: Run) -> Iterator[float]:
+    for x, y in islice(minibatches(data.train, size.batch, seed=seed), run.step, None):
+        parts = x.flatten(1, 2).split(window, dim=1)
+        loss = torch.zeros(())
+        for number, part in enumerate(parts, start=1):
+            outputs = run.net(part)[:, -1]
+            loss = F.cross_entropy(outputs, y) * (number == len(parts))
+            run.net.step(loss)
+        yield float(loss.detach())
+
+
+def _row_error(net: Net, data: Dataset) -> float:
+    """Return the share of test images that are told wrong at their last row, in percent."""
+    with evaluating(net):
         right = [
             float((net(x.flatten(1, 2), last=True)[:, -1].argmax(dim=1) == y).sum())
             for x, y in zip(data.test[0].split(1000), data.test[1].split(1000), strict=True)
         ]
-    return {"test_error": 100 * (1 - sum(right) / len(data.test[0])), "cosine": _cosine(net)}
+    return 100 * (1 - sum(right) / len(data.test[0]))
 
 
 def _cosine(net: Net) -> float | None:
@@ -229,6 +289,35 @@ def _copy_table(name: str, results: Mapping[str, Figures]) -> Table:
     return drawn
 
 
+def _draw_copy(results: Mapping[str, Figures], file: Path) -> None:
+    """Draw how long what was learnt is, over batches: a panel for each window."""
+    panels = {
+        f"T={window}": {
+            method: _steps_learnt(line)
+            for method in METHODS
+            if (line := results.get(f"{method}, T={window}, seed 0")) is not None and line["history"]
+        }
+        for window in WINDOWS
+    }
+    draw_readings({title: lines for title, lines in panels.items() if lines}, "batches", "length that was learnt", file)
+
+
+def _steps_learnt(line: Figures) -> list[tuple[int, int]]:
+    """Return after how many batches which length was learnt; of Repeat Copy all steps are counted."""
+    learnt = [
+        (batches, length if repeats is None else length + length * repeats + 3)
+        for batches, length, repeats in line["history"]
+    ]
+    return [*learnt, (line["batches"], learnt[-1][1])]
+
+
+def _draw_rows(
+    cases: Sequence[tuple[str, int]], along: str, label: str, results: Mapping[str, Figures], file: Path
+) -> None:
+    lines = {f"{method}, T={window}": results.get(f"{method}, T={window}, seed 0") for method, window in cases}
+    draw_readings({"": {name: line["curve"] for name, line in lines.items() if line}}, along, label, file)
+
+
 def _solved(lines: Sequence[Figures], paper: str) -> str:
     """Return N, or N x R and both lengths, beside the paper's."""
 
@@ -263,20 +352,23 @@ def _rows_table(
 PTB = {"BPTT, T=8": "1.35", "DNI, T=8": "1.34", "DNI+Aux, T=8": "1.33", "BPTT, T=20": "1.35", "BPTT, T=40": "1.34"}
 TITLE = "{}: the longest that was learnt"
 ENTRIES = {
-    "copy": Entry(TITLE.format("Copy"), partial(_copy_trials, False), partial(_copy_table, "copy")),
+    "copy": Entry(TITLE.format("Copy"), partial(_copy_trials, False), partial(_copy_table, "copy"), _draw_copy),
     "repeat-copy": Entry(
         TITLE.format("Repeat Copy, N x R"),
         partial(_copy_trials, True),
         partial(_copy_table, "repeat-copy"),
+        _draw_copy,
     ),
     "characters": Entry(
         "Characters of a text: bits for each",
         partial(_trials, _characters, TEXTS),
         partial(_rows_table, TEXTS, "bits for each character", "bits", PTB),
+        partial(_draw_rows, TEXTS, "characters", "bits for each"),
     ),
     "digit-rows": Entry(
         "MNIST row by row, asked at the end",
         partial(_trials, _digit_rows, ROW_WINDOWS),
         partial(_rows_table, ROW_WINDOWS, "test error, %", "test_error", {}),
+        partial(_draw_rows, ROW_WINDOWS, "batches", "test error, %"),
     ),
 }

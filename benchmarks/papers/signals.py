@@ -74,7 +74,7 @@ SIGNALS: dict[str, tuple[Method, str, str]] = {
 
 def _run(name: str, seed: int, budget: Budget, title: str) -> Figures:
     setting = Setting(layers=fcn(DEPTH), method=SIGNALS[name][0], course=course(budget.full, Course(STEPS)), seed=seed)
-    return train(setting, images(budget.data, True), title)
+    return train(setting, images(budget.data, True), budget, title)
 
 
 def _trials(full: bool) -> list[Trial]:
@@ -126,7 +126,7 @@ def _run_vgg(name: str, seed: int, budget: Budget, title: str) -> Figures:
         seed=seed,
         blocks=4,
     )
-    return train(setting, cifar(budget.data, False), title)
+    return train(setting, cifar(budget.data, False), budget, title)
 
 
 def _critic_trials(full: bool) -> list[Trial]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, product
+from pathlib import Path
 
 import torch
 from rich.box import MARKDOWN
@@ -19,7 +20,8 @@ from torch.nn import functional as F
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from .entry import Budget, Entry, Figures, Trial
+from .entry import Budget, Entry, Figures, Trial, counted
+from .figures import draw_gaps, draw_ratios
 
 __all__ = ["ENTRIES"]
 
@@ -30,7 +32,7 @@ WIDTH, STEPS, LONG = 32, 6_000, 20_000
 """Shallow nets on few points take the long course in a short run too: it costs seconds."""
 ROUNDING = 1e-6
 """Of a loss, in single precision."""
-HIDDEN = ("trial", "seconds", "torch", "python")
+HIDDEN = ("trial", "seconds", "core_seconds", "torch", "python")
 """What a line of results has besides figures."""
 
 
@@ -107,7 +109,7 @@ def descend(kind: str, size: int, loss: str, hidden: int, guess: str, budget: Bu
     made = Guess(sets, width, sigmoid=guess == "sigmoid") if guess else None
     optimizers = [Adam(chain.parameters, lr=3e-3)] + ([Adam(made.parameters, lr=1e-2)] if made else [])
     schedules = [CosineAnnealingLR(optimizer, steps) for optimizer in optimizers]
-    for _ in range(steps):
+    for _ in counted(steps, title):
         for optimizer in optimizers:
             optimizer.zero_grad()
         if made is None:
@@ -153,11 +155,25 @@ def _toy_table(results: Mapping[str, Figures]) -> Table:
 
 
 def _gap(results: Mapping[str, Figures], key: str, guess: str) -> str:
+    gaps = _gaps(results, key, guess)
+    return "" if gaps is None else f"{float(gaps.mean()):.5f} (at most {float(gaps.max()):.5f})"
+
+
+def _gaps(results: Mapping[str, Figures], key: str, guess: str) -> Tensor | None:
+    """Return the loss on a guess minus backprop's, for each set of data, where both were run."""
     theirs, ours = results.get(f"{key}, backprop"), results.get(f"{key}, {guess}")
-    if theirs is None or ours is None:
-        return ""
-    gaps = torch.tensor(ours["losses"]) - torch.tensor(theirs["losses"])
-    return f"{float(gaps.mean()):.5f} (at most {float(gaps.max()):.5f})"
+    return None if theirs is None or ours is None else torch.tensor(ours["losses"]) - torch.tensor(theirs["losses"])
+
+
+def _draw_toy(results: Mapping[str, Figures], file: Path) -> None:
+    """Draw the gaps of each kind of data: a panel for shallow nets and one for deep ones."""
+    panels: dict[str, dict[str, list[list[float]]]] = {}
+    for hidden, loss, guess, size in product(DEPTHS, LOSSES, ("linear", "sigmoid"), SIZES):
+        found = [_gaps(results, f"{hidden} hidden, {loss}, {size}-D, {kind}", guess) for kind in KINDS]
+        gaps = [each.tolist() for each in found if each is not None]
+        if len(gaps) == len(KINDS):
+            panels.setdefault("deep" if hidden else "shallow", {})[f"{loss}, {guess}, {size}-D"] = gaps
+    draw_gaps(panels, KINDS, file)
 
 
 def _equilibrium(budget: Budget, title: str) -> Figures:
@@ -165,7 +181,7 @@ def _equilibrium(budget: Budget, title: str) -> Figures:
     x, y = torch.tensor([[[-2.0], [-1.0], [1.0], [2.0]]]), torch.zeros(1, 4, 1)
     a, b, c = (torch.tensor(value, requires_grad=True) for value in (1.0, 0.0, 0.0))
     optimizer = torch.optim.SGD([a, b, c], lr=0.01)
-    for _ in range(1000):
+    for _ in counted(1000, title):
         optimizer.zero_grad()
         h = (a * x + b).detach().requires_grad_()
         h.abs().sum().backward()
@@ -184,7 +200,7 @@ def _zero_loss(budget: Budget, title: str) -> Figures:
     y = x @ torch.tensor([[[1.0], [-2.0]]])
     optimizer = Adam(chain.parameters, lr=1e-2)
     schedule = CosineAnnealingLR(optimizer, 5000)
-    for _ in range(5000):
+    for _ in counted(5000, f"{title}, by backprop"):
         optimizer.zero_grad()
         losses("mse", chain(x, slice(None)), y).sum().backward()
         optimizer.step()
@@ -197,7 +213,7 @@ def _zero_loss(budget: Budget, title: str) -> Figures:
     _fit_to_nothing(guess, chain(x, slice(0, 2)).detach(), y)
     before = [each.detach().clone() for each in chain.parameters]
     plain = torch.optim.SGD([*chain.parameters, *guess.parameters], lr=0.01)
-    for _ in range(1000):
+    for _ in counted(1000, f"{title}, on a guess"):
         plain.zero_grad()
         _step_on_guess(chain, guess, 2, x, y, "mse")
         plain.step()
@@ -224,7 +240,7 @@ def _monitor(loss: str, budget: Budget, title: str) -> Figures:
     length = float(torch.linalg.matrix_norm(given, 2))
     logs, falls, safe_falls, safe = list[tuple[int, float]](), 0, 0, 0
     steps = 2000
-    for step in range(steps):
+    for step in counted(steps, title):
         for each in (optimizer, learner):
             each.zero_grad()
         before = losses(loss, chain(x, slice(None)), y).sum()
@@ -255,7 +271,7 @@ def _recovery(loss: str, budget: Budget, title: str) -> Figures:
     x, y = sample("noisy", 2, 1)
     chain, guess = Chain.make(1, [2, 1]), Guess(1, 1)
     optimizers = [Adam(chain.parameters, lr=3e-3), Adam(guess.parameters, lr=1e-2)]
-    for _ in range(3000):
+    for _ in counted(3000, title):
         for optimizer in optimizers:
             optimizer.zero_grad()
         _step_on_guess(chain, guess, 1, x, y, loss)
@@ -306,8 +322,11 @@ def _shown(value: object) -> str:
 
 
 ENTRIES = {
-    "toy": Entry("Loss on a guess minus loss by backprop, linear nets", _toy_trials, _toy_table),
+    "toy": Entry("Loss on a guess minus loss by backprop, linear nets", _toy_trials, _toy_table, _draw_toy),
     "theory": Entry(
-        "Equilibria, the bound of proposition 2, the loss that a guess stands for", _proof_trials, _proof_table
+        "Equilibria, the bound of proposition 2, the loss that a guess stands for",
+        _proof_trials,
+        _proof_table,
+        draw_ratios,
     ),
 }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 
 from torch import nn
 from torch.optim import Adam, Optimizer
@@ -17,6 +18,8 @@ from stepahead.pipeline import (
     Recipe,
     Reference,
     SignalRecipe,
+    Stage,
+    StepReport,
     accuracy,
     assemble,
     cut_model,
@@ -26,7 +29,7 @@ from stepahead.pipeline import (
     synthetic,
 )
 
-from .entry import Figures
+from .entry import Budget, Figures, Unfinished
 from .nets import CLASSES, Layers
 
 __all__ = ["METHODS", "Course", "Method", "Setting", "adam", "course", "falling", "guessing", "train"]
@@ -109,12 +112,25 @@ class Setting:
     inputs: InputRecipe | None = None
 
 
-def train(setting: Setting, data: Dataset, title: str, *, keep: list[Group] | None = None) -> Figures:
-    """Train, and return the test error, the curve of it, and how good the guesses were all along.
+@dataclass
+class Progress:
+    """How far a run has come."""
 
-    Args:
-        keep: Where to put the trained groups.
-    """
+    stages: list[Stage]
+    loss: float = 0.0
+    """The mean over the last hundred batches or so."""
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    """Steps and test error."""
+    quality: list[list[list[float]]] = field(default_factory=list)
+    """Of each interface that guesses, at the same readings."""
+
+    def take(self, report: StepReport) -> None:
+        """Take in what a step says."""
+        if report.loss == report.loss:  # not so for a batch that the last stage left out
+            self.loss += (report.loss - self.loss) / 100
+
+
+def _begin(setting: Setting, data: Dataset) -> Progress:
     now, layers = setting.course, setting.layers
     recipe = Recipe(
         loss=nn.CrossEntropyLoss(),
@@ -129,25 +145,34 @@ def train(setting: Setting, data: Dataset, title: str, *, keep: list[Group] | No
         groups = cut_model(layers, at=setting.at, seed=setting.seed)
     else:
         groups = cut_model(layers, setting.blocks or len(layers_of(layers)), seed=setting.seed)
-    example = data.train[0][: now.batch], data.train[1][: now.batch]
-    reference = Reference(assemble(groups, example, recipe), lag=1)
-    every, loss = max(now.steps // now.points, 1), 0.0
-    curve, quality = list[tuple[int, float]](), list[list[list[float]]]()
-    steps = reference.train(minibatches(data.train, now.batch, seed=setting.seed), steps=now.steps)
+    return Progress(list(assemble(groups, (data.train[0][: now.batch], data.train[1][: now.batch]), recipe)))
+
+
+def train(setting: Setting, data: Dataset, budget: Budget, title: str, *, keep: list[Group] | None = None) -> Figures:
+    """Train, and return the test error, the curve of it, and how good the guesses were all along.
+
+    Args:
+        keep: Where to put the trained groups.
+    """
+    now, unfinished = setting.course, Unfinished(budget.unfinished)
+    run = unfinished.load(partial(_begin, setting, data))
+    reference, every = Reference(run.stages, lag=1), max(now.steps // now.points, 1)
+    batches = islice(minibatches(data.train, now.batch, seed=setting.seed), reference.step, None)
+    steps = reference.train(batches, steps=now.steps - reference.step)
     for report in Track(steps, total=now.steps, title=title, every_seconds=60):
-        if report.loss == report.loss:  # not so for a batch that the last stage left out
-            loss += (report.loss - loss) / 100
+        run.take(report)
         if (report.step + 1) % every == 0:
-            curve.append((report.step + 1, round(_error(reference, data), 3)))
-            quality.append(_quality(reference))
+            run.curve.append((report.step + 1, round(_error(reference, data), 3)))
+            run.quality.append(_quality(reference))
+        unfinished.save(run)
     if keep is not None:
-        keep += groups
+        keep += [stage.group for stage in run.stages]
     return {
         "test_error": _error(reference, data),
-        "train_loss": loss,
+        "train_loss": run.loss,
         "steps": now.steps,
-        "curve": curve,
-        "quality": quality,
+        "curve": run.curve,
+        "quality": run.quality,
     }
 
 
