@@ -1,6 +1,6 @@
 """What a stage costs beside the bare layers, and what each shape of predictor adds: time, and FLOPs.
 
-    python -m benchmarks.feedforward.cost
+    python -m benchmarks.cost
 
 Everything runs in one process on one core, in turn (A B A B ..), and medians are compared: absolute times mean little.
 """
