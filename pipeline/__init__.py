@@ -32,6 +32,7 @@ from .costs import LayerCost, balance_model, measure_costs
 from .critics import Critic, Sobolev, critic, local_critic, sobolev
 from .cuts import Cut, cut_at, cut_by_cost, cut_by_count
 from .devices import parse_device
+from .earlier import Earlier, node_of
 from .errors import (
     CutError,
     FrameError,
@@ -57,7 +58,7 @@ from .feedback import (
     feedback_alignment,
     kickback,
 )
-from .graphs import Graph, Node, Wires, node_of
+from .graphs import Graph, Wires
 from .groups import Group, Layer, Layout, Model, build_group, build_groups, cut_model, layers_of
 from .guessing import Predictor
 from .inputs import InputRecipe, SyntheticInput, synthetic_inputs
@@ -65,6 +66,7 @@ from .kept import Kept
 from .locks import LOCKED, MICROBATCHED, check_microbatches, groups_a_stage, groups_of, owner_of
 from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Message, TensorSpec, edge_name
 from .metrics import Averages, Metric, accuracy, metrics_for
+from .nodes import Node
 from .optimizers import muon
 from .parts import TAX, USEFUL, Part, Span
 from .predictors import MLP, Conv, Linear, LowRank, PredictorRecipe, Softmax, Token, Whole, make_predictor
@@ -119,6 +121,7 @@ __all__ = [
     "CutError",
     "Delayed",
     "DirectFeedback",
+    "Earlier",
     "FeedbackAlignment",
     "FrameError",
     "Gradient",

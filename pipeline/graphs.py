@@ -10,6 +10,8 @@
 
 A graph is laid out as a chain, each node after those whose outputs it uses, and that is cut as any chain: what is used
 behind a cut crosses it (`bundles.py`). So all that stages and processes do for a chain they do for a graph.
+
+A circle is one through time: `Earlier` is what a node put out a batch ago. Nodes that it joins are in one stage.
 """
 
 from __future__ import annotations
@@ -24,38 +26,15 @@ import torch
 from torch import Tensor, nn
 
 from .bundles import Bundle, Value
-from .errors import CutError, did_you_mean
-from .groups import Group, Layer, LayerSource, Layout, evaluating, works_in_place
+from .earlier import PART, Time, check_earlier, node_of
+from .errors import CutError
+from .groups import Group, Layer, Layout, evaluating, works_in_place
+from .nodes import INPUT, Node, check_nodes, check_use, earlier_among, in_order, name_of
 from .recurrent import forget_evaluation
-from .signals import LossFunction
+from .signals import LossFunction, SignalRecipe
+from .states import State
 
-__all__ = ["INPUT", "Graph", "GraphGroup", "Node", "Uncut", "Wires", "node_of"]
-
-INPUT = "input"
-"""What the raw batch is called."""
-RESERVED = frozenset(dir(nn.Module()))
-PART = ":"
-"""Between a node's name and the number of an output, of those that have several."""
-
-
-def node_of(name: str) -> str:
-    """Return the node that an output belongs to."""
-    return name.partition(PART)[0]
-
-
-class Node:
-    """A module and what it is called with.
-
-    Args:
-        source: The module, or a function that makes it.
-        inputs: Names of nodes, or "input"; "name:1" is the second output of a node that returns a tuple.
-        loss: One of the node's own: a function of (output, label). Its gradient is there at once, wherever the node is.
-    """
-
-    def __init__(self, source: LayerSource, *inputs: str, loss: LossFunction | None = None) -> None:
-        self.source = source
-        self.inputs = inputs
-        self.loss = loss
+__all__ = ["Graph", "GraphGroup", "Uncut", "Wires"]
 
 
 class Graph(Layout):
@@ -64,22 +43,33 @@ class Graph(Layout):
     Args:
         nodes: In any order; where several could come next, the first of them does.
         outputs: What the loss is given: a tensor, or a tuple of several. Unless said, what the last node puts out.
+        future: Guesses the gradient at what is used a batch later, from the values of all that a stage uses so; None
+            lets no gradient through time. As in `Recurrent`.
+        windows: After so many batches all that was earlier is forgotten: a new sequence begins.
     """
 
-    def __init__(self, nodes: Mapping[str, Node], outputs: str | Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        nodes: Mapping[str, Node],
+        outputs: str | Sequence[str] | None = None,
+        *,
+        future: SignalRecipe | None = None,
+        windows: int | None = None,
+    ) -> None:
         if not isinstance(nodes, Mapping) or not nodes:
             raise CutError("a graph has no nodes, or not by name: Graph({'name': Node(module, 'input'), ..})")
         self.outputs = (outputs,) if isinstance(outputs, str) else tuple(outputs or (list(nodes)[-1],))
-        _check_names(nodes)
-        self.nodes = _in_order(nodes)
-        _check_use(self.nodes, self.outputs)
+        check_nodes(nodes)
+        self.nodes = in_order(nodes)
+        check_use(self.nodes, self.outputs)
+        self.time = Time(tuple(dict.fromkeys(earlier_among(self.nodes))), future, windows)
 
     @property
     def wires(self) -> Wires:
         """What joins the nodes, in their order."""
         nodes = self.nodes.values()
-        inputs, losses = tuple(node.inputs for node in nodes), tuple(node.loss for node in nodes)
-        return Wires(tuple(self.nodes), inputs, losses, self.outputs)
+        inputs = tuple(tuple(map(name_of, node.inputs)) for node in nodes)
+        return Wires(tuple(self.nodes), inputs, tuple(node.loss for node in nodes), self.outputs, self.time)
 
     def layers(self, example: Tensor | None) -> tuple[Layer, ...]:
         """Return the nodes as a chain of layers; an example of the raw batch shows what they put out."""
@@ -109,16 +99,19 @@ class Wires:
     losses: tuple[LossFunction | None, ...]
     """Of its own, if it has one."""
     outputs: tuple[str, ...]
+    time: Time
     values: tuple[Value, ...] = ()
     """All that may cross a cut, in the order in which it is made."""
 
     def crossing(self, position: int) -> Bundle:
         """Return what crosses a cut before the node at a position; behind the last one, what the graph puts out."""
+        self._check_time(position)
         made = {INPUT, *self.names[:position]}
         used = dict.fromkeys(name for inputs in self.inputs[position:] for name in inputs) | dict.fromkeys(self.outputs)
         if position == len(self.names):
             return Bundle(tuple(map(self._value, self.outputs)))
-        values = [self._value(name) for name in used if node_of(name) in made]
+        later = {edge.name for edge in self.time.edges}
+        values = [self._value(name) for name in used if node_of(name) in made and name not in later]
         return Bundle(tuple(sorted(values, key=self.values.index)))
 
     def group(self, start: int, names: Sequence[str], modules: Sequence[nn.Module]) -> Group:
@@ -135,6 +128,18 @@ class Wires:
                 error.add_note(f"in node {name!r}, which was given {_shapes(inputs, given)}")
                 raise
         return values
+
+    def _check_time(self, position: int) -> None:
+        """Refuse a cut between a node and one that uses what it put out a batch ago."""
+        above = self.names[:position]
+        for edge in self.time.edges:
+            source = node_of(edge.source)
+            for name, inputs in zip(self.names, self.inputs, strict=True):
+                if edge.name in inputs and (name in above) != (source in above):
+                    raise CutError(
+                        f"node {name!r} uses what {source!r} put out a batch ago, so they cannot be cut apart; "
+                        f"cut before or behind both"
+                    )
 
     def _input(self, name: str, wanted: str, values: Mapping[str, Any]) -> Any:
         if wanted in values:
@@ -167,6 +172,8 @@ class GraphGroup(Group):
         self._node_losses: list[tuple[LossFunction, Tensor]] = []
         self.has_node_losses = any(loss is not None for loss in wires.losses[start : start + len(names)])
         self._copies_input = any(map(works_in_place, modules))
+        self._time = wires.time.among(names)
+        self._loop = self._time.loop(self._run)
 
     @property
     def title(self) -> str:
@@ -176,12 +183,19 @@ class GraphGroup(Group):
         return function if self._below.is_single else partial(_apart, function, self._below)
 
     def forward(self, h: Tensor) -> Tensor:
-        values = self._above.unpack(h.clone() if self._copies_input and self._above.is_single else h)
+        out: Tensor = self._run(h, None)[0] if self._loop is None else self._loop(h)
+        return out
+
+    def _run(self, h: Tensor, earlier: State | None) -> tuple[Tensor, State]:
+        values: dict[str, Any] = dict(
+            self._above.unpack(h.clone() if self._copies_input and self._above.is_single else h)
+        )
+        values |= self._time.values(len(h), h.device, earlier)
         self._wires.run(self._start, list(self.layers), values)
         if self.training and torch.is_grad_enabled():
             losses = zip(self.names, self._wires.losses[self._start :], strict=False)
             self._node_losses = [(loss, values[name]) for name, loss in losses if loss is not None]
-        return self._below.pack(values)
+        return self._below.pack(values), self._time.state(values)
 
     def take_node_losses(self) -> list[tuple[LossFunction, Tensor]]:
         losses, self._node_losses = self._node_losses, []
@@ -196,79 +210,33 @@ class Uncut(nn.Module):
         self._wires = wires
         for name, module in zip(wires.names, modules, strict=True):
             self.add_module(name, module)
+        self._loop = wires.time.loop(self._run)
+        self._outputs: tuple[Any, ...] = ()
+
+    def reset(self) -> None:
+        """Forget what was earlier."""
+        if self._loop is not None:
+            self._loop.reset()
 
     def forward(self, x: Tensor) -> Any:
-        modules = [self.get_submodule(name) for name in self._wires.names]  # one may be there under two names
-        values = self._wires.run(0, modules, {INPUT: x})
-        outputs = tuple(values[name] for name in self._wires.outputs)
+        if self._loop is None:
+            self._run(x, None)
+        else:
+            self._loop(x)
+        outputs, self._outputs = self._outputs, ()
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _run(self, x: Tensor, earlier: State | None) -> tuple[Tensor, State]:
+        modules = [self.get_submodule(name) for name in self._wires.names]  # one may be there under two names
+        values = self._wires.time.values(len(x), x.device, earlier)
+        values = self._wires.run(0, modules, {INPUT: x, **values})
+        self._outputs = tuple(values[name] for name in self._wires.outputs)
+        return x, self._wires.time.state(values)
 
 
 def _apart(function: Callable[..., Tensor], bundle: Bundle, packed: Tensor, y: Tensor | None) -> Tensor:
     """Call a loss or a metric with a tuple of what a graph puts out."""
     return function(tuple(bundle.unpack(packed).values()), y)
-
-
-def _check_names(nodes: Mapping[str, Node]) -> None:
-    for name, node in nodes.items():
-        if not isinstance(node, Node):
-            raise CutError(f"node {name!r} is a {type(node).__name__}; write Node(module, 'input', ..)")
-        if not isinstance(name, str) or name == INPUT or not name or any(sign in name for sign in (PART, ".", ",")):
-            raise CutError(f"a node cannot be called {name!r}: {INPUT!r} is the raw batch, and . : , mean something")
-        if name.startswith("_") or name in RESERVED:
-            raise CutError(f"a node cannot be called {name!r}: every module has something of that name")
-        if isinstance(node.loss, nn.Module) and next(node.loss.parameters(), None) is not None:
-            raise CutError(
-                f"the loss of node {name!r} has parameters that nothing would train; make them part of the node"
-            )
-        if not node.inputs:
-            raise CutError(f"node {name!r} is not connected: say what it is called with, {INPUT!r} for example")
-        for wanted in node.inputs:
-            _check_known(f"node {name!r} uses", wanted, nodes)
-
-
-def _check_known(who: str, wanted: str, nodes: Mapping[str, Node]) -> None:
-    if not isinstance(wanted, str):
-        raise CutError(
-            f"{who} {wanted!r}, which is no name: Node(module, 'a', 'b') is called with what a and b put out"
-        )
-    node = node_of(wanted)
-    if node != INPUT and node not in nodes:
-        raise CutError(f"{who} {node!r}, which is no node; {did_you_mean(node, [INPUT, *nodes])}")
-
-
-def _check_use(nodes: Mapping[str, Node], outputs: Sequence[str]) -> None:
-    """Refuse outputs that there are not, or twice, and nodes that nothing comes of."""
-    if len(set(outputs)) < len(outputs):
-        raise CutError(f"the graph puts out {', '.join(map(str, outputs))}: each only once")
-    for wanted in outputs:
-        _check_known("the graph puts out", wanted, nodes)
-    used = {name for name, node in nodes.items() if node.loss is not None}
-    used |= {node_of(wanted) for node in nodes.values() for wanted in node.inputs}
-    used |= {node_of(wanted) for wanted in outputs}
-    for name in nodes:
-        if name not in used:
-            raise CutError(f"nothing uses node {name!r}; name it among the graph's outputs, or leave it out")
-
-
-def _in_order(nodes: Mapping[str, Node]) -> dict[str, Node]:
-    """Return the nodes, each behind those that it uses."""
-    left, ordered = dict(nodes), dict[str, Node]()
-    while left:
-        needs = {name: {node_of(wanted) for wanted in node.inputs} & set(left) for name, node in left.items()}
-        ready = next((name for name, needed in needs.items() if not needed), None)
-        if ready is None:
-            raise CutError(f"nodes {_cycle(needs)} use each other in a circle; a graph of one batch can have none")
-        ordered[ready] = left.pop(ready)
-    return ordered
-
-
-def _cycle(needs: Mapping[str, set[str]]) -> str:
-    """Return a circle among nodes that all need one another, in words."""
-    path = [next(iter(needs))]
-    while (following := min(needs[path[-1]])) not in path:
-        path.append(following)
-    return " -> ".join([following, *reversed(path[path.index(following) :])])
 
 
 def _named(name: str, out: Any) -> dict[str, Any]:
@@ -307,7 +275,7 @@ def _shapes(names: Sequence[str], given: Sequence[Any]) -> str:
 def _with_values(wires: Wires, layers: Sequence[Layer], example: Tensor) -> Wires:
     """Return the wires with what an example makes of each node, built and let go one by one."""
     x = example.clone()
-    values: dict[str, Any] = {INPUT: x}
+    values: dict[str, Any] = {INPUT: x, **wires.time.values(len(x), x.device, None)}
     for position, layer in enumerate(layers):
         module = layer.build(0)
         with evaluating(module), torch.enable_grad(), _as_one_sentence(layer.name):
@@ -316,9 +284,12 @@ def _with_values(wires: Wires, layers: Sequence[Layer], example: Tensor) -> Wire
             }
         forget_evaluation(module)
     rows = len(example)
+    later = {edge.name for edge in wires.time.edges}
+    for edge in wires.time.edges:
+        check_earlier(edge, values.get(edge.source), rows)
     found = [
         Value(name=name, shape=tuple(out.shape[1:]), dtype=out.dtype, learns=out.requires_grad)
         for name, out in values.items()
-        if isinstance(out, Tensor) and out.dim() and len(out) == rows
+        if isinstance(out, Tensor) and out.dim() and len(out) == rows and name not in later
     ]
     return replace(wires, values=tuple(found))

@@ -19,6 +19,7 @@ from stepahead.pipeline import (
     Activation,
     Conv,
     CutError,
+    Earlier,
     Gradient,
     GradientKind,
     Graph,
@@ -142,6 +143,45 @@ def two_losses() -> Graph:
     )
 
 
+class Cell(nn.Module):
+    """What came before, and what is new."""
+
+    def __init__(self, inputs: int, before: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs + before, width)
+
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        out: Tensor = self.linear(torch.cat([x, before], dim=1)).tanh()
+        return out
+
+
+def echo(future: SignalRecipe | None = None, windows: int | None = None) -> Graph:
+    """A node that uses what it put out a batch ago."""
+    return Graph(
+        {
+            "eye": Node(partial(Hidden, FEATURES, 8), "input"),
+            "cell": Node(partial(Cell, 8, 6, 6), "eye", Earlier("cell", 6)),
+            "top": Node(partial(Hidden, 6, 8), "cell"),
+            "score": Node(partial(Join, 14), "top", "cell"),
+        },
+        future=future,
+        windows=windows,
+    )
+
+
+def talk() -> Graph:
+    """Two nodes that answer each other, a batch later."""
+    return Graph(
+        {
+            "eye": Node(partial(Hidden, FEATURES, 8), "input"),
+            "ask": Node(partial(Cell, 8, 6, 5), "eye", Earlier("answer", 6)),
+            "answer": Node(partial(Cell, 5, 5, 6), "ask", Earlier("ask", 5)),
+            "score": Node(partial(Join, 11), "answer", "ask"),
+        },
+        future=synthetic("mlp", depth=0, optimizer=adam),
+    )
+
+
 def both(outputs: tuple[Tensor, Tensor], label: Tensor) -> Tensor:
     """The loss of a graph with two outputs."""
     early, late = outputs
@@ -157,8 +197,12 @@ GRAPHS: dict[str, tuple[Any, Any, list[Batch]]] = {
     "pairs": (pairs, nn.CrossEntropyLoss(), rows(8)),
     "unet": (unet, nn.CrossEntropyLoss(), images(6)),
     "two losses": (two_losses, both, rows(8)),
+    "echo": (echo, nn.CrossEntropyLoss(), rows(8)),
 }
-CUTS = {"towers": 4, "pairs": 3, "unet": 8, "two losses": 4}
+CUTS = {"towers": 4, "pairs": 3, "unet": 8, "two losses": 4, "echo": 4}
+GUESSED = partial(echo, future=synthetic("mlp", depth=0, optimizer=adam), windows=3)
+"""`echo` with a guess of what comes after a batch."""
+WITH_GUESSED = {**GRAPHS, "echo, guessed": (GUESSED, nn.CrossEntropyLoss(), rows(8))}
 
 
 def uncut_weights(graph: Graph, loss: Any, batches: list[Batch], optimizer: Any) -> list[Tensor]:
@@ -194,9 +238,9 @@ def test_locked_is_plain_backprop_to_the_bit_wherever_it_is_cut(name: str, stage
 
 
 @pytest.mark.parametrize("truth", ["off", "true-up", "stash"])
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", WITH_GUESSED)
 def test_exact_processes_are_the_reference_to_the_bit(name: str, truth: str, tmp_path: Path) -> None:
-    make, loss, batches = GRAPHS[name]
+    make, loss, batches = WITH_GUESSED[name]
     signal, how = synthetic(classes=CLASSES, optimizer=adam), TRUTHS.get(truth, Truth())
     _, expected = reference(make(), loss, batches, signal, 3, how, lag=3)
     more: dict[str, Any] = {} if how.is_late else {"signal": signal}
@@ -388,7 +432,12 @@ def test_what_cannot_be_a_graph_is_one_sentence() -> None:
         ({"a.b": Node(plain, "input")}, "cannot be called 'a.b'"),
         ({"a": Node(plain, "input"), "b": Node(plain, "aa")}, "node 'b' uses 'aa', which is no node; did you mean 'a'"),
         ({"lost": Node(plain, "input"), "b": Node(plain, "input")}, "nothing uses node 'lost'"),
-        ({"a": Node(Sums(), "input", "c"), "b": Node(plain, "a"), "c": Node(plain, "b")}, "nodes a -> b -> c -> a use"),
+        (
+            {"a": Node(Sums(), "input", "c"), "b": Node(plain, "a"), "c": Node(plain, "b")},
+            r"nodes a -> b -> c -> a use each other in a circle; .* Earlier\('a', width\)",
+        ),
+        ({"a": Node(Sums(), "input", Earlier("b", 3))}, "node 'a' uses 'b', which is no node"),
+        ({"a": Node(Sums(), "input", Earlier("input", 3))}, "node 'a' uses 'input' of a batch ago"),
     ]
     for nodes, words in wrong:
         with pytest.raises(CutError, match=words):
@@ -593,3 +642,66 @@ def test_layers_draw_as_they_do_in_the_uncut_graph() -> None:
     for group in groups:
         h = group(h)
     assert torch.equal(h, whole(x))
+
+
+def test_what_was_earlier_is_carried_until_a_sequence_ends() -> None:
+    """Two batches of the same samples differ in what came before; with the third a new sequence begins."""
+    net = echo(windows=2).uncut(seed=0)
+    x = torch.randn(4, FEATURES)
+    first, second, third = net(x), net(x), net(x)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, third)
+    net.reset()
+    assert torch.equal(net(x), first)
+
+
+def test_a_guess_of_what_comes_after_a_batch_reaches_the_batch_before() -> None:
+    """The label is of the sample that came before: a node learns to keep it by a guess alone."""
+    torch.manual_seed(0)
+    y = torch.randint(CLASSES, (400, 16))
+    x = F.one_hot(y, FEATURES).float()
+    batches = list(zip(x[1:], y[:-1], strict=True))
+
+    def lost(future: SignalRecipe | None) -> float:
+        graph = Graph(
+            {
+                "kept": Node(partial(Cell, FEATURES, 8, 8), "input", Earlier("kept", 8)),
+                "score": Node(partial(Join, 8), Earlier("kept", 8)),
+            },
+            future=future,
+        )
+        run, _ = reference(graph, nn.CrossEntropyLoss(), batches, locked, 1, Truth())
+        return run.evaluate(batches[:50])["loss"]
+
+    assert lost(synthetic("mlp", depth=0, optimizer=adam)) < 0.5 * lost(None)
+
+
+@pytest.mark.parametrize("truth", ["off", "true-up", "stash"])
+def test_nodes_that_answer_each_other_are_one_stage(truth: str, tmp_path: Path) -> None:
+    batches, loss = rows(8), nn.CrossEntropyLoss()
+    signal, how = synthetic(classes=CLASSES, optimizer=adam), TRUTHS.get(truth, Truth())
+    groups = cut_model(talk(), at=["ask", "score"], example=batches[0][0])
+    more: dict[str, Any] = {} if how.is_late else {"signal": signal}
+    recipe = Recipe(loss=loss, signal=signal, optimizer=adam, truth=how)
+    reference = Reference(assemble(groups, batches[0], recipe), lag=3)
+    list(reference.train(batches))
+    job = Job(model=talk(), data=batches, loss=loss, optimizer=adam, classes=CLASSES, epochs=1, **more)
+    settings: dict[str, Any] = {"truth": how.use} if truth == "off" else {"truth": how.use, "truth_every": how.every}
+    summary = train(job, cut="ask,score", lag="exact", max_lag=3, run_dir=str(tmp_path / "run"), **settings)
+    assert summary["weights_sha256"] == weights_sha256(named for group in groups for named in group.named_weights())
+    quality = reference.stages[1].statistics().windows
+    assert quality is not None
+
+
+def test_a_circle_through_time_that_is_cut_or_does_not_fit_is_one_sentence() -> None:
+    x = torch.randn(8, FEATURES)
+    with pytest.raises(
+        CutError, match="node 'ask' uses what 'answer' put out a batch ago, so they cannot be cut apart"
+    ):
+        cut_model(talk(), at=["answer"], example=x)
+    narrow = Graph({"a": Node(partial(Cell, FEATURES, 4, 5), "input", Earlier("a", 4))})
+    with pytest.raises(CutError, match=r"'a' is used a batch later with the shape \[4\] .* and is \[8, 5\]"):
+        cut_model(narrow, 1, example=x)
+    apart = Graph({"a": Node(Dictionary(), "input", Earlier("a", 4))})
+    with pytest.raises(CutError, match="node 'a' cannot take"):
+        cut_model(apart, 1, example=x)
