@@ -32,7 +32,14 @@ from .nets import CLASSES, images
 
 __all__ = ["ENTRIES"]
 
-METHODS = ("BPTT", "DNI", "DNI+Aux")
+METHODS: dict[str, dict[str, int]] = {
+    "BPTT": {"span": 0},
+    "DNI": {"span": 1},
+    "DNI+Aux": {"span": 1, "ahead": 1},
+    "DNI, 3 windows": {"span": 3},
+    "DNI+Aux, 3 windows": {"span": 3, "ahead": 1},
+}
+"""By name: of how many windows' losses the targets of guesses are made, and whether there is an auxiliary head."""
 CLIP = 10.0
 
 
@@ -69,11 +76,12 @@ class Net(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, method: str, size: Size, windows: int | None = None) -> None:
         super().__init__()
-        guesses = method != "BPTT"
+        span, ahead = METHODS[method]["span"], METHODS[method].get("ahead", 0)
         self.core = Recurrent(
             nn.LSTM(inputs, size.hidden, batch_first=True),
-            _guess(size) if guesses else None,
-            ahead=_guess(size, propagates=True) if method == "DNI+Aux" else None,
+            _guess(size) if span else None,
+            ahead=_guess(size, propagates=True) if ahead else None,
+            span=max(span, 1),
             scale=size.scale,
             windows=windows,
         )
@@ -280,11 +288,8 @@ def _copy_trials(repeats: bool, full: bool) -> list[Trial]:
 def _copy_table(name: str, results: Mapping[str, Figures]) -> Table:
     drawn = Table("solved", *(f"T={window}" for window in WINDOWS), box=MARKDOWN)
     for method in METHODS:
-        papers = FIGURES[name][method].split()
-        cells = [
-            _solved(of_seeds(results, f"{method}, T={window}"), paper)
-            for window, paper in zip(WINDOWS, papers, strict=True)
-        ]
+        papers = dict(zip(WINDOWS, FIGURES[name].get(method, "").split(), strict=False))
+        cells = [_solved(of_seeds(results, f"{method}, T={window}"), papers.get(window)) for window in WINDOWS]
         drawn.add_row(method, *cells)
     return drawn
 
@@ -318,14 +323,14 @@ def _draw_rows(
     draw_readings({"": {name: line["curve"] for name, line in lines.items() if line}}, along, label, file)
 
 
-def _solved(lines: Sequence[Figures], paper: str) -> str:
+def _solved(lines: Sequence[Figures], paper: str | None) -> str:
     """Return N, or N x R and both lengths, beside the paper's."""
 
     def words(line: Figures) -> str:
         (length, repeats), (whole, from_there) = line["solved"], line["lengths"]
         return str(length) if repeats is None else f"{length} x {repeats}: {whole}, {from_there}"
 
-    return f"{'; '.join(map(words, lines)) or '-'} (paper {paper})"
+    return ("; ".join(map(words, lines)) or "-") + ("" if paper is None else f" (paper {paper})")
 
 
 def _trials(run: Any, cases: Sequence[tuple[str, int]], full: bool) -> list[Trial]:
