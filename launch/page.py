@@ -53,6 +53,7 @@ svg { width: 100%; height: auto; display: block; } svg text { fill: var(--quiet)
 .line.d1 { stroke-dasharray: 7 4; } .line.d2 { stroke-dasharray: 2 4; }
 .node { fill: var(--card); stroke: var(--useful); stroke-width: 1.5; }
 .edge { fill: none; stroke: var(--quiet); stroke-width: 1.2; }
+.earlier { stroke-dasharray: 4 3; }
 .fill { fill: var(--useful); } .dot { fill: currentColor; }
 .s0 { color: #2b86c5; } .s1 { color: #e69f00; } .s2 { color: #009e73; } .s3 { color: #d55e00; } .s4 { color: #cc79a7; }
 .s5 { color: #56b4e9; } .s6 { color: #8a7b00; } .s7 { color: var(--quiet); }

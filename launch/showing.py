@@ -29,7 +29,7 @@ from .monitor import Baseline, Facts, Monitor, Sample
 from .plan import Plan
 from .recording import Recording
 from .screen import say
-from .sketch import StageNodes
+from .sketch import EARLIER, StageNodes
 from .start import fork
 from .terminal import is_ours, is_usable, restore, save
 from .viewer import watch
@@ -77,12 +77,18 @@ def _graph(plan: Plan) -> tuple[StageNodes, ...]:
     for group, size in enumerate(plan.cut):
         start = sum(plan.cut[:group])
         places = range(start, start + size)
-        nodes = tuple((wires.names[place], *dict.fromkeys(map(node_of, wires.inputs[place]))) for place in places)
+        nodes = tuple((wires.names[place], *dict.fromkeys(_used(wires, place))) for place in places)
         owner = owner_of(plan.config.schedule, group, stages=plan.stages)
         assert owner is not None, "each group of a cut is some stage's"
         below = tuple(map(str, wires.crossing(start + size).values))
         found.append(StageNodes(stage=owner, nodes=nodes, below=below))
     return tuple(found)
+
+
+def _used(wires: Wires, place: int) -> list[str]:
+    """Return the nodes that one uses."""
+    later = {edge.name for edge in wires.time.edges}
+    return [node_of(name) + (EARLIER if name in later else "") for name in wires.inputs[place]]
 
 
 class Showing:

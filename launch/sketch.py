@@ -19,7 +19,10 @@ from rich.text import Text
 from .causes import IDLE_COLOUR as QUIET
 from .shapes import Glyphs
 
-__all__ = ["StageNodes", "nodes_from", "sketch", "sketch_svg"]
+__all__ = ["EARLIER", "StageNodes", "nodes_from", "sketch", "sketch_svg"]
+
+EARLIER = " (earlier)"
+"""Behind the name of a node whose output is used a batch later."""
 
 NAME, LONGEST = 9, 17
 COLUMN, ROW, BOX, HIGH, HEAD, LANE, BEND = 190, 54, 130, 30, 34, 12, 44
@@ -96,8 +99,10 @@ def _lines(group: StageNodes, places: Mapping[str, tuple[float, float]]) -> Iter
     for name, *used in group.nodes:
         x, y = places[name]
         for wanted in used:
-            from_x, from_y = places[wanted]
-            if from_x == x and y - from_y <= ROW:
+            from_x, from_y = places[wanted.removesuffix(EARLIER)]
+            if wanted.endswith(EARLIER):
+                path = _back(x + BOX, from_y + HIGH / 2, y + HIGH / 2)
+            elif from_x == x and y - from_y <= ROW:
                 path = f"M{x + BOX / 2},{from_y + HIGH} L{x + BOX / 2},{y}"
             elif from_x == x:
                 side = x - 14
@@ -106,7 +111,13 @@ def _lines(group: StageNodes, places: Mapping[str, tuple[float, float]]) -> Iter
                 start, a, b = from_x + BOX, from_y + HIGH / 2, y + HIGH / 2
                 lane = max((place[1] for place in places.values() if from_x < place[0] < x), default=None)
                 path = _across(start, a, x, b) if lane is None else _under(start, a, x, b, lane + HIGH + LANE)
-            yield f'<path class="edge" d="{path}"><title>{escape(wanted)} to {escape(name)}</title></path>'
+            kind = "edge earlier" if wanted.endswith(EARLIER) else "edge"
+            yield f'<path class="{kind}" d="{path}"><title>{escape(wanted)} to {escape(name)}</title></path>'
+
+
+def _back(side: float, a: float, b: float) -> str:
+    """Return the path to a box of the same column by its other side; it leaves a box low and comes back high."""
+    return f"M{side},{a + HIGH / 4} C{side + 22},{a + HIGH / 4} {side + 22},{b - HIGH / 4} {side},{b - HIGH / 4}"
 
 
 def _across(start: float, a: float, end: float, b: float) -> str:
