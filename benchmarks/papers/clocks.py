@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from math import isnan
 from pathlib import Path
 from statistics import mean
 
@@ -16,7 +18,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from stepahead.launch import Dataset, Track, digits
+from stepahead.launch import Dataset, Job, Track, digits, train
+from stepahead.launch.recording import lines_of
 from stepahead.launch.two_clocks import (
     clock_graph,
     count_windows,
@@ -40,6 +43,7 @@ from stepahead.pipeline import (
     synthetic,
 )
 from stepahead.pipeline.groups import evaluating
+from stepahead.workers import newest_snapshot, read_snapshot
 
 from .entry import Budget, Entry, Figures, Trial
 from .figures import draw_readings
@@ -50,7 +54,7 @@ __all__ = ["ENTRIES"]
 TICKS = 4
 ODD, THREES = 2, 3
 """Their places in a reading, behind its sequences and seconds."""
-METHODS = ("lock-step", "decoupled", "no gradient from the slow one")
+METHODS = ("lock-step", "decoupled", "no gradient from the slow one", "decoupled, two processes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,8 @@ Errors = tuple[float, float]
 def _run(source: str, method: str, seed: int, budget: Budget, title: str) -> Figures:
     size = PAPER if budget.full else SHORT
     data = digits() if source == "digits" else images(budget.data, True)
+    if method.endswith("processes"):
+        return _in_processes(size, data, seed)
     learn = _lock_step if method == "lock-step" else partial(_apart, silent if method.startswith("no") else None)
     every, curve, begun = size.sequences // READINGS, list[tuple[int, float, float, float]](), time.monotonic()
     measured = 0.0
@@ -112,20 +118,61 @@ def _lock_step(size: Size, data: Dataset, seed: int) -> Iterator[Callable[[], Er
 
 def _apart(signal: SignalRecipe | None, size: Size, data: Dataset, seed: int) -> Iterator[Callable[[], Errors]]:
     """Two stages, which step on each window."""
-    learns = partial(Adam, lr=size.guess_rate)
-    later = synthetic("mlp", hidden=size.width, optimizer=learns)
-    guess = synthetic("mlp", hidden=size.width, classes=labels_of(TICKS), optimizer=learns)
     windows = count_windows(data.train, TICKS, size.batch, size.sequences, seed)
     example = next(count_windows(data.train, TICKS, size.batch, 1, seed))
-    groups = cut_model(_graph(data, size, later), at=["slow"], seed=seed, example=example[0])
+    groups = cut_model(_graph(data, size, _guess(size)), at=["slow"], seed=seed, example=example[0])
     recipe = Recipe(
-        loss=partial(last_loss, TICKS), signal=signal or guess, optimizer=partial(Adam, lr=size.rate), seed=seed
+        loss=partial(last_loss, TICKS),
+        signal=signal or _guess(size, labels=True),
+        optimizer=partial(Adam, lr=size.rate),
+        seed=seed,
     )
     reference = Reference(assemble(groups, example, recipe))
     parts = {name: layer for group in groups for name, layer in zip(group.names, group.layers, strict=True)}
     for report in reference.train(windows):
         if (report.step + 1) % TICKS == 0:
             yield partial(_errors, parts, data)
+
+
+def _in_processes(size: Size, data: Dataset, seed: int) -> Figures:
+    """The same in two processes, which run side by side; the error of odd digits is read while they do."""
+    job = Job(
+        model=_graph(data, size, _guess(size)),
+        data=partial(_sequence_after_sequence, data.train, size, seed),
+        test=list(count_windows(data.test, TICKS, 1000, 1, 0)),
+        loss=partial(last_loss, TICKS),
+        metrics={"odd": partial(fast_accuracy, TICKS)},
+        optimizer=partial(Adam, lr=size.rate),
+        signal=_guess(size, labels=True),
+        classes=labels_of(TICKS),
+    )
+    every = size.sequences // READINGS
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        steps = {"steps": TICKS * size.sequences, "evaluate_every": TICKS * every}
+        made = train(job, cut="slow", seed=seed, baseline="none", run_dir=str(run), **steps)
+        lines = [line for line in lines_of(run) if "time" in line]
+        net = _graph(data, size, None).uncut()
+        net.load_state_dict(read_snapshot(newest_snapshot(run)))
+    curve = [
+        (step // TICKS, round(line["time"] - lines[0]["time"], 1), 100 * (1 - metrics["odd"]), float("nan"))
+        for line in lines
+        for step, metrics in line.get("evaluations", ())
+    ]
+    odd, threes = _errors(dict(net.named_children()), data)
+    shares = {name: [stage[name] for stage in made["stages"]] for name in ("useful", "tax", "idle")}
+    return {"odd_error": odd, "threes_error": threes, "curve": curve, "sequences": size.sequences, **shares}
+
+
+def _sequence_after_sequence(
+    data: tuple[Tensor, Tensor], size: Size, seed: int, epoch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    return count_windows(data, TICKS, size.batch, size.sequences, seed + epoch)
+
+
+def _guess(size: Size, *, labels: bool = False) -> SignalRecipe:
+    learns = partial(Adam, lr=size.guess_rate)
+    return synthetic("mlp", hidden=size.width, classes=labels_of(TICKS) if labels else None, optimizer=learns)
 
 
 def _graph(data: Dataset, size: Size, guess: SignalRecipe | None) -> Graph:
@@ -178,7 +225,8 @@ def _table(results: Mapping[str, Figures]) -> Table:
             there = _first(line, _means(goal["curve"])[-1][ODD] if goal else 0.0)
             told = ("-", "-") if there is None else (f"{there[0]:,.0f}", f"{there[1]:.0f}")
             last = _means(line["curve"])[-1]
-            drawn.add_row(method, f"{last[ODD]:.1f}", f"{last[THREES]:.1f}", *told)
+            threes = line["threes_error"] if isnan(last[THREES]) else last[THREES]
+            drawn.add_row(method, f"{last[ODD]:.1f}", f"{threes:.1f}", *told)
     return drawn
 
 
@@ -188,7 +236,7 @@ def _draw(results: Mapping[str, Figures], file: Path) -> None:
         title: {
             key.removesuffix(", seed 0"): [(each[0], each[place]) for each in line["curve"]]
             for key, line in results.items()
-            if key.endswith("seed 0")
+            if key.endswith("seed 0") and not isnan(line["curve"][0][place])
         }
         for title, place in panels.items()
     }
