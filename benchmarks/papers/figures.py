@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,8 @@ def draw_readings(panels: Readings, along: str, label: str, file: Path) -> None:
     """Draw a panel for each title, with a line for each name, on a scale of powers."""
     figure, axes = _panels(len(panels), label)
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
-        for name, readings in lines.items():
-            axis.plot(*zip(*readings, strict=True), label=name, linewidth=1.4)
+        for (name, readings), style in zip(lines.items(), cycle(["-", "--"])):
+            axis.plot(*zip(*readings, strict=True), style, label=name, linewidth=1.4)
         _scale(axis, [value for readings in lines.values() for _, value in readings])
         axis.set_title(title)
         axis.set_xlabel(along)

@@ -15,16 +15,18 @@ from torch.optim import Adam
 
 from stepahead.launch import Dataset, Job, Track, minibatches
 from stepahead.launch import train as train_in_processes
+from stepahead.launch.recording import lines_of
 from stepahead.pipeline import Recipe, Reference, accuracy, assemble, cut_model
 from stepahead.workers import weights_sha256
 
 from .entry import Budget, Entry, Figures, Trial
+from .figures import draw_readings
 from .nets import fcn, images
 from .training import METHODS, Course, course, falling
 
 __all__ = ["ENTRIES"]
 
-DEPTH, STEPS, LAG = 4, 4000, 2
+DEPTH, STEPS, LAG, READINGS = 4, 4000, 2, 20
 
 
 def _epoch(data: Dataset, now: Course, number: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -45,10 +47,11 @@ def _in_processes(budget: Budget, title: str) -> Figures:
     )
     with tempfile.TemporaryDirectory() as folder:
         run = str(Path(folder) / "run")
-        made = train_in_processes(
-            job, stages=DEPTH, steps=now.steps, lag="exact", max_lag=LAG, run_dir=run, baseline="none"
-        )
+        steps = {"steps": now.steps, "evaluate_every": now.steps // READINGS}
+        made = train_in_processes(job, stages=DEPTH, lag="exact", max_lag=LAG, run_dir=run, baseline="none", **steps)
+        read = dict(each for line in lines_of(Path(run)) for each in line.get("evaluations", ()))
     return {
+        "curve": [(step, 100 * (1 - metrics["accuracy"])) for step, metrics in read.items()],
         "test_error": 100 * (1 - made["metrics"]["accuracy"]),
         "weights": made["weights_sha256"],
         "steps": made["steps"],
@@ -67,11 +70,15 @@ def _in_one(budget: Budget, title: str) -> Figures:
     example = data.train[0][: now.batch], data.train[1][: now.batch]
     reference = Reference(assemble(groups, example, recipe), lag=LAG)
     batches = chain.from_iterable(map(partial(_epoch, data, now), count()))
-    for _ in Track(reference.train(islice(batches, now.steps)), total=now.steps, title=title, every_seconds=60):
-        pass
-    test = reference.evaluate(zip(data.test[0].split(2000), data.test[1].split(2000), strict=True), {"is": accuracy})
+    test = list(zip(data.test[0].split(2000), data.test[1].split(2000), strict=True))
+    curve = list[tuple[int, float]]()
+    steps = reference.train(islice(batches, now.steps))
+    for report in Track(steps, total=now.steps, title=title, every_seconds=60):
+        if (report.step + 1) % (now.steps // READINGS) == 0:
+            curve.append((report.step + 1, 100 * (1 - reference.evaluate(test, {"is": accuracy})["is"])))
     weights = weights_sha256(named for group in groups for named in group.named_weights())
-    return {"test_error": 100 * (1 - test["is"]), "weights": weights, "steps": reference.step}
+    error = 100 * (1 - reference.evaluate(test, {"is": accuracy})["is"])
+    return {"test_error": error, "curve": curve, "weights": weights, "steps": reference.step}
 
 
 def _trials(full: bool) -> list[Trial]:
@@ -85,4 +92,8 @@ def _table(results: Mapping[str, Figures]) -> Table:
     return drawn
 
 
-ENTRIES = {"processes": Entry("MNIST, 4 layers, each in a process of its own", _trials, _table)}
+def _draw(results: Mapping[str, Figures], file: Path) -> None:
+    draw_readings({"": {key: line["curve"] for key, line in results.items()}}, "steps", "test error, %", file)
+
+
+ENTRIES = {"processes": Entry("MNIST, 4 layers, each in a process of its own", _trials, _table, _draw)}
