@@ -74,9 +74,8 @@ class Settings:
     target_loss: float | None = None
 
     def __post_init__(self) -> None:
-        for name in self.schedules:
-            if name not in SCHEDULES:
-                raise UsageError(f"there is no schedule {name!r}; {did_you_mean(name, SCHEDULES)}")
+        if not set(self.schedules) & set(SCHEDULES):
+            raise UsageError(unknown(self.schedules[0]) or "")
         if self.target_loss is not None and not math.isfinite(self.target_loss):
             raise UsageError(f"target_loss is {self.target_loss}; it must be a number")
         if self.rounds < 1:
@@ -87,6 +86,11 @@ class Settings:
             raise UsageError(f"schedules names one twice: {', '.join(self.schedules)}")
         if not LEAST_SECONDS <= self.seconds < MOST_SECONDS:
             raise UsageError(f"seconds is {self.seconds}; it must be from {LEAST_SECONDS} to {MOST_SECONDS:,.0f}")
+
+
+def unknown(name: str) -> str | None:
+    """Say so of a schedule that there is not."""
+    return None if name in SCHEDULES else f"there is no schedule {name!r}; {did_you_mean(name, SCHEDULES)}"
 
 
 def compare(config: Config, job: Job, settings: Settings, console: Console, *, as_json: bool = False) -> int:
@@ -150,7 +154,7 @@ class Contest:
             raise UsageError("compare needs a pipeline; give at least 2 stages: --stages 2")
         self._batch_rows = _rows_of(self.job)
         self.notes += self._base.notes
-        self.rows = [Row(schedule=name) for name in self.settings.schedules]
+        self.rows = [Row(schedule=name, error=unknown(name)) for name in self.settings.schedules]
 
     _base: Plan = field(init=False)
     _batch_rows: int = field(init=False)

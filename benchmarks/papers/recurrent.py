@@ -64,8 +64,8 @@ class Size:
 
 PAPER = Size(hidden=256, batch=256, batches=2_000_000, rate=7e-5, guess_rate=7e-5, guess_depth=1, scale=0.1, bits=8)
 PAPER_TEXT = Size(hidden=1024, batch=32, batches=500_000, rate=7e-5, guess_rate=7e-5, guess_depth=1, scale=0.1)
-COPYING = Size(hidden=64, batch=64, batches=20_000, rate=1e-3, guess_rate=2e-3)
-TEXT = Size(hidden=128, batch=32, batches=12_000, rate=2e-3, guess_rate=2e-3)
+COPYING = Size(hidden=64, batch=64, batches=12_000, rate=1e-3, guess_rate=2e-3)
+TEXT = Size(hidden=128, batch=32, batches=6_000, rate=2e-3, guess_rate=2e-3)
 ROWS = Size(hidden=64, batch=64, batches=2_000, rate=1e-3, guess_rate=1e-3)
 READINGS = 20
 """Along a run."""
