@@ -15,6 +15,7 @@ from torch import Tensor
 from stepahead.pipeline import (
     USEFUL,
     Activation,
+    AsOne,
     Batch,
     Signal,
     Stage,
@@ -118,7 +119,7 @@ def _lonely_stage(plan: Plan, index: int, batch: Batch) -> Stage:
     work = plan.work(index)
     group = build_group(work.layers, work.cut, index, seed=work.recipe.seed)
     (output,) = example_outputs([group], batch[0])
-    recipe = replace(work.recipe, signal=lambda h, y: _Given(h), truth=Truth(), inputs=None, chance=1.0)
+    recipe = replace(work.recipe, signal=AsOne(lambda h, y: _Given(h)), truth=Truth(), inputs=None, chance=1.0)
     if work.pace is None:
         return recipe.stage(group, index, plan.stages, output, batch[1], device=work.device)
     useful = {part: seconds for part, seconds in work.pace.seconds.items() if part in USEFUL}

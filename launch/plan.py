@@ -24,6 +24,7 @@ from stepahead.pipeline import (
     TruthUse,
     UsageError,
     build_groups,
+    check_cut,
     cut_at,
     cut_by_cost,
     cut_by_count,
@@ -322,23 +323,24 @@ def _layers(job: Job) -> tuple[Layer, ...]:
 
 
 def _cut(config: Config, job: Job, layers: tuple[Layer, ...]) -> Cut:
-    of_each = groups_a_stage(config.schedule)
+    of_each, joined = groups_a_stage(config.schedule), [bool(layer.joined) for layer in layers]
     groups = (config.stages or job.stages) * of_each
     if of_each > 1 and groups > len(layers) and config.cut in ("count", "cost"):
         most = f"{len(layers)} layers are enough for {len(layers) // of_each} stages"
         raise UsageError(f"{config.schedule} gives each stage {of_each} groups of layers: {most}")
     if config.cut == "count":
-        return cut_by_count(len(layers), groups)
+        return cut_by_count(len(layers), groups, joined)
     if config.cut == "cost":
         if isinstance(job.data, Iterator):
             raise UsageError("cut is 'cost', which tries a batch; give data that can be run through more than once")
-        return cut_by_cost(layer_costs(config, job, layers), groups)
+        return cut_by_cost(layer_costs(config, job, layers), groups, joined=joined)
     names = [name.strip() for name in config.cut.split(",")]
     cut = cut_at([layer.name for layer in layers], names)
     if len(cut) % of_each or config.stages not in (None, len(cut) // of_each):
         made = f"cut names {len(names)} layers, which makes {len(cut)} {'groups' if of_each > 1 else 'stages'}"
         needed = f"{config.schedule} takes {groups}" if of_each > 1 else f"stages is {config.stages}"
         raise UsageError(f"{made}, and {needed}")
+    check_cut(layers, cut)
     return cut
 
 

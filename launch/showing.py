@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from stepahead.pipeline import Wires, node_of, owner_of
+from stepahead.pipeline import EARLIER, Wires, node_of, owner_of
 
 from .broadcast import Publisher
 from .environment import machine
@@ -29,7 +29,7 @@ from .monitor import Baseline, Facts, Monitor, Sample
 from .plan import Plan
 from .recording import Recording
 from .screen import say
-from .sketch import EARLIER, StageNodes
+from .sketch import StageNodes
 from .start import fork
 from .terminal import is_ours, is_usable, restore, save
 from .viewer import watch
@@ -87,8 +87,7 @@ def _graph(plan: Plan) -> tuple[StageNodes, ...]:
 
 def _used(wires: Wires, place: int) -> list[str]:
     """Return the nodes that one uses."""
-    later = {edge.name for edge in wires.time.edges}
-    return [node_of(name) + (EARLIER if name in later else "") for name in wires.inputs[place]]
+    return [node_of(name) + (EARLIER if name in wires.time.names else "") for name in wires.inputs[place]]
 
 
 class Showing:

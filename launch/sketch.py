@@ -16,17 +16,16 @@ from typing import Any
 
 from rich.text import Text
 
+from stepahead.pipeline import EARLIER
+
 from .causes import IDLE_COLOUR as QUIET
 from .shapes import Glyphs
 
-__all__ = ["EARLIER", "StageNodes", "nodes_from", "sketch", "sketch_svg"]
-
-EARLIER = " (earlier)"
-"""Behind the name of a node whose output is used a batch later."""
+__all__ = ["StageNodes", "nodes_from", "sketch", "sketch_svg"]
 
 NAME, LONGEST = 9, 17
-COLUMN, ROW, BOX, HIGH, HEAD, LANE, BEND = 190, 54, 130, 30, 34, 12, 44
-"""Of the picture: a group's column, a node's row and box, what is above the first one, and how lines go below boxes."""
+COLUMN, ROW, BOX, HIGH, HEAD, LANE, BEND, BACK = 190, 54, 130, 30, 34, 12, 44, 22
+"""Of the picture: a group's column, a node's row and box, what is above the first one, how lines go below and back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +50,17 @@ def sketch(groups: Sequence[StageNodes], width: int, glyphs: Glyphs) -> list[Tex
     for group in groups:
         for number, (name, *used) in enumerate(group.nodes):
             head = f"stage {group.stage}" if number == 0 else ""
-            first, *rest = _wrapped(f"{name} <- {', '.join(used)}", width)
+            first, *rest = _wrapped(f"{name} <- {', '.join(map(_said, used))}", width)
             lines.append(Text.assemble(f"{head:<{NAME}}", (first[: len(name)], "bold"), (first[len(name) :], QUIET)))
             lines += [Text(" " * NAME + part, style=QUIET) for part in rest]
         mark = f"   {glyphs.locked}"
         lines += [Text(f"{mark:<{NAME}}{part}", style=QUIET) for part in _wrapped(", ".join(group.below), width)]
     return lines
+
+
+def _said(wanted: str) -> str:
+    """Return how a text calls what a node uses."""
+    return f"{wanted.removesuffix(EARLIER)} (earlier)" if wanted.endswith(EARLIER) else wanted
 
 
 def _wrapped(line: str, width: int) -> list[str]:
@@ -95,29 +99,36 @@ def _box(name: str, x: float, y: float) -> str:
 
 
 def _lines(group: StageNodes, places: Mapping[str, tuple[float, float]]) -> Iterator[str]:
-    """Yield a line for each use: across from another column, down within one."""
+    """Yield a line for each use: across from another column, down within one, back by its other side."""
     for name, *used in group.nodes:
         x, y = places[name]
         for wanted in used:
-            from_x, from_y = places[wanted.removesuffix(EARLIER)]
-            if wanted.endswith(EARLIER):
+            source, is_earlier = wanted.removesuffix(EARLIER), wanted.endswith(EARLIER)
+            from_x, from_y = places[source]
+            if is_earlier:
                 path = _back(x + BOX, from_y + HIGH / 2, y + HIGH / 2)
-            elif from_x == x and y - from_y <= ROW:
-                path = f"M{x + BOX / 2},{from_y + HIGH} L{x + BOX / 2},{y}"
             elif from_x == x:
-                side = x - 14
-                path = f"M{x},{from_y + HIGH / 2} C{side},{from_y + HIGH / 2} {side},{y + HIGH / 2} {x},{y + HIGH / 2}"
+                path = _down(x, from_y, y)
             else:
                 start, a, b = from_x + BOX, from_y + HIGH / 2, y + HIGH / 2
                 lane = max((place[1] for place in places.values() if from_x < place[0] < x), default=None)
                 path = _across(start, a, x, b) if lane is None else _under(start, a, x, b, lane + HIGH + LANE)
-            kind = "edge earlier" if wanted.endswith(EARLIER) else "edge"
-            yield f'<path class="{kind}" d="{path}"><title>{escape(wanted)} to {escape(name)}</title></path>'
+            kind = "edge earlier" if is_earlier else "edge"
+            yield f'<path class="{kind}" d="{path}"><title>{escape(source)} to {escape(name)}</title></path>'
+
+
+def _down(x: float, a: float, b: float) -> str:
+    """Return the path to a box further down in the same column."""
+    if b - a <= ROW:
+        return f"M{x + BOX / 2},{a + HIGH} L{x + BOX / 2},{b}"
+    side, a, b = x - 14, a + HIGH / 2, b + HIGH / 2
+    return f"M{x},{a} C{side},{a} {side},{b} {x},{b}"
 
 
 def _back(side: float, a: float, b: float) -> str:
-    """Return the path to a box of the same column by its other side; it leaves a box low and comes back high."""
-    return f"M{side},{a + HIGH / 4} C{side + 22},{a + HIGH / 4} {side + 22},{b - HIGH / 4} {side},{b - HIGH / 4}"
+    """Return the path to a box of the same column by its right side; it leaves a box low and comes back high."""
+    a, b, bend = a + HIGH / 4, b - HIGH / 4, side + BACK
+    return f"M{side},{a} C{bend},{a} {bend},{b} {side},{b}"
 
 
 def _across(start: float, a: float, end: float, b: float) -> str:

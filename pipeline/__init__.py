@@ -4,8 +4,12 @@ messages    what crosses a link                 signals     what a stage steps o
 cuts        where to cut a chain of layers      synthesis   a predictor's guess, BP(lambda)
 groups      layers, and groups of them          probes      a local classifier's gradient
 graphs      models that are no chain            parted      a guess for each of several values
+nodes       of a graph, and their order         feedback    fixed maps of what comes from below
+wires       what joins them, across cuts too
+earlier     circles through time
+names       of nodes' outputs
 bundles     values that cross a cut together
-costs       what each layer takes               feedback    fixed maps of what comes from below
+costs       what each layer takes
 answers     what a stage tells the one above    critics     the slope of a learnt loss
 hindsight   what is made of an earlier batch    predictors  the networks that guess
 statistics  what a stage has done, in numbers   guessing    what those are made of
@@ -32,7 +36,7 @@ from .costs import LayerCost, balance_model, measure_costs
 from .critics import Critic, Sobolev, critic, local_critic, sobolev
 from .cuts import Cut, cut_at, cut_by_cost, cut_by_count
 from .devices import parse_device
-from .earlier import Earlier, node_of
+from .earlier import Earlier
 from .errors import (
     CutError,
     FrameError,
@@ -58,14 +62,15 @@ from .feedback import (
     feedback_alignment,
     kickback,
 )
-from .graphs import Graph, Wires
-from .groups import Group, Layer, Layout, Model, build_group, build_groups, cut_model, layers_of
+from .graphs import Graph
+from .groups import Group, Layer, Layout, Model, build_group, build_groups, check_cut, cut_model, layers_of
 from .guessing import Predictor
 from .inputs import InputRecipe, SyntheticInput, synthetic_inputs
 from .kept import Kept
 from .locks import LOCKED, MICROBATCHED, check_microbatches, groups_a_stage, groups_of, owner_of
 from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Message, TensorSpec, edge_name
 from .metrics import Averages, Metric, accuracy, metrics_for
+from .names import EARLIER, node_of
 from .nodes import Node
 from .optimizers import muon
 from .parts import TAX, USEFUL, Part, Span
@@ -78,6 +83,7 @@ from .reference import Batch, LagMode, Reference, StepReport
 from .schedules import exact_lag, free_lag, relayed_lag, schedule
 from .signals import (
     Asking,
+    AsOne,
     Delayed,
     Locked,
     Loss,
@@ -96,8 +102,10 @@ from .statistics import StageStatistics
 from .synthesis import Blend, Synthetic, blend, synthetic
 from .truth import KEEPS, RELAYS, USES, StageTruth, Truth, TruthUse
 from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
+from .wires import Wires
 
 __all__ = [
+    "EARLIER",
     "KEEPS",
     "LOCKED",
     "MICROBATCHED",
@@ -108,6 +116,7 @@ __all__ = [
     "USES",
     "Activation",
     "Answer",
+    "AsOne",
     "Asking",
     "Averages",
     "Batch",
@@ -201,6 +210,7 @@ __all__ = [
     "blend",
     "build_group",
     "build_groups",
+    "check_cut",
     "check_microbatches",
     "critic",
     "cut_at",

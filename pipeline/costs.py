@@ -90,7 +90,8 @@ def balance_model(
     """Cut a model into groups whose slowest takes as little time as can be."""
     layers = layers_of(model, example[0])
     costs = measure_costs(layers, example, optimizer=optimizer, signal=signal, seed=seed, device=device)
-    cut = cut_by_cost([cost.total for cost in costs], stages, [cost.signal for cost in costs])
+    joined = [bool(layer.joined) for layer in layers]
+    cut = cut_by_cost([cost.total for cost in costs], stages, [cost.signal for cost in costs], joined)
     return build_groups(layers, cut, seed=seed)
 
 

@@ -15,9 +15,15 @@ __all__ = ["Cut", "cut_at", "cut_by_cost", "cut_by_count"]
 Cut = tuple[int, ...]
 
 
-def cut_by_count(layers: int, stages: int) -> Cut:
-    """Cut into groups of as equal a number of layers as can be; the first ones take what is left over."""
+def cut_by_count(layers: int, stages: int, joined: Sequence[bool] = ()) -> Cut:
+    """Cut into groups of as equal a number of layers as can be; the first ones take what is left over.
+
+    Args:
+        joined: Of each layer, whether there can be no cut before it.
+    """
     _check_stages(layers, stages)
+    if any(joined):
+        return cut_by_cost([1.0] * layers, stages, joined=joined)
     size, left_over = divmod(layers, stages)
     return tuple(size + (stage < left_over) for stage in range(stages))
 
@@ -34,16 +40,21 @@ def cut_at(names: Sequence[str], starts: Sequence[str | int]) -> Cut:
     return tuple(later - earlier for earlier, later in pairwise(edges))
 
 
-def cut_by_cost(costs: Sequence[float], stages: int, predictors: Sequence[float] | None = None) -> Cut:
+def cut_by_cost(
+    costs: Sequence[float], stages: int, predictors: Sequence[float] | None = None, joined: Sequence[bool] = ()
+) -> Cut:
     """Cut so that the slowest group is as fast as it can be.
 
     Args:
         costs: What each layer costs in a step: forward, backward and optimizer.
         stages: The number of groups.
         predictors: What a predictor at each layer's output would cost; every group but the last pays one.
+        joined: Of each layer, whether there can be no cut before it.
     """
     layers = len(costs)
     _check_stages(layers, stages)
+    if stages > (apart := layers - sum(joined)):
+        raise CutError(f"cannot cut {layers} layers into {stages} stages; some hang together, so use at most {apart}")
     predictors = predictors or [0.0] * layers
     before = [0.0, *accumulate(costs)]
 
@@ -56,6 +67,8 @@ def cut_by_cost(costs: Sequence[float], stages: int, predictors: Sequence[float]
     for stage in range(1, stages + 1):
         row, chosen = [(float("inf"), 0.0)] * (layers + 1), [0] * (layers + 1)
         for end in range(stage, layers - (stages - stage) + 1):
+            if end < layers and joined and joined[end]:
+                continue
             for start in range(stage - 1, end):
                 cost, (slowest, squares) = group_cost(start, end), best[start]
                 candidate = (max(slowest, cost), squares + cost * cost)

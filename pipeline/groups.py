@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol, TypeGuard
 
 import torch
@@ -24,6 +25,7 @@ __all__ = [
     "Wiring",
     "build_group",
     "build_groups",
+    "check_cut",
     "cut_model",
     "evaluating",
     "layers_of",
@@ -62,6 +64,8 @@ class Layer:
     source: LayerSource
     wiring: Wiring | None = None
     """Of a layer that takes more than what the one before it puts out."""
+    joined: str = ""
+    """Why there can be no cut before it, if so."""
 
     def build(self, seed: int) -> nn.Module:
         """Return the layer; one that is built here draws its weights from a stream of its own."""
@@ -167,19 +171,30 @@ def cut_model(
 ) -> list[Group]:
     """Cut a model into groups: into `stages` of equal length, or before each of the layers `at`."""
     layers = layers_of(model, example)
+    joined = [bool(layer.joined) for layer in layers]
     if isinstance(at, str) or not isinstance(at, Sequence):
         raise CutError(f"the cut points are {at!r}; give a list of layers' names or numbers")
     if (stages is None) == (not at):
         raise CutError("say either into how many stages to cut the model, or before which layers")
-    cut = cut_by_count(len(layers), stages) if stages is not None else cut_at([layer.name for layer in layers], at)
+    cut = (
+        cut_by_count(len(layers), stages, joined) if stages is not None else cut_at([each.name for each in layers], at)
+    )
     return build_groups(layers, cut, seed=seed)
 
 
 def build_groups(layers: Sequence[Layer], cut: Cut, *, seed: int = 0) -> list[Group]:
-    """Build the groups of a cut, and check that no weight is shared between two of them."""
+    """Build the groups of a cut, and check that there can be such a cut, and that no weight is in two of them."""
+    check_cut(layers, cut)
     groups = [build_group(layers, cut, index, seed=seed) for index in range(len(cut))]
     _refuse_tied_weights(groups)
     return groups
+
+
+def check_cut(layers: Sequence[Layer], cut: Cut) -> None:
+    """Refuse a cut between layers that hang together."""
+    for start in accumulate(cut[:-1]):
+        if layers[start].joined:
+            raise CutError(layers[start].joined)
 
 
 def build_group(layers: Sequence[Layer], cut: Cut, index: int, *, seed: int = 0) -> Group:

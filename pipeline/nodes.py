@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from .earlier import PART, Earlier, node_of
+from .earlier import Earlier
 from .errors import CutError, did_you_mean
 from .groups import LayerSource
+from .names import INPUT, PART, node_of
 from .signals import LossFunction
 
-__all__ = ["INPUT", "Node", "check_nodes", "check_use", "earlier_among", "in_order", "name_of"]
+__all__ = ["Node", "check_nodes", "check_use", "earlier_among", "in_order", "name_of"]
 
-INPUT = "input"
-"""What the raw batch is called."""
 RESERVED = frozenset({*dir(nn.Module()), "reset"})
 
 
@@ -35,6 +34,7 @@ class Node:
 
 
 def check_nodes(nodes: Mapping[str, Node]) -> None:
+    """Refuse what is no node, names that cannot be, and what no node is called."""
     for name, node in nodes.items():
         if not isinstance(node, Node):
             raise CutError(f"node {name!r} is a {type(node).__name__}; write Node(module, 'input', ..)")
@@ -50,8 +50,8 @@ def check_nodes(nodes: Mapping[str, Node]) -> None:
             raise CutError(f"node {name!r} is not connected: say what it is called with, {INPUT!r} for example")
         for wanted in node.inputs:
             _check_known(f"node {name!r} uses", wanted.source if isinstance(wanted, Earlier) else wanted, nodes)
-            if isinstance(wanted, Earlier) and node_of(wanted.source) == INPUT:
-                raise CutError(f"node {name!r} uses {INPUT!r} of a batch ago; let the data bring it")
+            if isinstance(wanted, Earlier):
+                _check_earlier(name, wanted)
 
 
 def _check_known(who: str, wanted: str, nodes: Mapping[str, Node]) -> None:
@@ -62,6 +62,16 @@ def _check_known(who: str, wanted: str, nodes: Mapping[str, Node]) -> None:
     node = node_of(wanted)
     if node != INPUT and node not in nodes:
         raise CutError(f"{who} {node!r}, which is no node; {did_you_mean(node, [INPUT, *nodes])}")
+
+
+def _check_earlier(name: str, wanted: Earlier) -> None:
+    if node_of(wanted.source) == INPUT:
+        raise CutError(f"node {name!r} uses {INPUT!r} of a batch ago; let the data bring it")
+    if not wanted.shape or any(not isinstance(size, int) or size < 1 for size in wanted.shape):
+        raise CutError(
+            f"node {name!r} uses {wanted.source!r} of a batch ago with the shape {list(wanted.shape)}; give the sizes "
+            f"of one sample, as in Earlier({wanted.source!r}, 16)"
+        )
 
 
 def check_use(nodes: Mapping[str, Node], outputs: Sequence[str]) -> None:
@@ -85,9 +95,10 @@ def in_order(nodes: Mapping[str, Node]) -> dict[str, Node]:
         needs = {name: _needs(node) & set(left) for name, node in left.items()}
         ready = next((name for name, needed in needs.items() if not needed), None)
         if ready is None:
+            circle = _circle(needs)
             raise CutError(
-                f"nodes {_cycle(needs)} use each other in a circle; within a batch there can be none: let one of them "
-                f"use what another put out a batch ago, Earlier({next(iter(needs))!r}, width)"
+                f"nodes {' -> '.join(circle)} use each other in a circle; within a batch there can be none: let one of "
+                f"them use what another put out a batch ago, Earlier({circle[0]!r}, width)"
             )
         ordered[ready] = left.pop(ready)
     return ordered
@@ -99,16 +110,18 @@ def _needs(node: Node) -> set[str]:
 
 
 def name_of(wanted: str | Earlier) -> str:
+    """Return what an input of a node is called."""
     return wanted.name if isinstance(wanted, Earlier) else wanted
 
 
 def earlier_among(nodes: Mapping[str, Node]) -> list[Earlier]:
+    """Return what nodes use of a batch ago."""
     return [wanted for node in nodes.values() for wanted in node.inputs if isinstance(wanted, Earlier)]
 
 
-def _cycle(needs: Mapping[str, set[str]]) -> str:
-    """Return a circle among nodes that all need one another, in words."""
+def _circle(needs: Mapping[str, set[str]]) -> list[str]:
+    """Return a circle among nodes of which each needs another; the first comes again at its end."""
     path = [next(iter(needs))]
     while (following := min(needs[path[-1]])) not in path:
         path.append(following)
-    return " -> ".join([following, *reversed(path[path.index(following) :])])
+    return [following, *reversed(path[path.index(following) :])]

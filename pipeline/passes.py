@@ -18,6 +18,7 @@ from .quality import QualityReading
 from .randomness import keyed
 from .recurrent import Carried, Recurrent, Window, recurrent_in
 from .signals import LossFunction, apply_loss
+from .states import tensors_of
 
 __all__ = ["Before", "Pass", "Passes"]
 
@@ -124,9 +125,20 @@ class Passes:
         """Let the group be as it was, if that is known."""
         if before is not None:
             for layer, carried in zip(self.recurrent, before.carried, strict=True):
-                layer.go_back(carried)
+                layer.pass_over(carried)
             for buffer, copy in zip(self.group.buffers(), before.buffers, strict=True):
                 buffer.copy_(copy)
+
+    def leave_out(self) -> None:
+        """Let recurrent layers know that a batch is not run."""
+        for layer in self.recurrent:
+            layer.pass_over(layer.carried)
+
+    @property
+    def states(self) -> list[tuple[str, Tensor]]:
+        """What recurrent layers carry on, to be looked at."""
+        states = [layer.carried.state for layer in self.recurrent]
+        return [("what it carries on", tensor) for state in states if state is not None for tensor in tensors_of(state)]
 
     def evaluate(self, h_in: Tensor, step: int) -> Tensor:
         """Run a batch in eval mode, without a graph."""

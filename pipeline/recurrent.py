@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import overload
 
 import torch
@@ -151,7 +151,7 @@ class Recurrent(nn.Module):
             last: Whether all sequences end with this window.
             label: For the guess at the end, where the signal was made with classes.
         """
-        carried = self.carried if self.training else self.evaluated
+        carried = self.carried if self.training else self._evaluated_for(x)
         is_last = last or carried.count + 1 == self.windows
         state = None if carried.state is None else map_state(Tensor.detach, carried.state)
         guesses = self.guesses and self._recipes[FUTURE] is not None and self.training and torch.is_grad_enabled()
@@ -170,12 +170,13 @@ class Recurrent(nn.Module):
         return outputs
 
     def reset(self) -> None:
-        """Begin new sequences with the next window."""
-        self.carried = Carried()
+        """Begin new sequences with the next window, in training and in an evaluation."""
+        self.carried = self.evaluated = Carried()
 
-    def go_back(self, carried: Carried) -> None:
-        """Carry on from there, as if no window had been run since."""
-        self.carried = carried
+    def pass_over(self, carried: Carried) -> None:
+        """Carry on from there behind a window that is not to count; it was one of the sequence's all the same."""
+        count = carried.count + 1
+        self.carried = Carried() if count == self.windows else replace(carried, count=count)
         self.window = self._ran = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -330,6 +331,12 @@ class Recurrent(nn.Module):
             return torch.where(reset.to(tensor.device, torch.bool).view(shape), torch.zeros_like(tensor), tensor)
 
         return map_state(renew, state)
+
+    def _evaluated_for(self, x: Tensor) -> Carried:
+        """Return what was carried on in an evaluation; a batch of another size begins new sequences."""
+        state = self.evaluated.state
+        fits = state is None or len(x) == tensors_of(state)[0].shape[self._batch]
+        return self.evaluated if fits else Carried()
 
     def _check_batch(self, x: Tensor, state: State) -> None:
         carried = tensors_of(state)[0].shape[self._batch]

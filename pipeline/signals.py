@@ -34,6 +34,7 @@ from .messages import TensorSpec
 from .quality import QualityReading
 
 __all__ = [
+    "AsOne",
     "Asking",
     "Delayed",
     "Locked",
@@ -146,6 +147,16 @@ class Asking:
 
     make: SignalRecipe
     answer: Answer
+
+    def __call__(self, h: Tensor, y: Tensor | None) -> Signal:
+        return self.make(h, y)
+
+
+@dataclass(frozen=True, slots=True)
+class AsOne:
+    """A recipe of signals that can do with several values at a cut as one tensor."""
+
+    make: SignalRecipe
 
     def __call__(self, h: Tensor, y: Tensor | None) -> Signal:
         return self.make(h, y)

@@ -149,8 +149,7 @@ class Stage:
         if self.inputs is not None:
             self.inputs.expect(h_in, step)
         if absent and self.unlocked:
-            yield from self._leave_out(step, label)
-            return
+            return (yield from self._leave_out(step, label))
         if self.inputs is not None:
             with self.span("predict"), keyed(self.seed, self.index, step, "inputs", device=self.device):
                 h_in = self.inputs.guess(h_in).requires_grad_()
@@ -159,8 +158,9 @@ class Stage:
             graph = (not self.is_late or self.truth.keeps_graph) and not absent
             forward = self.passes.forward(h_in, step, graph=graph, copied=self._hindsight.keeps_graph(step))
         h = forward.h_out.detach()
-        if not (finite := is_finite(h)):
-            self._not_finite(step, [("the activation from above", h_in), ("its activation", h)])
+        states = self.passes.states
+        if not (finite := is_finite(h) and all(is_finite(state) for _, state in states)):
+            self._not_finite(step, [("the activation from above", h_in), ("its activation", h), *states])
             h = torch.full_like(h, torch.nan)  # whatever the next layer does to infinity, the stage below is to see it
         if not self.is_last:
             yield Activation(edge=self.edge_below, step=step, tensors=(h,), label=label)
@@ -190,8 +190,7 @@ class Stage:
         delta = gradient.tensors[0].to(self.device).contiguous()
         if not is_finite(delta):
             self._not_finite(step, [("the gradient from below", delta)])
-            yield from self._without_gradient(step, batch)
-            return
+            return (yield from self._without_gradient(step, batch))
         if self.truth.awaits(step) and gradient.kind is not GradientKind.TRUTH:
             raise MessageError(f"{self._where(step)}: a {gradient.kind} came, where the truth was due")
         if self.waits or self.is_late:
@@ -334,6 +333,7 @@ class Stage:
 
     def _leave_out(self, step: int, label: Tensor | None) -> Iterator[Activation | Gradient]:
         """Do nothing with a batch but let the neighbours know."""
+        self.passes.leave_out()
         self._forget_loss()
         if not self.is_last:
             nothing = torch.empty(0, device=self.device)

@@ -20,7 +20,7 @@ from stepahead.launch.dashboard import View, draw
 from stepahead.launch.lines import line_of
 from stepahead.launch.monitor import Monitor, RunState
 from stepahead.launch.shapes import ASCII, GLYPHS, sparkline
-from stepahead.launch.sketch import EARLIER, StageNodes, sketch, sketch_svg
+from stepahead.launch.sketch import StageNodes, sketch, sketch_svg
 
 FRAMES = Path(__file__).parent / "frames"
 WIDTHS = (50, 80, 120, 200)
@@ -250,7 +250,7 @@ def test_the_report_draws_the_graph() -> None:
 
 
 def test_what_is_used_a_batch_later_is_drawn_apart() -> None:
-    nodes = (StageNodes(0, (("ask", "input", f"answer{EARLIER}"), ("answer", "ask")), ("answer [6]",)),)
+    nodes = (StageNodes(0, (("ask", "input", "answer:earlier"), ("answer", "ask")), ("answer [6]",)),)
     assert sketch_svg(nodes).count('class="edge earlier"') == 1
     assert "ask <- input, answer (earlier)" in "\n".join(line.plain for line in sketch(nodes, 60, GLYPHS))
 

@@ -438,6 +438,16 @@ def test_what_cannot_be_a_graph_is_one_sentence() -> None:
         ),
         ({"a": Node(Sums(), "input", Earlier("b", 3))}, "node 'a' uses 'b', which is no node"),
         ({"a": Node(Sums(), "input", Earlier("input", 3))}, "node 'a' uses 'input' of a batch ago"),
+        ({"a": Node(Sums(), "input", Earlier("a", cast(Any, "3")))}, r"with the shape \['3'\]; give the sizes of one"),
+        (
+            {"a": Node(Sums(), "input", Earlier("a", cast(Any, [3])))},
+            r"with the shape \[\[3\]\]; give the sizes of one",
+        ),
+        ({"a": Node(Sums(), "input", Earlier("a"))}, r"with the shape \[\]; give the sizes of one"),
+        (
+            {"z": Node(plain, "a"), "a": Node(plain, "b"), "b": Node(plain, "a")},
+            r"nodes a -> b -> a use each other in a circle; .* Earlier\('a', width\)",
+        ),
     ]
     for nodes, words in wrong:
         with pytest.raises(CutError, match=words):
@@ -702,6 +712,180 @@ def test_a_circle_through_time_that_is_cut_or_does_not_fit_is_one_sentence() -> 
     narrow = Graph({"a": Node(partial(Cell, FEATURES, 4, 5), "input", Earlier("a", 4))})
     with pytest.raises(CutError, match=r"'a' is used a batch later with the shape \[4\] .* and is \[8, 5\]"):
         cut_model(narrow, 1, example=x)
-    apart = Graph({"a": Node(Dictionary(), "input", Earlier("a", 4))})
-    with pytest.raises(CutError, match="node 'a' cannot take"):
-        cut_model(apart, 1, example=x)
+    kinds: list[tuple[Any, str]] = [
+        (lambda x, before: {"x": x}, "'a' is used a batch later, and is a dict, not a tensor"),
+        (lambda x, before: before.long(), "'a' is used a batch later, and is of torch.int64; make it torch.float32"),
+    ]
+    for function, words in kinds:
+        odd = Graph(
+            {"a": Node(partial(Calls, function), "input", Earlier("a", 4)), "b": Node(Sums(), "input", "input")}
+        )
+        with pytest.raises(CutError, match=words):
+            cut_model(odd, 1, example=x)
+    plain = {"a": Node(nn.Linear(FEATURES, 4), "input")}
+    with pytest.raises(CutError, match="the graph was given future, and no node uses what was put out a batch ago"):
+        Graph(plain, future=synthetic("mlp", optimizer=adam))
+    for windows in (0, 2.5, "3"):
+        with pytest.raises(CutError, match=f"a sequence has {windows!r} windows; it must be a whole number"):
+            echo(windows=cast(Any, windows))
+    with pytest.raises(CutError, match="the future of a graph is a int; give a recipe"):
+        echo(future=cast(Any, 7))
+    missing = Graph({"a": Node(partial(Cell, FEATURES, 4, 4), "input", Earlier("a:7", 4))})
+    with pytest.raises(CutError, match="'a:7' is used a batch later, and node 'a' has no output 7"):
+        cut_model(missing, 1, example=x)
+    alone = Graph(
+        {
+            "a": Node(nn.Linear(FEATURES, CLASSES), "input", loss=nn.CrossEntropyLoss()),
+            "b": Node(partial(Hidden, 3, 3), Earlier("b", 3)),
+            "score": Node(partial(Join, 3), "b"),
+        }
+    )
+    with pytest.raises(CutError, match="nothing crosses a cut before node 'b'; cut elsewhere"):
+        cut_model(alone, at=["b"], example=x)
+
+
+class Calls(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *given: Tensor) -> Any:
+        return self.function(*given)
+
+
+def weights_of(run: Reference) -> list[Tensor]:
+    return [weight.detach() for stage in run.stages for weight in stage.group.parameters()]
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+@pytest.mark.parametrize("truth", ["off", "true-up"])
+def test_what_was_earlier_may_be_changed_in_place(lag: int, truth: str) -> None:
+    def graph(inplace: bool) -> Graph:
+        return Graph(
+            {
+                "bent": Node(partial(nn.ReLU, inplace=inplace), Earlier("cell", 6)),
+                "cell": Node(partial(Cell, FEATURES, 6, 6), "input", "bent"),
+                "score": Node(partial(Join, 6), "cell"),
+            }
+        )
+
+    def trained(inplace: bool) -> list[Tensor]:
+        groups = cut_model(graph(inplace), at=["score"], example=rows(1)[0][0])
+        torch.manual_seed(0)
+        batches = rows(12)
+        signal = synthetic(classes=CLASSES, optimizer=adam)
+        recipe = Recipe(loss=nn.CrossEntropyLoss(), signal=signal, optimizer=adam, truth=TRUTHS.get(truth, Truth()))
+        run = Reference(assemble(groups, batches[0], recipe), lag=lag)
+        list(run.train(batches))
+        return weights_of(run)
+
+    assert all(torch.equal(one, other) for one, other in zip(trained(True), trained(False), strict=True))
+
+
+def test_a_gradient_reaches_what_was_earlier_through_nodes_that_learn_nothing() -> None:
+    """Such a value was taken for one that no gradient is of use to, when it crossed a cut."""
+
+    def graph() -> Graph:
+        return Graph(
+            {
+                "cell": Node(partial(Cell, FEATURES, 6, 6), "input", Earlier("cell", 6)),
+                "old": Node(nn.Identity, Earlier("cell", 6)),
+                "new": Node(nn.Identity, "cell"),
+                "score": Node(partial(Join, 12), "old", "new"),
+            },
+            future=synthetic("mlp", depth=0, optimizer=adam),
+        )
+
+    def trained(at: list[str | int]) -> list[Tensor]:
+        torch.manual_seed(0)
+        batches = rows(20)
+        groups = (
+            cut_model(graph(), at=at, example=batches[0][0]) if at else cut_model(graph(), 1, example=batches[0][0])
+        )
+        run = Reference(assemble(groups, batches[0], Recipe(loss=nn.CrossEntropyLoss(), signal=locked, optimizer=adam)))
+        list(run.train(batches))
+        return weights_of(run)
+
+    assert all(torch.equal(one, other) for one, other in zip(trained([]), trained(["score"]), strict=True))
+
+
+def states_seen(graph: Graph, batches: list[Batch], **more: Any) -> list[bool]:
+    """Return of each batch whether a new sequence began with it, in a run of one stage."""
+    (group,) = cut_model(graph, 1, example=batches[0][0])
+    cell, seen = group.layers[list(group.names).index("cell")], list[bool]()
+    cell.register_forward_hook(lambda module, given, out: seen.append(not given[1].any()))
+    recipe = Recipe(loss=nn.CrossEntropyLoss(), signal=locked, optimizer=adam, **more)
+    run = Reference(assemble([group], batches[0], recipe))
+    seen.clear()
+    list(run.train(batches))
+    return seen
+
+
+def test_a_batch_that_is_passed_over_is_a_window_of_its_sequence() -> None:
+    batches = rows(6)
+    batches[1][0][:] = float("nan")
+    assert states_seen(echo(windows=2), batches, on_non_finite="skip") == [True, False] * 3
+
+
+class Noted(nn.Module):
+    """Sees what the score does not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 6:].tanh()
+
+
+class Blind(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 6)
+
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        out: Tensor = self.linear(torch.cat([x[:, :6], before], dim=1)).tanh()
+        return out
+
+
+def test_a_state_that_is_not_finite_is_not_carried_on() -> None:
+    graph = Graph(
+        {
+            "note": Node(Noted, "input"),
+            "top": Node(Blind, "input", Earlier("note", 6)),
+            "score": Node(partial(Join, 6), "top"),
+        }
+    )
+    batches = rows(6)
+    batches[1][0][:, 8] = float("nan")
+    groups = cut_model(graph, 1, example=batches[0][0])
+    recipe = Recipe(loss=nn.CrossEntropyLoss(), signal=locked, optimizer=adam, on_non_finite="skip")
+    run = Reference(assemble(groups, batches[0], recipe))
+    list(run.train(batches))
+    assert run.stages[0].skipped == 1
+
+
+def test_what_is_used_does_not_remember_after_a_reset() -> None:
+    net = echo().uncut().eval()
+    x = torch.randn(4, FEATURES)
+    first = net(x)
+    assert not torch.equal(first, net(x))
+    net.reset()
+    assert torch.equal(first, net(x))
+    net(x[:2])  # other samples, a new sequence
+
+
+def test_circles_are_kept_whole_by_every_way_to_cut() -> None:
+    batches = rows(1)
+    by_count = cut_model(talk(), 3, example=batches[0][0])
+    by_cost = balance_model(talk(), 3, batches[0])
+    assert [group.names for group in by_count] == [group.names for group in by_cost]
+    assert by_count[1].names == ("ask", "answer")
+    with pytest.raises(CutError, match="cannot cut 4 layers into 4 stages; some hang together, so use at most 3"):
+        cut_model(talk(), 4, example=batches[0][0])
+
+
+def test_a_shorter_last_batch_of_a_test_begins_new_sequences(tmp_path: Path) -> None:
+    batches = rows(6)
+    test = [batches[0], (batches[1][0][:3], batches[1][1][:3])]
+    job = Job(
+        model=talk(), data=batches, test=test, loss=nn.CrossEntropyLoss(), optimizer=adam, classes=CLASSES, epochs=1
+    )
+    summary = train(job, stages=2, run_dir=str(tmp_path / "run"))
+    assert "loss" in summary["metrics"]

@@ -327,11 +327,11 @@ class Head(nn.Linear):
         return super().forward(input[:, -1])
 
 
-def stacked(future: Any = FUTURE, **options: Any) -> nn.Sequential:
-    """Three recurrent layers and a classifier, for sequences of four windows."""
+def stacked(future: Any = FUTURE, windows: int | None = 4, **options: Any) -> nn.Sequential:
+    """Three recurrent layers and a classifier, for sequences of four windows unless said."""
     widths = [5, WIDTH, WIDTH, WIDTH]
     layers: list[nn.Module] = [
-        Recurrent(nn.LSTM(i, o, batch_first=True), future, windows=4, **options) for i, o in pairwise(widths)
+        Recurrent(nn.LSTM(i, o, batch_first=True), future, windows=windows, **options) for i, o in pairwise(widths)
     ]
     return nn.Sequential(*layers, Head(WIDTH, CLASSES))
 
@@ -388,7 +388,8 @@ def test_exact_processes_are_the_reference_in_time_and_depth(use: str, options: 
 
 
 def test_a_batch_that_is_skipped_leaves_the_state_as_it_was() -> None:
-    model, data = stacked(), batches(6)
+    """Where sequences have no end; else it is one of their windows."""
+    model, data = stacked(windows=None), batches(6)
     spoilt = (torch.full_like(data[0][0], torch.nan), data[0][1])
     without, other = deepcopy(model), model
     for each, given in ((without, data), (other, [*data[:2], spoilt, *data[2:]])):
