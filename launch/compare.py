@@ -74,8 +74,10 @@ class Settings:
     target_loss: float | None = None
 
     def __post_init__(self) -> None:
+        if not self.schedules:
+            raise UsageError("schedules names none; say which: --schedules lockstep,decoupled")
         if not set(self.schedules) & set(SCHEDULES):
-            raise UsageError(unknown(self.schedules[0]) or "")
+            raise UsageError(_unknown(self.schedules[0]))
         if self.target_loss is not None and not math.isfinite(self.target_loss):
             raise UsageError(f"target_loss is {self.target_loss}; it must be a number")
         if self.rounds < 1:
@@ -88,9 +90,8 @@ class Settings:
             raise UsageError(f"seconds is {self.seconds}; it must be from {LEAST_SECONDS} to {MOST_SECONDS:,.0f}")
 
 
-def unknown(name: str) -> str | None:
-    """Say so of a schedule that there is not."""
-    return None if name in SCHEDULES else f"there is no schedule {name!r}; {did_you_mean(name, SCHEDULES)}"
+def _unknown(name: str) -> str:
+    return f"there is no schedule {name!r}; {did_you_mean(name, SCHEDULES)}"
 
 
 def compare(config: Config, job: Job, settings: Settings, console: Console, *, as_json: bool = False) -> int:
@@ -154,7 +155,9 @@ class Contest:
             raise UsageError("compare needs a pipeline; give at least 2 stages: --stages 2")
         self._batch_rows = _rows_of(self.job)
         self.notes += self._base.notes
-        self.rows = [Row(schedule=name, error=unknown(name)) for name in self.settings.schedules]
+        self.rows = [
+            Row(schedule=name, error=None if name in SCHEDULES else _unknown(name)) for name in self.settings.schedules
+        ]
 
     _base: Plan = field(init=False)
     _batch_rows: int = field(init=False)

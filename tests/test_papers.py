@@ -15,7 +15,7 @@ from rich.console import Console
 
 from benchmarks.papers.__main__ import ENTRIES
 from benchmarks.papers.depth import look_inside
-from benchmarks.papers.entry import Budget, Results, Trial
+from benchmarks.papers.entry import Budget, Results, Trial, Unfinished
 from benchmarks.papers.nets import Layers, cnn, fcn
 from benchmarks.papers.recurrent import Size
 from benchmarks.papers.theory import KINDS, descend, sample
@@ -92,15 +92,17 @@ def test_a_run_that_is_broken_off_goes_on_from_where_it_was(
     monkeypatch.setattr("benchmarks.papers.entry.SAVED_EVERY", 0.0)
     x, y = torch.randn(200, 20), torch.arange(200) % 10
     setting = Setting(layers=fcn(3, 20, 8), method=METHODS[method], course=Course(40, 1e-3, 20), chance=0.8)
-    data, budget = Dataset((x, y), (x, y)), Budget(False, Path("nowhere"), tmp_path / "some.unfinished")
+    data, budget = Dataset((x, y), (x, y)), Budget(False, Path("nowhere"), Unfinished(tmp_path / "some.unfinished"))
     whole = train(setting, data, SHORT, "a test")
 
     with monkeypatch.context() as patch:
         patch.setattr("benchmarks.papers.training.Track", partial(_broken_off, 25))
         with pytest.raises(KeyboardInterrupt):
             train(setting, data, budget, "a test")
-    assert budget.unfinished is not None
-    assert budget.unfinished.exists()
+    assert budget.unfinished.file is not None
+    assert budget.unfinished.file.exists()
+    longer = replace(setting, course=Course(60, 1e-3, 20))
+    assert train(longer, data, budget, "a test")["steps"] == 60, "it was saved of another course"
     assert train(setting, data, budget, "a test") == whole
 
 
@@ -114,8 +116,8 @@ def test_a_recurrent_run_that_is_broken_off_goes_on_from_where_it_was(
     text = tmp_path / "text.txt"
     text.write_text("abcdefgh" * 2000)
     trial = next(trial for trial in ENTRIES[name].trials(False) if trial.key.startswith("DNI+Aux"))
-    budget = Budget(False, text, tmp_path / "some.unfinished")
-    whole = trial.run(replace(budget, unfinished=None), "a test")
+    budget = Budget(False, text, Unfinished(tmp_path / "some.unfinished"))
+    whole = trial.run(Budget(False, text), "a test")
     with monkeypatch.context() as patch:
         patch.setattr("benchmarks.papers.recurrent.Track", partial(_broken_off, 25))
         with pytest.raises(KeyboardInterrupt):

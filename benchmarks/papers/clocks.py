@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from math import isnan
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from rich.box import MARKDOWN
@@ -18,8 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from stepahead.launch import Dataset, Job, Track, digits, train
-from stepahead.launch.recording import lines_of
+from stepahead.launch import Dataset, Job, digits, train
 from stepahead.launch.two_clocks import (
     clock_graph,
     count_windows,
@@ -36,7 +35,6 @@ from stepahead.pipeline import (
     Recurrent,
     Reference,
     SignalRecipe,
-    StepReport,
     assemble,
     cut_model,
     silent,
@@ -45,16 +43,16 @@ from stepahead.pipeline import (
 from stepahead.pipeline.groups import evaluating
 from stepahead.workers import newest_snapshot, read_snapshot
 
-from .entry import Budget, Entry, Figures, Trial
+from .entry import Budget, Entry, Figures, Trial, counted
 from .figures import draw_readings
 from .nets import images
+from .processes import readings_of
 
 __all__ = ["ENTRIES"]
 
 TICKS = 4
 ODD, THREES = 2, 3
 """Their places in a reading, behind its sequences and seconds."""
-METHODS = ("lock-step", "decoupled", "no gradient from the slow one", "decoupled, two processes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,24 +78,16 @@ Errors = tuple[float, float]
 def _run(source: str, method: str, seed: int, budget: Budget, title: str) -> Figures:
     size = PAPER if budget.full else SHORT
     data = digits() if source == "digits" else images(budget.data, True)
-    if method.endswith("processes"):
+    if method == TOGETHER:
         return _in_processes(size, data, seed)
-    learn = _lock_step if method == "lock-step" else partial(_apart, silent if method.startswith("no") else None)
-    every, curve, begun = size.sequences // READINGS, list[tuple[int, float, float, float]](), time.monotonic()
-    measured = 0.0
-
-    def reports() -> Iterator[StepReport]:
-        nonlocal measured
-        for sequence, errors in enumerate(learn(size, data, seed), start=1):
-            if sequence % every == 0:
-                seconds, start = time.monotonic() - begun - measured, time.monotonic()
-                curve.append((sequence, round(seconds, 1), *errors()))
-                measured += time.monotonic() - start
-            yield StepReport(sequence - 1, size.batch, curve[-1][2] if curve else float("nan"))
-
-    for _ in Track(reports(), total=size.sequences, title=title, every_seconds=60):
-        pass
-    return {"odd_error": curve[-1][2], "threes_error": curve[-1][3], "curve": curve, "sequences": size.sequences}
+    every, curve = size.sequences // READINGS, list[tuple[int, float, float, float]]()
+    begun, measured = time.monotonic(), 0.0
+    for sequence, errors in zip(counted(size.sequences, title), METHODS[method](size, data, seed), strict=True):
+        if (sequence + 1) % every == 0:
+            start = time.monotonic()
+            curve.append((sequence + 1, round(start - begun - measured, 1), *errors()))
+            measured += time.monotonic() - start
+    return {"odd_error": curve[-1][ODD], "threes_error": curve[-1][THREES], "curve": curve, "sequences": size.sequences}
 
 
 def _lock_step(size: Size, data: Dataset, seed: int) -> Iterator[Callable[[], Errors]]:
@@ -146,19 +136,21 @@ def _in_processes(size: Size, data: Dataset, seed: int) -> Figures:
         signal=_guess(size, labels=True),
         classes=labels_of(TICKS),
     )
-    every = size.sequences // READINGS
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        steps = {"steps": TICKS * size.sequences, "evaluate_every": TICKS * every}
-        made = train(job, cut="slow", seed=seed, baseline="none", run_dir=str(run), **steps)
-        lines = [line for line in lines_of(run) if "time" in line]
+        made = train(
+            job,
+            cut="slow",
+            steps=TICKS * size.sequences,
+            evaluate_every=TICKS * (size.sequences // READINGS),
+            seed=seed,
+            baseline="none",
+            run_dir=str(run),
+        )
+        read = readings_of(run)
         net = _graph(data, size, None).uncut()
         net.load_state_dict(read_snapshot(newest_snapshot(run)))
-    curve = [
-        (step // TICKS, round(line["time"] - lines[0]["time"], 1), 100 * (1 - metrics["odd"]), float("nan"))
-        for line in lines
-        for step, metrics in line.get("evaluations", ())
-    ]
+    curve = [(step // TICKS, round(seconds, 1), 100 * (1 - metrics["odd"]), None) for step, seconds, metrics in read]
     odd, threes = _errors(dict(net.named_children()), data)
     shares = {name: [stage[name] for stage in made["stages"]] for name in ("useful", "tax", "idle")}
     return {"odd_error": odd, "threes_error": threes, "curve": curve, "sequences": size.sequences, **shares}
@@ -173,6 +165,14 @@ def _sequence_after_sequence(
 def _guess(size: Size, *, labels: bool = False) -> SignalRecipe:
     learns = partial(Adam, lr=size.guess_rate)
     return synthetic("mlp", hidden=size.width, classes=labels_of(TICKS) if labels else None, optimizer=learns)
+
+
+METHODS: dict[str, Callable[[Size, Dataset, int], Iterator[Callable[[], Errors]]]] = {
+    "lock-step": _lock_step,
+    "decoupled": partial(_apart, None),
+    "no gradient from the slow one": partial(_apart, silent),
+}
+TOGETHER = "decoupled, two processes"
 
 
 def _graph(data: Dataset, size: Size, guess: SignalRecipe | None) -> Graph:
@@ -211,7 +211,9 @@ def _errors(parts: Mapping[str, nn.Module], data: Dataset) -> Errors:
 def _trials(source: str, full: bool) -> list[Trial]:
     seeds = range(3 if full else 1)
     return [
-        Trial(f"{method}, seed {seed}", partial(_run, source, method, seed)) for method in METHODS for seed in seeds
+        Trial(f"{method}, seed {seed}", partial(_run, source, method, seed))
+        for method in (*METHODS, TOGETHER)
+        for seed in seeds
     ]
 
 
@@ -219,13 +221,13 @@ def _table(results: Mapping[str, Figures]) -> Table:
     heads = ("", "odd wrong, %", "threes wrong, %", "sequences to lock-step's error of odd", "seconds to that")
     drawn = Table(*heads, box=MARKDOWN)
     goal = results.get("lock-step, seed 0")
-    for method in METHODS:
+    for method in (*METHODS, TOGETHER):
         line = results.get(f"{method}, seed 0")
         if line is not None:
             there = _first(line, _means(goal["curve"])[-1][ODD] if goal else 0.0)
             told = ("-", "-") if there is None else (f"{there[0]:,.0f}", f"{there[1]:.0f}")
             last = _means(line["curve"])[-1]
-            threes = line["threes_error"] if isnan(last[THREES]) else last[THREES]
+            threes = line["threes_error"] if last[THREES] is None else last[THREES]
             drawn.add_row(method, f"{last[ODD]:.1f}", f"{threes:.1f}", *told)
     return drawn
 
@@ -236,7 +238,7 @@ def _draw(results: Mapping[str, Figures], file: Path) -> None:
         title: {
             key.removesuffix(", seed 0"): [(each[0], each[place]) for each in line["curve"]]
             for key, line in results.items()
-            if key.endswith("seed 0") and not isnan(line["curve"][0][place])
+            if key.endswith("seed 0") and line["curve"][0][place] is not None
         }
         for title, place in panels.items()
     }
@@ -248,10 +250,15 @@ def _first(line: Figures, goal: float) -> tuple[float, float] | None:
     return next(((reading[0], reading[1]) for reading in _means(line["curve"]) if reading[ODD] <= goal), None)
 
 
-def _means(curve: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
-    """Return after each reading when it was, and the means of the last few errors."""
+def _means(curve: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """Return after each reading when it was, and the means of the last few errors, of those that were read."""
     lots = [curve[last - SMOOTHED : last] for last in range(SMOOTHED, len(curve) + 1)]
-    return [(*lot[-1][:ODD], *(mean(values) for values in list(zip(*lot, strict=True))[ODD:])) for lot in lots]
+    return [(*lot[-1][:ODD], *(_mean([each[place] for each in lot]) for place in (ODD, THREES))) for lot in lots]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
 
 
 ENTRIES = {

@@ -8,7 +8,7 @@ import pickle
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from stepahead.launch import Track
 from stepahead.pipeline import StepReport
 
 __all__ = [
+    "ABOUT",
     "Budget",
     "Entry",
     "Figures",
@@ -33,13 +34,59 @@ __all__ = [
     "rows_table",
 ]
 
-Run = TypeVar("Run")
-"""What a trial saves."""
+Saved = TypeVar("Saved")
+ABOUT = ("trial", "seconds", "core_seconds", "torch", "python")
+"""What a line of results has besides figures."""
 SAVED_EVERY = 300.0
 """Seconds."""
 RESULTS = Path(__file__).parent / "results"
 Figures = Mapping[str, Any]
 """What a trial leaves: numbers and lists of numbers, by name."""
+
+
+class Unfinished:
+    """Saves how far a run has come, now and then: one that is broken off goes on from there.
+
+    Args:
+        file: Where; None saves nothing.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = file
+        self._what = ""
+        self._before = (0.0, 0.0)
+        """What earlier parts of the run took."""
+        self._begun = self._saved = time.monotonic()
+        self._worked = _core_seconds()
+
+    @property
+    def took(self) -> tuple[float, float]:
+        """Seconds, by the clock and of cores, of this part of the run and the earlier ones."""
+        seconds, cores = self._before
+        return seconds + time.monotonic() - self._begun, cores + _core_seconds() - self._worked
+
+    def load(self, what: object, begin: Callable[[], Saved]) -> Saved:
+        """Return what was saved of a run with such settings, or begin."""
+        self._what = repr(what)
+        if self.file is not None and self.file.exists():
+            what_was, before, run = pickle.loads(self.file.read_bytes())
+            if what_was == self._what:
+                self._before = before
+                return run  # type: ignore[no-any-return]
+        return begin()
+
+    def save(self, run: object) -> None:
+        """Save a run, unless that was done a short time ago."""
+        if self.file is not None and time.monotonic() - self._saved > SAVED_EVERY:
+            new = self.file.with_suffix(".new")
+            new.write_bytes(pickle.dumps((self._what, self.took, run)))
+            new.replace(self.file)
+            self._saved = time.monotonic()
+
+    def forget(self) -> None:
+        """Let the run be done."""
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -49,7 +96,7 @@ class Budget:
     full: bool
     """The paper's own schedule, or one that fits two cores."""
     data: Path
-    unfinished: Path | None = None
+    unfinished: Unfinished = field(default_factory=Unfinished)
     """Where a trial may save how far it is."""
 
     @property
@@ -80,33 +127,6 @@ class Entry:
     """Writes a picture of it."""
 
 
-class Unfinished:
-    """Saves how far a run has come, now and then: one that is broken off goes on from there.
-
-    Args:
-        file: Where; None saves nothing.
-    """
-
-    def __init__(self, file: Path | None) -> None:
-        self.file = file
-        self._saved = time.monotonic()
-
-    def load(self, begin: Callable[[], Run]) -> Run:
-        """Return what was saved, or begin."""
-        if self.file is None or not self.file.exists():
-            return begin()
-        saved: Run = pickle.loads(self.file.read_bytes())
-        return saved
-
-    def save(self, run: object) -> None:
-        """Save a run, unless that was done a short time ago."""
-        if self.file is not None and time.monotonic() - self._saved > SAVED_EVERY:
-            new = self.file.with_suffix(".new")
-            new.write_bytes(pickle.dumps(run))
-            new.replace(self.file)
-            self._saved = time.monotonic()
-
-
 class Results:
     """What the trials of an entry have left so far: lines of a file.
 
@@ -127,18 +147,13 @@ class Results:
     def run(self, trial: Trial, budget: Budget, title: str) -> None:
         """Run a trial, and write down what it leaves."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.file.with_name(f"{self.file.stem}-{trial.key.replace('/', '-')}.unfinished")
-        start, worked = time.monotonic(), _core_seconds()
+        unfinished = Unfinished(self.file.with_name(f"{self.file.stem}-{trial.key.replace('/', '-')}.unfinished"))
         figures = trial.run(replace(budget, unfinished=unfinished), title)
-        took = {
-            "seconds": round(time.monotonic() - start, 1),
-            "core_seconds": round(_core_seconds() - worked, 1),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
+        seconds, cores = (round(each, 1) for each in unfinished.took)
+        made = dict(zip(ABOUT, (trial.key, seconds, cores, torch.__version__, platform.python_version()), strict=True))
         with self.file.open("a") as file:
-            file.write(json.dumps({"trial": trial.key, **figures, **took}) + "\n")
-        unfinished.unlink(missing_ok=True)
+            file.write(json.dumps({**made, **figures}) + "\n")
+        unfinished.forget()
 
 
 def _core_seconds() -> float:

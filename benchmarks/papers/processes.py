@@ -22,9 +22,9 @@ from stepahead.workers import weights_sha256
 from .entry import Budget, Entry, Figures, Trial
 from .figures import draw_readings
 from .nets import fcn, images
-from .training import METHODS, Course, course, falling
+from .training import METHODS, Course, course, falling, test_error
 
-__all__ = ["ENTRIES"]
+__all__ = ["ENTRIES", "readings_of"]
 
 DEPTH, STEPS, LAG, READINGS = 4, 4000, 2, 20
 
@@ -47,15 +47,30 @@ def _in_processes(budget: Budget, title: str) -> Figures:
     )
     with tempfile.TemporaryDirectory() as folder:
         run = str(Path(folder) / "run")
-        steps = {"steps": now.steps, "evaluate_every": now.steps // READINGS}
-        made = train_in_processes(job, stages=DEPTH, lag="exact", max_lag=LAG, run_dir=run, baseline="none", **steps)
-        read = dict(each for line in lines_of(Path(run)) for each in line.get("evaluations", ()))
+        made = train_in_processes(
+            job,
+            stages=DEPTH,
+            steps=now.steps,
+            evaluate_every=now.steps // READINGS,
+            lag="exact",
+            max_lag=LAG,
+            run_dir=run,
+            baseline="none",
+        )
+        read = readings_of(Path(run))
     return {
-        "curve": [(step, 100 * (1 - metrics["accuracy"])) for step, metrics in read.items()],
+        "curve": [(step, 100 * (1 - metrics["accuracy"])) for step, _, metrics in read],
         "test_error": 100 * (1 - made["metrics"]["accuracy"]),
         "weights": made["weights_sha256"],
         "steps": made["steps"],
     }
+
+
+def readings_of(run: Path) -> list[tuple[int, float, dict[str, float]]]:
+    """Return the evaluations of a run: after how many steps, after how many seconds, and what was measured."""
+    lines = [line for line in lines_of(run) if "time" in line]
+    begun = lines[0]["time"]
+    return [(step, line["time"] - begun, metrics) for line in lines for step, metrics in line.get("evaluations", ())]
 
 
 def _in_one(budget: Budget, title: str) -> Figures:
@@ -70,15 +85,13 @@ def _in_one(budget: Budget, title: str) -> Figures:
     example = data.train[0][: now.batch], data.train[1][: now.batch]
     reference = Reference(assemble(groups, example, recipe), lag=LAG)
     batches = chain.from_iterable(map(partial(_epoch, data, now), count()))
-    test = list(zip(data.test[0].split(2000), data.test[1].split(2000), strict=True))
     curve = list[tuple[int, float]]()
     steps = reference.train(islice(batches, now.steps))
     for report in Track(steps, total=now.steps, title=title, every_seconds=60):
         if (report.step + 1) % (now.steps // READINGS) == 0:
-            curve.append((report.step + 1, 100 * (1 - reference.evaluate(test, {"is": accuracy})["is"])))
+            curve.append((report.step + 1, test_error(reference, data)))
     weights = weights_sha256(named for group in groups for named in group.named_weights())
-    error = 100 * (1 - reference.evaluate(test, {"is": accuracy})["is"])
-    return {"test_error": error, "curve": curve, "weights": weights, "steps": reference.step}
+    return {"test_error": test_error(reference, data), "curve": curve, "weights": weights, "steps": reference.step}
 
 
 def _trials(full: bool) -> list[Trial]:

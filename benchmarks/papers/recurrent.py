@@ -24,22 +24,32 @@ from torch.optim import Adam
 from stepahead.launch import Curriculum, Dataset, Text, Track, copying, minibatches, read_text, streams
 from stepahead.pipeline import Recurrent, SignalRecipe, StepReport, synthetic
 from stepahead.pipeline.groups import evaluating
-from stepahead.pipeline.recurrent import forget_evaluation
+from stepahead.pipeline.recurrent import Carried, forget_evaluation
 
-from .entry import Budget, Entry, Figures, Trial, Unfinished, mean_of, of_seeds
+from .entry import Budget, Entry, Figures, Trial, mean_of, of_seeds
 from .figures import draw_readings
 from .nets import CLASSES, images
 
 __all__ = ["ENTRIES"]
 
-METHODS: dict[str, dict[str, int]] = {
-    "BPTT": {"span": 0},
-    "DNI": {"span": 1},
-    "DNI+Aux": {"span": 1, "ahead": 1},
-    "DNI, 3 windows": {"span": 3},
-    "DNI+Aux, 3 windows": {"span": 3, "ahead": 1},
+
+@dataclass(frozen=True)
+class Guessing:
+    """How what comes after a window is guessed."""
+
+    span: int
+    """Of so many windows' losses the targets are made."""
+    ahead: bool = False
+    """Whether an auxiliary head guesses what will be guessed at the window's end."""
+
+
+METHODS: dict[str, Guessing | None] = {
+    "BPTT": None,
+    "DNI": Guessing(1),
+    "DNI+Aux": Guessing(1, ahead=True),
+    "DNI, 3 windows": Guessing(3),
+    "DNI+Aux, 3 windows": Guessing(3, ahead=True),
 }
-"""By name: of how many windows' losses the targets of guesses are made, and whether there is an auxiliary head."""
 CLIP = 10.0
 
 
@@ -64,8 +74,8 @@ class Size:
 
 PAPER = Size(hidden=256, batch=256, batches=2_000_000, rate=7e-5, guess_rate=7e-5, guess_depth=1, scale=0.1, bits=8)
 PAPER_TEXT = Size(hidden=1024, batch=32, batches=500_000, rate=7e-5, guess_rate=7e-5, guess_depth=1, scale=0.1)
-COPYING = Size(hidden=64, batch=64, batches=12_000, rate=1e-3, guess_rate=2e-3)
-TEXT = Size(hidden=128, batch=32, batches=6_000, rate=2e-3, guess_rate=2e-3)
+COPYING = Size(hidden=64, batch=64, batches=16_000, rate=1e-3, guess_rate=2e-3)
+TEXT = Size(hidden=128, batch=32, batches=6_000, rate=2e-3, guess_rate=2e-3, guess_depth=1, scale=0.1)
 ROWS = Size(hidden=64, batch=64, batches=2_000, rate=1e-3, guess_rate=1e-3)
 READINGS = 20
 """Along a run."""
@@ -76,12 +86,12 @@ class Net(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, method: str, size: Size, windows: int | None = None) -> None:
         super().__init__()
-        span, ahead = METHODS[method]["span"], METHODS[method].get("ahead", 0)
+        guessing = METHODS[method]
         self.core = Recurrent(
             nn.LSTM(inputs, size.hidden, batch_first=True),
-            _guess(size) if span else None,
-            ahead=_guess(size, propagates=True) if ahead else None,
-            span=max(span, 1),
+            _guess(size) if guessing else None,
+            ahead=_guess(size, propagates=True) if guessing and guessing.ahead else None,
+            span=guessing.span if guessing else 1,
             scale=size.scale,
             windows=windows,
         )
@@ -107,7 +117,7 @@ def _guess(size: Size, *, propagates: bool = False) -> SignalRecipe:
 
 
 @dataclass
-class Run:
+class Progress:
     """A net and how far it has come."""
 
     net: Net
@@ -115,43 +125,52 @@ class Run:
     """Of what is copied."""
     step: int = 0
     curve: list[tuple[int, float]] = field(default_factory=list)
+    carried: Carried = field(default_factory=Carried)
+    random: Tensor = field(default_factory=torch.get_rng_state)
 
     def __getstate__(self) -> dict[str, object]:
-        """Return also where in a sequence it is, and what is drawn next; one target of the guess is lost there."""
+        """Return also where in a sequence it is, and what is drawn next; targets in the making are lost."""
         return {**self.__dict__, "carried": self.net.core.carried, "random": torch.get_rng_state()}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        torch.set_rng_state(state.pop("random"))
-        carried = state.pop("carried")
-        self.__dict__ |= state
-        self.net.core.carried = carried
+    def resume(self) -> None:
+        """Go on in the middle of a sequence, and draw what is drawn next."""
+        self.net.core.carried = self.carried
+        torch.set_rng_state(self.random)
 
 
-def _begin(inputs: int, outputs: int, method: str, size: Size, seed: int, **options: Any) -> Run:
-    windows = options.pop("windows", None)
+def _begin(
+    inputs: int,
+    outputs: int,
+    method: str,
+    size: Size,
+    seed: int,
+    *,
+    windows: int | None = None,
+    repeats: bool = False,
+) -> Progress:
     torch.manual_seed(seed)
-    return Run(Net(inputs, outputs, method, size, windows), Curriculum(**options))
+    return Progress(Net(inputs, outputs, method, size, windows), Curriculum(repeats=repeats))
 
 
 def _train(
-    begin: Callable[[], Run],
-    learn: Callable[[Run], Iterator[float]],
+    begin: Callable[[], Progress],
+    learn: Callable[[Progress], Iterator[float]],
     size: Size,
     steps: int,
-    read: Callable[[Run], float] | None,
+    read: Callable[[Net], float] | None,
     budget: Budget,
     title: str,
-) -> Run:
+) -> Progress:
     """Go on where a run was broken off, or begin; read how good it is now and then."""
-    unfinished = Unfinished(budget.unfinished)
-    run = unfinished.load(begin)
+    run = budget.unfinished.load((size, steps), begin)
+    run.resume()
     losses = enumerate(islice(learn(run), steps - run.step), start=run.step)
     reports = (StepReport(step, size.batch, loss) for step, loss in losses)
     for report in Track(reports, total=steps, title=title, every_seconds=60):
         run.step = report.step + 1
         if read is not None and run.step % max(steps // READINGS, 1) == 0:
-            run.curve.append((run.step, read(run)))
-        unfinished.save(run)
+            run.curve.append((run.step, read(run.net)))
+        budget.unfinished.save(run)
     return run
 
 
@@ -169,7 +188,7 @@ def _copy(repeats: bool, window: int, method: str, seed: int, budget: Budget, ti
     }
 
 
-def _copies(size: Size, window: int, run: Run) -> Iterator[float]:
+def _copies(size: Size, window: int, run: Progress) -> Iterator[float]:
     while True:
         error = _copy_once(run.net, run.curriculum, window, size)
         run.curriculum.take(error)
@@ -198,14 +217,12 @@ def _characters(window: int, method: str, seed: int, budget: Budget, title: str)
     letters = len(text.alphabet)
     steps = size.batches * SHORTEST // window  # the same characters whatever the window
     begin = partial(_begin, letters, letters, method, size, seed)
-    run = _train(
-        begin, partial(_guesses, text, size, window), size, steps, lambda run: _bits(run.net, text), budget, title
-    )
+    run = _train(begin, partial(_texts, text, size, window), size, steps, lambda net: _bits(net, text), budget, title)
     curve = [(step * window * size.batch, bits) for step, bits in run.curve]
     return {"bits": _bits(run.net, text), "curve": curve, "cosine": _cosine(run.net)}
 
 
-def _guesses(text: Text, size: Size, window: int, run: Run) -> Iterator[float]:
+def _texts(text: Text, size: Size, window: int, run: Progress) -> Iterator[float]:
     """Go over the text again and again."""
     passes = (enumerate(streams(text.train, size.batch, window)) for _ in count())
     for number, (x, y) in islice(chain.from_iterable(passes), run.step, None):
@@ -235,11 +252,11 @@ def _digit_rows(window: int, method: str, seed: int, budget: Budget, title: str)
     size, data = ROWS, images(budget.data, False)
     begin = partial(_begin, 28, CLASSES, method, size, seed, windows=28 // window)
     learn = partial(_rows, data, size, window, seed)
-    run = _train(begin, learn, size, size.batches, lambda run: _row_error(run.net, data), budget, title)
+    run = _train(begin, learn, size, size.batches, lambda net: _row_error(net, data), budget, title)
     return {"test_error": _row_error(run.net, data), "curve": run.curve, "cosine": _cosine(run.net)}
 
 
-def _rows(data: Dataset, size: Size, window: int, seed: int, run: Run) -> Iterator[float]:
+def _rows(data: Dataset, size: Size, window: int, seed: int, run: Progress) -> Iterator[float]:
     for x, y in islice(minibatches(data.train, size.batch, seed=seed), run.step, None):
         parts = x.flatten(1, 2).split(window, dim=1)
         loss = torch.zeros(())

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from .entry import Budget, Entry, Figures, Trial, counted
+from .entry import ABOUT, Budget, Entry, Figures, Trial, counted
 from .figures import draw_gaps, draw_ratios
 
 __all__ = ["ENTRIES"]
@@ -32,8 +32,6 @@ WIDTH, STEPS, LONG = 32, 6_000, 20_000
 """Shallow nets on few points take the long course in a short run too: it costs seconds."""
 ROUNDING = 1e-6
 """Of a loss, in single precision."""
-HIDDEN = ("trial", "seconds", "core_seconds", "torch", "python")
-"""What a line of results has besides figures."""
 
 
 def sample(kind: str, size: int, sets: int) -> tuple[Tensor, Tensor]:
@@ -310,7 +308,7 @@ def _proof_trials(full: bool) -> list[Trial]:
 def _proof_table(results: Mapping[str, Figures]) -> Table:
     drawn = Table("what", "seen", box=MARKDOWN)
     for key, line in results.items():
-        shown = [f"{name} {_shown(value)}" for name, value in line.items() if name not in HIDDEN]
+        shown = [f"{name} {_shown(value)}" for name, value in line.items() if name not in ABOUT]
         drawn.add_row(key, "; ".join(shown))
     return drawn
 

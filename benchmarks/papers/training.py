@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from math import isnan
 
 from torch import nn
 from torch.optim import Adam, Optimizer
@@ -29,10 +30,10 @@ from stepahead.pipeline import (
     synthetic,
 )
 
-from .entry import Budget, Figures, Unfinished
+from .entry import Budget, Figures
 from .nets import CLASSES, Layers
 
-__all__ = ["METHODS", "Course", "Method", "Setting", "adam", "course", "falling", "guessing", "train"]
+__all__ = ["METHODS", "Course", "Method", "Setting", "adam", "course", "falling", "guessing", "test_error", "train"]
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Progress:
 
     def take(self, report: StepReport) -> None:
         """Take in what a step says."""
-        if report.loss == report.loss:  # not so for a batch that the last stage left out
+        if not isnan(report.loss):  # of a batch that the last stage left out
             self.loss += (report.loss - self.loss) / 100
 
 
@@ -154,21 +155,22 @@ def train(setting: Setting, data: Dataset, budget: Budget, title: str, *, keep: 
     Args:
         keep: Where to put the trained groups.
     """
-    now, unfinished = setting.course, Unfinished(budget.unfinished)
-    run = unfinished.load(partial(_begin, setting, data))
+    now, unfinished = setting.course, budget.unfinished
+    what = (now, setting.seed, setting.chance, setting.blocks, setting.at)
+    run = unfinished.load(what, partial(_begin, setting, data))
     reference, every = Reference(run.stages, lag=1), max(now.steps // now.points, 1)
     batches = islice(minibatches(data.train, now.batch, seed=setting.seed), reference.step, None)
     steps = reference.train(batches, steps=now.steps - reference.step)
     for report in Track(steps, total=now.steps, title=title, every_seconds=60):
         run.take(report)
         if (report.step + 1) % every == 0:
-            run.curve.append((report.step + 1, round(_error(reference, data), 3)))
+            run.curve.append((report.step + 1, round(test_error(reference, data), 3)))
             run.quality.append(_quality(reference))
         unfinished.save(run)
     if keep is not None:
         keep += [stage.group for stage in run.stages]
     return {
-        "test_error": _error(reference, data),
+        "test_error": test_error(reference, data),
         "train_loss": run.loss,
         "steps": now.steps,
         "curve": run.curve,
@@ -176,7 +178,7 @@ def train(setting: Setting, data: Dataset, budget: Budget, title: str, *, keep: 
     }
 
 
-def _error(reference: Reference, data: Dataset) -> float:
+def test_error(reference: Reference, data: Dataset) -> float:
     """Return the error on the test images, in percent."""
     parts = zip(data.test[0].split(2000), data.test[1].split(2000), strict=True)
     return 100 * (1 - reference.evaluate(parts, {"accuracy": accuracy})["accuracy"])
