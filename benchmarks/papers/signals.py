@@ -115,7 +115,7 @@ CRITICS: dict[str, tuple[Method, str]] = {
 }
 """By name: the method, and the accuracy that was reported for a deep VGG with three cuts (Sobolev training; the local
 critic: local critic training)."""
-VGG_STEPS = 1000
+VGG_STEPS = 2000
 
 
 def _run_vgg(name: str, seed: int, budget: Budget, title: str) -> Figures:
