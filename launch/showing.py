@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from stepahead.pipeline import EARLIER, Wires, node_of, owner_of
+from stepahead.pipeline import Wires, node_of, owner_of
 
 from .broadcast import Publisher
 from .environment import machine
@@ -29,7 +29,7 @@ from .monitor import Baseline, Facts, Monitor, Sample
 from .plan import Plan
 from .recording import Recording
 from .screen import say
-from .sketch import StageNodes
+from .sketch import EARLIER, StageNodes
 from .start import fork
 from .terminal import is_ours, is_usable, restore, save
 from .viewer import watch

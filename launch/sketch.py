@@ -16,12 +16,13 @@ from typing import Any
 
 from rich.text import Text
 
-from stepahead.pipeline import EARLIER
-
 from .causes import IDLE_COLOUR as QUIET
 from .shapes import Glyphs
 
-__all__ = ["StageNodes", "nodes_from", "sketch", "sketch_svg"]
+__all__ = ["EARLIER", "StageNodes", "nodes_from", "sketch", "sketch_svg"]
+
+EARLIER = ":earlier"
+"""Behind the name of a node that is used a batch later; no node has it in its name."""
 
 NAME, LONGEST = 9, 17
 COLUMN, ROW, BOX, HIGH, HEAD, LANE, BEND, BACK = 190, 54, 130, 30, 34, 12, 44, 22

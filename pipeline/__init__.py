@@ -70,7 +70,7 @@ from .kept import Kept
 from .locks import LOCKED, MICROBATCHED, check_microbatches, groups_a_stage, groups_of, owner_of
 from .messages import Activation, Gradient, GradientKind, Mark, MarkKind, Message, TensorSpec, edge_name
 from .metrics import Averages, Metric, accuracy, metrics_for
-from .names import EARLIER, node_of
+from .names import node_of
 from .nodes import Node
 from .optimizers import muon
 from .parts import TAX, USEFUL, Part, Span
@@ -105,7 +105,6 @@ from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
 from .wires import Wires
 
 __all__ = [
-    "EARLIER",
     "KEEPS",
     "LOCKED",
     "MICROBATCHED",
