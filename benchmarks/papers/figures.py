@@ -94,13 +94,18 @@ Readings = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
 """By panel and by line: what was read when."""
 
 
-def draw_readings(panels: Readings, along: str, label: str, file: Path) -> None:
-    """Draw a panel for each title, with a line for each name, on a scale of powers."""
+def draw_readings(panels: Readings, along: str, label: str, file: Path, *, counts: bool = False) -> None:
+    """Draw a panel for each title, with a line for each name: on a scale of powers, or counts as steps."""
     figure, axes = _panels(len(panels), label)
+    most = max(value for lines in panels.values() for readings in lines.values() for _, value in readings)
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for (name, readings), style in zip(lines.items(), cycle(["-", "--"])):
-            axis.plot(*zip(*readings, strict=True), style, label=name, linewidth=1.4)
-        _scale(axis, [value for readings in lines.values() for _, value in readings])
+            how = {"drawstyle": "steps-post"} if counts else {}
+            axis.plot(*zip(*readings, strict=True), style, label=name, linewidth=1.4, **how)
+        if counts:
+            axis.set_ylim(0, 1.1 * most)
+        else:
+            _scale(axis, [value for readings in lines.values() for _, value in readings])
         axis.set_title(title)
         axis.set_xlabel(along)
         axis.legend(fontsize=7, frameon=False)

@@ -321,7 +321,8 @@ def _draw_copy(results: Mapping[str, Figures], file: Path) -> None:
         }
         for window in WINDOWS
     }
-    draw_readings({title: lines for title, lines in panels.items() if lines}, "batches", "length that was learnt", file)
+    found = {title: lines for title, lines in panels.items() if lines}
+    draw_readings(found, "batches", "length that was learnt", file, counts=True)
 
 
 def _steps_learnt(line: Figures) -> list[tuple[int, int]]:
