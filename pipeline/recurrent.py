@@ -99,6 +99,7 @@ class Recurrent(nn.Module):
             the sequence goes on until `reset` is called, or `last` is said.
         ahead: Makes an auxiliary head: at a window's start it guesses what `future` will say at its end, and what it
             missed flows into the core, so that the state comes to hold what that takes. It must propagate.
+        ahead_scale: Times what flows so.
         span: Targets are made of the losses of so many windows, and of a guess only after those. The core runs again
             over each of them but the last.
         decay: Lambda: what a later window adds to a target counts for so much less with each window in between.
@@ -116,6 +117,7 @@ class Recurrent(nn.Module):
         scale: float = 1.0,
         windows: int | None = None,
         ahead: SignalRecipe | None = None,
+        ahead_scale: float = 1.0,
         span: int = 1,
         decay: float = 1.0,
         seed: int = 0,
@@ -126,6 +128,7 @@ class Recurrent(nn.Module):
             raise UsageError("a head that guesses ahead guesses what `future` will say; give that too")
         self.core = core
         self.scale, self.windows, self.span, self.decay, self.seed = scale, windows, span, decay, seed
+        self.ahead_scale = ahead_scale
         self.carried = self.evaluated = Carried()
         """In training, and in an evaluation."""
         self.window = None
@@ -286,7 +289,9 @@ class Recurrent(nn.Module):
         assert guess is not None, "a head guesses what has been guessed"
         rows = rows_of([tensor.detach() for tensor in ends], self._batch)
         pull = self._signal(AHEAD, rows, label).learn(rows, label, guess, self.steps)
-        return [] if pull is None else list(zip(ends, from_rows(pull, ends, self._batch), strict=True))
+        if pull is None:
+            return []
+        return list(zip(ends, from_rows(self.ahead_scale * pull, ends, self._batch), strict=True))
 
     def _teach(self, boundary: _Boundary) -> None:
         future = self._signal(FUTURE, boundary.start, boundary.label)

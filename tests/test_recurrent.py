@@ -239,9 +239,10 @@ def test_sequences_of_a_batch_start_anew_one_by_one() -> None:
     assert (target[~reset] != 0).any(dim=1).all()
 
 
-def test_what_the_head_missed_goes_back_through_the_step_before() -> None:
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_what_the_head_missed_goes_back_through_the_step_before(scale: float) -> None:
     core, parts = CORES["GRU of two layers"](), windows(2)
-    layer = Recurrent(core, Teller(0.0), ahead=Teller(pull=0.3))
+    layer = Recurrent(core, Teller(0.0), ahead=Teller(pull=0.3), ahead_scale=scale)
     layer.backward(loss_of(layer(parts[0])))
     core.zero_grad()
     layer.backward(loss_of(layer(parts[1])))
@@ -250,7 +251,7 @@ def test_what_the_head_missed_goes_back_through_the_step_before() -> None:
     hidden = core(parts[0][:, :-1])[1].detach()
     _, end = core(parts[0][:, -1:], hidden)
     outputs, _ = core(parts[1], core(parts[0])[1].detach())
-    (loss_of(outputs) + 0.3 * end.sum()).backward()
+    (loss_of(outputs) + scale * 0.3 * end.sum()).backward()
     for a, b in zip(found, gradients(core), strict=True):
         torch.testing.assert_close(a, b)
 

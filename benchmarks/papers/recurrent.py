@@ -39,16 +39,17 @@ class Guessing:
 
     span: int
     """Of so many windows' losses the targets are made."""
-    ahead: bool = False
-    """Whether an auxiliary head guesses what will be guessed at the window's end."""
+    ahead: float = 0.0
+    """Times what an auxiliary head missed, which guesses what will be guessed at the window's end; 0 has none."""
 
 
 METHODS: dict[str, Guessing | None] = {
     "BPTT": None,
     "DNI": Guessing(1),
-    "DNI+Aux": Guessing(1, ahead=True),
+    "DNI+Aux": Guessing(1, ahead=1.0),
     "DNI, 3 windows": Guessing(3),
-    "DNI+Aux, 3 windows": Guessing(3, ahead=True),
+    "DNI+Aux, 3 windows": Guessing(3, ahead=1.0),
+    "DNI+Aux/10, 3 windows": Guessing(3, ahead=0.1),
 }
 CLIP = 10.0
 
@@ -91,6 +92,7 @@ class Net(nn.Module):
             nn.LSTM(inputs, size.hidden, batch_first=True),
             _guess(size) if guessing else None,
             ahead=_guess(size, propagates=True) if guessing and guessing.ahead else None,
+            ahead_scale=guessing.ahead if guessing else 1.0,
             span=guessing.span if guessing else 1,
             scale=size.scale,
             windows=windows,
