@@ -15,16 +15,19 @@ from torch import Tensor
 from stepahead.pipeline import (
     USEFUL,
     Activation,
-    AsOne,
     Batch,
-    Signal,
+    Gradient,
+    GradientKind,
+    Span,
     Stage,
     TrainingError,
     Truth,
     build_group,
     build_groups,
     example_outputs,
+    locked,
 )
+from stepahead.pipeline.parts import no_span
 from stepahead.workers import Paced, Spans
 from stepahead.workers.heap import keep_freed_memory
 
@@ -38,19 +41,6 @@ PATIENCE = 60.0
 """Seconds that a stage may need beyond those that are measured."""
 WARM_UP = 5
 """Steps that do not count."""
-
-
-class _Given(Signal):
-    """A gradient that is there already."""
-
-    draws = False
-
-    def __init__(self, h: Tensor) -> None:
-        super().__init__()
-        self.delta = torch.full_like(h, 1e-7)
-
-    def gradient(self, h: Tensor, y: Tensor | None, waited: Tensor | None = None) -> Tensor:
-        return self.delta[: len(h)]
 
 
 def ceiling(plan: Plan, seconds: float) -> float:
@@ -100,35 +90,38 @@ def _step_alone(plan: Plan, stage: int, batch: Batch, seconds: float, line: sock
         os.sched_setaffinity(0, plan.cores[stage])
     torch.set_num_threads(1)
     keep_freed_memory()  # as workers do
-    made = _lonely_stage(plan, stage, batch)
+    made, delta = _lonely_stage(plan, stage, batch)
     for _ in range(WARM_UP):
-        _step(made, batch)
+        _step(made, batch, delta)
     line.send(READY)
     if not line.recv(1):  # another stage has failed
         return 1
     steps, start = 0, time.perf_counter()
     while (taken := time.perf_counter() - start) < seconds:
-        _step(made, batch)
+        _step(made, batch, delta)
         steps += 1
     line.send(str(steps / taken).encode())
     return 0
 
 
-def _lonely_stage(plan: Plan, index: int, batch: Batch) -> Stage:
-    """Return a stage that steps on a gradient that is at hand."""
+def _lonely_stage(plan: Plan, index: int, batch: Batch) -> tuple[Stage, Tensor]:
+    """Return a locked stage, and the gradient at its output that is at hand for each of its steps."""
     work = plan.work(index)
     group = build_group(work.layers, work.cut, index, seed=work.recipe.seed)
     (output,) = example_outputs([group], batch[0])
-    recipe = replace(work.recipe, signal=AsOne(lambda h, y: _Given(h)), truth=Truth(), inputs=None, chance=1.0)
-    if work.pace is None:
-        return recipe.stage(group, index, plan.stages, output, batch[1], device=work.device)
-    useful = {part: seconds for part, seconds in work.pace.seconds.items() if part in USEFUL}
-    span = Paced(Spans(), replace(work.pace, seconds=useful))
-    return recipe.stage(group, index, plan.stages, output, batch[1], device=work.device, span=span)
+    recipe = replace(work.recipe, signal=locked, truth=Truth(), inputs=None, chance=1.0)
+    span: Span = no_span
+    if work.pace is not None:
+        useful = {part: seconds for part, seconds in work.pace.seconds.items() if part in USEFUL}
+        span = Paced(Spans(), replace(work.pace, seconds=useful))
+    stage = recipe.stage(group, index, plan.stages, output, batch[1], device=work.device, span=span)
+    return stage, torch.full_like(output, 1e-7)
 
 
-def _step(stage: Stage, batch: Batch) -> None:
+def _step(stage: Stage, batch: Batch, delta: Tensor) -> None:
+    step = stage.step
     if isinstance(stage.span, Paced):
-        stage.span.spans.step = stage.step
-    for _ in stage.step_ahead(Activation(edge=stage.edge_above, step=stage.step, tensors=(batch[0],), label=batch[1])):
-        pass
+        stage.span.spans.step = step
+    list(stage.step_ahead(Activation(edge=stage.edge_above, step=step, tensors=(batch[0],), label=batch[1])))
+    if not stage.is_last:
+        list(stage.learn(Gradient(edge=stage.edge_below, step=step, tensors=(delta,), kind=GradientKind.TRUTH)))

@@ -31,6 +31,7 @@ from stepahead.pipeline import (
     delayed,
     groups_a_stage,
     groups_of,
+    joined_in,
     layers_of,
     locked,
     measure_costs,
@@ -323,7 +324,7 @@ def _layers(job: Job) -> tuple[Layer, ...]:
 
 
 def _cut(config: Config, job: Job, layers: tuple[Layer, ...]) -> Cut:
-    of_each, joined = groups_a_stage(config.schedule), [bool(layer.joined) for layer in layers]
+    of_each, joined = groups_a_stage(config.schedule), joined_in(layers)
     groups = (config.stages or job.stages) * of_each
     if of_each > 1 and groups > len(layers) and config.cut in ("count", "cost"):
         most = f"{len(layers)} layers are enough for {len(layers) // of_each} stages"

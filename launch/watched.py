@@ -44,13 +44,13 @@ class Watched:
 
     @property
     def life(self) -> str:
-        """Whether it is running, stopped, finished, lost, or ended because another one was."""
+        """Whether it is running, stopped, finished, lost, or ended: it said that it failed, or another one was lost."""
         if self.summary is not None:
             return "finished"
+        if self.failed:  # it was not lost, also where it is gone before we could end it: it said why it ends
+            return "ended"
         if self.ended:
             return "ended" if self.killed else "lost"
-        if self.failed:
-            return "ended"
         return "stopped" if self.stopped else "running"
 
     @property

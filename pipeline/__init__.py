@@ -63,7 +63,7 @@ from .feedback import (
     kickback,
 )
 from .graphs import Graph
-from .groups import Group, Layer, Layout, Model, build_group, build_groups, check_cut, cut_model, layers_of
+from .groups import Group, Layer, Layout, Model, build_group, build_groups, check_cut, cut_model, joined_in, layers_of
 from .guessing import Predictor
 from .inputs import InputRecipe, SyntheticInput, synthetic_inputs
 from .kept import Kept
@@ -83,7 +83,6 @@ from .reference import Batch, LagMode, Reference, StepReport
 from .schedules import exact_lag, free_lag, relayed_lag, schedule
 from .signals import (
     Asking,
-    AsOne,
     Delayed,
     Locked,
     Loss,
@@ -115,7 +114,6 @@ __all__ = [
     "USES",
     "Activation",
     "Answer",
-    "AsOne",
     "Asking",
     "Averages",
     "Batch",
@@ -227,6 +225,7 @@ __all__ = [
     "free_lag",
     "groups_a_stage",
     "groups_of",
+    "joined_in",
     "keyed",
     "kickback",
     "layers_of",

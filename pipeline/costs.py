@@ -13,7 +13,7 @@ from torch.optim import Adam
 
 from .cuts import cut_by_cost
 from .devices import clock, parse_device
-from .groups import Group, Layer, Model, build_group, build_groups, layers_of
+from .groups import Group, Layer, Model, build_group, build_groups, joined_in, layers_of
 from .parted import signal_of
 from .randomness import keyed
 from .signals import Needs, Signal, SignalRecipe
@@ -90,8 +90,7 @@ def balance_model(
     """Cut a model into groups whose slowest takes as little time as can be."""
     layers = layers_of(model, example[0])
     costs = measure_costs(layers, example, optimizer=optimizer, signal=signal, seed=seed, device=device)
-    joined = [bool(layer.joined) for layer in layers]
-    cut = cut_by_cost([cost.total for cost in costs], stages, [cost.signal for cost in costs], joined)
+    cut = cut_by_cost([cost.total for cost in costs], stages, [cost.signal for cost in costs], joined_in(layers))
     return build_groups(layers, cut, seed=seed)
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "check_cut",
     "cut_model",
     "evaluating",
+    "joined_in",
     "layers_of",
     "works_in_place",
 ]
@@ -171,14 +172,14 @@ def cut_model(
 ) -> list[Group]:
     """Cut a model into groups: into `stages` of equal length, or before each of the layers `at`."""
     layers = layers_of(model, example)
-    joined = [bool(layer.joined) for layer in layers]
     if isinstance(at, str) or not isinstance(at, Sequence):
         raise CutError(f"the cut points are {at!r}; give a list of layers' names or numbers")
     if (stages is None) == (not at):
         raise CutError("say either into how many stages to cut the model, or before which layers")
-    cut = (
-        cut_by_count(len(layers), stages, joined) if stages is not None else cut_at([each.name for each in layers], at)
-    )
+    if stages is not None:
+        cut = cut_by_count(len(layers), stages, joined_in(layers))
+    else:
+        cut = cut_at([layer.name for layer in layers], at)
     return build_groups(layers, cut, seed=seed)
 
 
@@ -188,6 +189,11 @@ def build_groups(layers: Sequence[Layer], cut: Cut, *, seed: int = 0) -> list[Gr
     groups = [build_group(layers, cut, index, seed=seed) for index in range(len(cut))]
     _refuse_tied_weights(groups)
     return groups
+
+
+def joined_in(layers: Sequence[Layer]) -> list[bool]:
+    """Return of each layer whether there can be no cut before it."""
+    return [bool(layer.joined) for layer in layers]
 
 
 def check_cut(layers: Sequence[Layer], cut: Cut) -> None:

@@ -11,7 +11,7 @@ from .bundles import Bundle
 from .errors import UsageError
 from .groups import Group
 from .quality import QualityReading
-from .signals import AsOne, Needs, Signal, SignalRecipe, Silent, delayed, locked, silent
+from .signals import Needs, Signal, SignalRecipe, Silent, delayed, locked, silent
 from .synthesis import Synthetic
 
 __all__ = ["Parted", "signal_of"]
@@ -85,6 +85,6 @@ class Parted(Signal):
 def signal_of(group: Group, make: SignalRecipe, h: Tensor, y: Tensor | None) -> Signal:
     """Return the signal of a group, which may pass several values on."""
     below = group.below
-    if below is None or below.is_single or make in (locked, delayed, silent) or isinstance(make, AsOne):
+    if below is None or below.is_single or make in (locked, delayed, silent):
         return make(h, y)
     return Parted(below, make, h, y)

@@ -34,7 +34,6 @@ from .messages import TensorSpec
 from .quality import QualityReading
 
 __all__ = [
-    "AsOne",
     "Asking",
     "Delayed",
     "Locked",
@@ -147,16 +146,6 @@ class Asking:
 
     make: SignalRecipe
     answer: Answer
-
-    def __call__(self, h: Tensor, y: Tensor | None) -> Signal:
-        return self.make(h, y)
-
-
-@dataclass(frozen=True, slots=True)
-class AsOne:
-    """A recipe of signals that can do with several values at a cut as one tensor."""
-
-    make: SignalRecipe
 
     def __call__(self, h: Tensor, y: Tensor | None) -> Signal:
         return self.make(h, y)

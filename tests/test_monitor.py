@@ -15,6 +15,7 @@ from states import facts, monitor, sample
 from stepahead.launch.gantt import draw_gantt
 from stepahead.launch.monitor import Monitor, RunState, StageState, Trail
 from stepahead.launch.recording import Recording, RecordingError, replay
+from stepahead.launch.watched import Watched
 
 
 def test_a_run_that_has_said_nothing_is_starting() -> None:
@@ -267,3 +268,13 @@ def test_a_full_disk_ends_the_recording_and_not_the_run(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert recording.failed is not None
     assert 0 < len(list(replay(tmp_path))) < 20
+
+
+@pytest.mark.parametrize(
+    ("failed", "killed", "word"),
+    [(False, False, "lost"), (False, True, "ended"), (True, False, "ended"), (True, True, "ended")],
+)
+def test_a_worker_that_said_that_it_failed_is_not_lost(failed: bool, killed: bool, word: str) -> None:
+    """Its link broke when another worker was killed, and it was gone before the supervisor could end it."""
+    worker = Watched(name="1", pid=1, pidfd=-1, ours=True, ended=True, failed=failed, killed=killed)
+    assert worker.life == word
