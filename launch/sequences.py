@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stepahead.pipeline import UsageError
 
-__all__ = ["Copying", "Curriculum", "Text", "copying", "numbered", "read_text", "streams"]
+__all__ = ["Copying", "Curriculum", "Text", "copied_steps", "copying", "numbered", "read_text", "streams"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +86,19 @@ class Curriculum:
 
     @property
     def steps(self) -> tuple[int, int]:
-        """The length that was learnt, counted in both ways that the papers' figures can be read in.
+        """The length that was learnt, as `copied_steps` counts it."""
+        return copied_steps(*self.solved)
 
-        For Copy these are N and N; for Repeat Copy N + N R + 3 steps in all, and the N R + 3 of them from the end of
-        the vectors on.
-        """
-        length, repeats = self.solved
-        if repeats is None:
-            return length, length
-        return (length + length * repeats + 3, length * repeats + 3) if length else (0, 0)
+
+def copied_steps(length: int, repeats: int | None) -> tuple[int, int]:
+    """Return a task's length, counted in both ways that the papers' figures can be read in.
+
+    For Copy these are N and N; for Repeat Copy N + N R + 3 steps in all, and the N R + 3 of them from the end of the
+    vectors on.
+    """
+    if repeats is None:
+        return length, length
+    return (length + length * repeats + 3, length * repeats + 3) if length else (0, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.optim import Adam
 
 from stepahead.launch import Curriculum, Dataset, Text, Track, copying, minibatches, read_text, streams
+from stepahead.launch.sequences import copied_steps
 from stepahead.pipeline import Recurrent, SignalRecipe, StepReport, synthetic
 from stepahead.pipeline.groups import evaluating
 from stepahead.pipeline.recurrent import Carried, forget_evaluation
@@ -329,10 +330,7 @@ def _draw_copy(results: Mapping[str, Figures], file: Path) -> None:
 
 def _steps_learnt(line: Figures) -> list[tuple[int, int]]:
     """Return after how many batches which length was learnt; of Repeat Copy all steps are counted."""
-    learnt = [
-        (batches, length if repeats is None else length + length * repeats + 3)
-        for batches, length, repeats in line["history"]
-    ]
+    learnt = [(batches, copied_steps(length, repeats)[0]) for batches, length, repeats in line["history"]]
     return [*learnt, (line["batches"], learnt[-1][1])]
 
 
