@@ -20,6 +20,7 @@ from stepahead.pipeline import (
     LOCKED,
     MICROBATCHED,
     USEFUL,
+    LayerCost,
     StepaheadError,
     TrainingError,
     UsageError,
@@ -32,6 +33,7 @@ from .compare_page import write_page
 from .compare_table import LEAST_WIDTHS, table
 from .comparison import CEILING, DECOUPLED, LATE, SINGLE, Comparison, Row
 from .config import Config, write_config
+from .cutting import costs_of, layers_in
 from .environment import machine
 from .folder import RunFolder
 from .interrupts import stop_signals
@@ -150,7 +152,10 @@ class Contest:
             raise UsageError("compare has rows of their own for that: --schedules stash,replay,lockstep")
         if isinstance(self.job.data, Iterator):
             raise UsageError("compare goes through the data again and again; give data that can be: a list, a loader")
-        self._base = make_plan(replace(self.config, schedule=DECOUPLED, microbatches=None, baseline="none"), self.job)
+        decoupled = replace(self.config, schedule=DECOUPLED, microbatches=None, baseline="none")
+        if decoupled.cut == "cost":  # once, so that all are cut by the same figures, each as suits it
+            self._costs = costs_of(decoupled, self.job, layers_in(self.job))
+        self._base = self._planned(decoupled)
         if self._base.stages < 2:
             raise UsageError("compare needs a pipeline; give at least 2 stages: --stages 2")
         self._batch_rows = _rows_of(self.job)
@@ -159,6 +164,7 @@ class Contest:
             Row(schedule=name, error=None if name in SCHEDULES else _unknown(name)) for name in self.settings.schedules
         ]
 
+    _costs: list[LayerCost] | None = None
     _base: Plan = field(init=False)
     _batch_rows: int = field(init=False)
 
@@ -196,13 +202,21 @@ class Contest:
             target_loss=self.settings.target_loss,
             machine=machine(),
             versions=versions(),
-            notes=self.notes,
+            notes=[*self.notes, *self._cuts()],
         )
+
+    def _cuts(self) -> list[str]:
+        """Say how each was cut where cost decides: a schedule that does more in some stages has fewer layers there."""
+        if self._costs is None:
+            return []
+        cuts = [f"{row.schedule} {'+'.join(map(str, row.cut))}" for row in self.rows if row.cut]
+        return [f"layers of each group, cut by cost: {', '.join(cuts)}"] if cuts else []
 
     def _measure(self, row: Row, folder: RunFolder, signals: socket.socket | None) -> None:
         plan = self._plans.get(row.schedule)
         if plan is None:
             plan = self._plans[row.schedule] = self._plan(row, folder, signals)
+            row.cut = plan.cut
         if row.schedule == CEILING:
             row.rates.append(ceiling(plan, self.settings.seconds))
             self._note_lateness(row.rates[-1])
@@ -247,7 +261,7 @@ class Contest:
     def _plan(self, row: Row, folder: RunFolder, signals: socket.socket | None) -> Plan:
         """Return the plan of a schedule, after finding its best number of micro-batches."""
         if row.schedule not in MICROBATCHED:
-            return make_plan(self._settings_of(row.schedule), self.job)
+            return self._planned(self._settings_of(row.schedule))
         plans = self._fitting_plans(row.schedule)
         if len(plans) > 1:
             for count, plan in plans.items():
@@ -264,6 +278,9 @@ class Contest:
         row.microbatches = max(plans, key=lambda count: row.tried.get(count, 0.0))
         return plans[row.microbatches]
 
+    def _planned(self, config: Config) -> Plan:
+        return make_plan(config, self.job, costs=self._costs)
+
     def _fitting_plans(self, schedule: str) -> dict[int, Plan]:
         """Return plans for the numbers of micro-batches that schedule and batch can do with."""
         plans: dict[int, Plan] = {}
@@ -271,7 +288,7 @@ class Contest:
         for count in self.settings.microbatches:
             try:
                 check_microbatches(schedule, self._base.stages, count)
-                plans[count] = make_plan(replace(self._settings_of(schedule), microbatches=count), self.job)
+                plans[count] = self._planned(replace(self._settings_of(schedule), microbatches=count))
             except UsageError as error:
                 refused = error
         if not plans:
@@ -281,11 +298,9 @@ class Contest:
 
     def _settings_of(self, schedule: str) -> Config:
         """Return the settings under which a schedule is run."""
-        base = self._base.config
-        whole = self.config.cut == "cost"  # what was measured for the base is not the cut of two groups a stage
+        base = replace(self._base.config, cut=self.config.cut)
         if schedule in LOCKED:
-            cut = self.config.cut if whole else base.cut
-            return replace(base, schedule=schedule, signal="auto", cut=cut).without_truth()
+            return replace(base, schedule=schedule, signal="auto").without_truth()
         if schedule in LATE:
             return replace(base.without_truth(), truth=schedule, signal="auto")
         if schedule == CEILING:

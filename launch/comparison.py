@@ -27,6 +27,8 @@ class Row:
 
     schedule: str
     microbatches: int | None = None
+    cut: tuple[int, ...] = ()
+    """How many layers each group has."""
     rates: list[float] = field(default_factory=list[float])
     """Samples a second, of each round."""
     useful: list[float] = field(default_factory=list[float])
@@ -168,6 +170,7 @@ class Comparison:
         return {
             "schedule": row.schedule,
             "microbatches": row.microbatches,
+            "cut": row.cut,
             "samples_per_second": row.rate,
             "spread": row.spread,
             "rounds": row.rates,

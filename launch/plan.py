@@ -6,10 +6,9 @@ import os
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from torch import nn
-from torch.optim import Adam
 
 from stepahead.pipeline import (
     LOCKED,
@@ -17,27 +16,13 @@ from stepahead.pipeline import (
     Cut,
     LagMode,
     Layer,
-    Layout,
+    LayerCost,
     Recipe,
-    SignalRecipe,
     Truth,
-    TruthUse,
     UsageError,
     build_groups,
-    check_cut,
-    cut_at,
-    cut_by_cost,
-    cut_by_count,
-    delayed,
     groups_a_stage,
     groups_of,
-    joined_in,
-    layers_of,
-    locked,
-    measure_costs,
-    probe,
-    silent,
-    synthetic,
 )
 from stepahead.workers import (
     DATA,
@@ -55,15 +40,16 @@ from stepahead.workers import (
 )
 
 from .checks import check_links, check_schedule, check_truth, link_notes
-from .config import TRUTH_SETTINGS, Config
+from .config import Config
+from .cutting import cut_of, layers_in
 from .job import Job, load_job
 from .placement import cores_of, devices_of
+from .stepping import signal_name, signal_recipe, truth_of
 from .virtual import paces_of, parse_slow_stages, short_actions
 
-__all__ = ["Plan", "layer_costs", "make_plan", "plan_run"]
+__all__ = ["Plan", "make_plan", "plan_run"]
 
 PREFETCH = 8
-SIGNALS: dict[str, SignalRecipe] = {"locked": locked, "delayed": delayed, "silent": silent}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,20 +117,12 @@ class Plan:
     @property
     def signal(self) -> str:
         """What the stages step on, by name."""
-        if self.is_locked:
-            return "locked"
-        return "delayed" if self.truth.is_late else self.config.signal
+        return signal_name(self.config, self.job)
 
     @property
     def truth(self) -> Truth:
         """What they do with the truth; locked stages wait for it in any case."""
-        config, own = self.config, _own_truth(self.config, self.job)
-        named = {setting.removeprefix("truth_"): getattr(config, setting) for setting in TRUTH_SETTINGS}
-        given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-        chosen = own if config.truth in ("auto", own.use) else Truth(use=cast(TruthUse, config.truth))
-        if given and chosen.use == "off":
-            raise UsageError(f"truth_{next(iter(given))} is given, but nothing is made of the truth here; leave it out")
-        return replace(chosen, **given)
+        return truth_of(self.config, self.job)
 
     @property
     def devices_of_first_host(self) -> list[str]:
@@ -163,7 +141,7 @@ class Plan:
         job = self.job
         return Recipe(
             loss=job.loss,
-            signal=_signal(self.signal, job),
+            signal=signal_recipe(self.config, job),
             truth=self.truth,
             optimizer=job.optimizer,
             lr_schedule=job.lr_schedule,
@@ -241,13 +219,20 @@ def plan_run(config: Config, hosts: Sequence[int] = (), here: int = 0) -> Plan:
     return make_plan(config, load_job(config.job, config.options, seed=config.seed), hosts, here)
 
 
-def make_plan(config: Config, job: Job, hosts: Sequence[int] = (), here: int = 0) -> Plan:
+def make_plan(
+    config: Config, job: Job, hosts: Sequence[int] = (), here: int = 0, costs: Sequence[LayerCost] | None = None
+) -> Plan:
     """Settle what the settings and the job leave open, and refuse what cannot be done.
 
-    `hosts` has the number of each stage's host, if there are several, and `here` is that of this one.
+    Args:
+        config: The settings.
+        job: What is trained.
+        hosts: The number of each stage's host, if there are several.
+        here: That of this one.
+        costs: What the layers cost, if that has been measured and is asked for.
     """
-    layers = _layers(job)
-    cut = _cut(config, job, layers)
+    layers = layers_in(job)
+    cut = cut_of(config, job, layers, costs)
     if config.cut == "cost":  # whoever makes the plan again from these settings must not measure again
         firsts = [layers[sum(cut[:stage])].name for stage in range(1, len(cut))]
         config = replace(config, cut=",".join(firsts) or "count")
@@ -314,72 +299,9 @@ def _resolve(config: Config, job: Job, stages: int) -> Config:
     )
 
 
-def _layers(job: Job) -> tuple[Layer, ...]:
-    """Return the model's layers in order; a graph's by trying a batch."""
-    if not isinstance(job.model, Layout):
-        return layers_of(job.model)
-    if isinstance(job.data, Iterator):
-        raise UsageError("the model is a graph, which tries a batch; give data that can be run through more than once")
-    return layers_of(job.model, job.example[0])
-
-
-def _cut(config: Config, job: Job, layers: tuple[Layer, ...]) -> Cut:
-    of_each, joined = groups_a_stage(config.schedule), joined_in(layers)
-    groups = (config.stages or job.stages) * of_each
-    if of_each > 1 and groups > len(layers) and config.cut in ("count", "cost"):
-        most = f"{len(layers)} layers are enough for {len(layers) // of_each} stages"
-        raise UsageError(f"{config.schedule} gives each stage {of_each} groups of layers: {most}")
-    if config.cut == "count":
-        return cut_by_count(len(layers), groups, joined)
-    if config.cut == "cost":
-        if isinstance(job.data, Iterator):
-            raise UsageError("cut is 'cost', which tries a batch; give data that can be run through more than once")
-        return cut_by_cost(layer_costs(config, job, layers), groups, joined=joined)
-    names = [name.strip() for name in config.cut.split(",")]
-    cut = cut_at([layer.name for layer in layers], names)
-    if len(cut) % of_each or config.stages not in (None, len(cut) // of_each):
-        made = f"cut names {len(names)} layers, which makes {len(cut)} {'groups' if of_each > 1 else 'stages'}"
-        needed = f"{config.schedule} takes {groups}" if of_each > 1 else f"stages is {config.stages}"
-        raise UsageError(f"{made}, and {needed}")
-    check_cut(layers, cut)
-    return cut
-
-
-def layer_costs(config: Config, job: Job, layers: tuple[Layer, ...]) -> list[float]:
-    """Return the seconds that each layer takes for a batch; all the same for data that cannot be tried."""
-    if isinstance(job.data, Iterator):
-        return [1.0] * len(layers)
-    example = job.example
-    optimizer = job.optimizer if callable(job.optimizer) else Adam
-    costs = measure_costs(layers, example, optimizer=optimizer, seed=config.seed)
-    return [cost.total for cost in costs]
-
-
 def _length_of(data: Batches, epochs: int) -> int | None:
     """Return how many batches so many epochs have, if the data knows; a loader of a stream only seems to."""
     try:
         return epochs * len(data) if isinstance(data, Sized) else None
     except TypeError:
         return None
-
-
-def _own_truth(config: Config, job: Job) -> Truth:
-    """Return what is done with the truth where the settings leave it open."""
-    if config.schedule in LOCKED or config.signal not in ("auto", "synthetic"):
-        return Truth()
-    if job.truth is not None:
-        return job.truth
-    own = config.signal == "auto" and job.signal is not None
-    return Truth() if own or job.inputs is not None or job.chance < 1.0 else Truth(use="true-up")
-
-
-def _signal(name: str, job: Job) -> SignalRecipe:
-    if name in SIGNALS:
-        return SIGNALS[name]
-    if name == "probe":
-        if job.classes is None:
-            raise UsageError("a probe needs to know the number of classes; give the job classes=...")
-        return probe(loss=job.loss, optimizer=job.predictor_optimizer, classes=job.classes)
-    if name == "auto" and job.signal is not None:
-        return job.signal
-    return synthetic(job.predictor, optimizer=job.predictor_optimizer, classes=job.classes, lr_schedule=job.lr_schedule)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from rich.box import SIMPLE_HEAD
@@ -11,9 +11,10 @@ from rich.table import Table
 
 from .advice import advise
 from .breakdown import Breakdown, break_down
+from .cutting import costs_of
 from .gantt import LETTERS, draw_gantt
 from .monitor import Baseline
-from .plan import Plan, layer_costs
+from .plan import Plan
 from .run import RunResult, launch
 from .screen import say
 from .trace import FILE, Tracer
@@ -56,7 +57,8 @@ def show(plan: Plan, tracer: Tracer, console: Console, baseline: Baseline | None
         console.print(row, no_wrap=True, overflow="crop")
     names = [layer.name for layer in plan.layers]
     shared = len(set(zip(plan.devices, plan.cores, strict=True))) < plan.stages
-    costs = layer_costs(plan.config, plan.job, plan.layers)
+    tried = not isinstance(plan.job.data, Iterator)  # of others all layers pass for equal
+    costs = [cost.total for cost in costs_of(plan.config, plan.job, plan.layers)] if tried else [1.0] * len(plan.layers)
     lines = advise(stages, plan.cut, costs, names, shared=shared, locked=plan.signal == "locked")
     for line in lines or ["every stage is busy nearly all the time: nothing to advise"]:
         say(console, f"- {line}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from torch.optim import Adam
 
 from .cuts import cut_by_cost
 from .devices import clock, parse_device
+from .errors import UsageError
 from .groups import Group, Layer, Model, build_group, build_groups, joined_in, layers_of
 from .parted import signal_of
 from .randomness import keyed
-from .signals import Needs, Signal, SignalRecipe
+from .signals import Needs, SignalRecipe
+from .truth import StageTruth
 from .updates import OptimizerRecipe, Updater
 
 __all__ = ["LayerCost", "balance_model", "measure_costs"]
@@ -32,7 +35,8 @@ class LayerCost:
     """With the gradient at its input, but for the first layer, which needs none."""
     optimizer: float
     signal: float
-    """Asking and teaching a signal at this layer's output, in the mean over its batches; 0 where none was given."""
+    """Asking and teaching a signal at this layer's output, in the mean over its batches; 0 where none was given, and
+    infinite where there can be none: images want another one than rows."""
     output_bytes: int
     """The size of its output: what would cross a cut behind it."""
 
@@ -40,6 +44,18 @@ class LayerCost:
     def total(self) -> float:
         """Forward, backward and optimizer."""
         return self.forward + self.backward + self.optimizer
+
+    def again(self, truth: StageTruth) -> float:
+        """Return what it takes more for a batch, in the mean, in a stage that has the truth of some."""
+        forward = 0.0 if truth.keeps_graph else self.forward
+        if truth.use == "replay":
+            return forward
+        if truth.use == "true-up":
+            twice = self.backward / truth.above if truth.above and truth.relay == "again" else 0.0
+            return (forward + self.backward) / truth.every + twice
+        if truth.use == "learn" and truth.above:
+            return (forward + self.backward) / truth.above
+        return 0.0
 
 
 def measure_costs(
@@ -60,8 +76,7 @@ def measure_costs(
         with keyed(seed, "measure", layer.index, device=place):
             group = deepcopy(build_group(layers, (1,) * len(layers), layer.index, seed=seed)).to(place)
             seconds, output = _time_layer(group, h, layer.index > 0, optimizer, repeats, clock(place))
-            made = signal_of(group, signal, output, label) if signal else None
-            asked = _time_signal(made, output, label, repeats, clock(place)) if made else 0.0
+            asked = _time_signal(group, signal, output, label, repeats, clock(place)) if signal else 0.0
         forward, backward, step = seconds
         costs.append(
             LayerCost(
@@ -117,7 +132,13 @@ def _time_layer(
     return (median(forwards), median(backwards), median(steps)), output.detach()
 
 
-def _time_signal(signal: Signal, h: Tensor, label: Tensor | None, repeats: int, now: Callable[[], float]) -> float:
+def _time_signal(
+    group: Group, recipe: SignalRecipe, h: Tensor, label: Tensor | None, repeats: int, now: Callable[[], float]
+) -> float:
+    try:
+        signal = signal_of(group, recipe, h, label)
+    except UsageError:
+        return math.inf
     round_length = getattr(signal, "every", 1)
     delta = torch.zeros_like(h)
     seconds: list[float] = []

@@ -5,6 +5,7 @@ A cut is the tuple of the groups' sizes: (2, 3) puts two layers into the first g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
@@ -13,6 +14,8 @@ from .errors import CutError, did_you_mean
 __all__ = ["Cut", "cut_at", "cut_by_cost", "cut_by_count"]
 
 Cut = tuple[int, ...]
+AVOIDED = 1e12
+"""What a cut costs where there can be no predictor: more than all else, and less than where no cut is allowed."""
 
 
 def cut_by_count(layers: int, stages: int, joined: Sequence[bool] = ()) -> Cut:
@@ -41,36 +44,48 @@ def cut_at(names: Sequence[str], starts: Sequence[str | int]) -> Cut:
 
 
 def cut_by_cost(
-    costs: Sequence[float], stages: int, predictors: Sequence[float] | None = None, joined: Sequence[bool] = ()
+    costs: Sequence[float],
+    stages: int,
+    predictors: Sequence[float] | None = None,
+    joined: Sequence[bool] = (),
+    again: Sequence[Sequence[float]] = (),
 ) -> Cut:
     """Cut so that the slowest group is as fast as it can be.
 
     Args:
         costs: What each layer costs in a step: forward, backward and optimizer.
         stages: The number of groups.
-        predictors: What a predictor at each layer's output would cost; every group but the last pays one.
+        predictors: What a predictor at each layer's output would cost; every group but the last pays one. Infinite
+            where there can be none: there is no cut then if it can be helped.
         joined: Of each layer, whether there can be no cut before it.
+        again: What each layer would cost more in the first group, in the second, and so on, but for the last: where
+            the truth comes back, it is run once more.
     """
     layers = len(costs)
     _check_stages(layers, stages)
     if stages > (apart := layers - sum(joined)):
         raise CutError(f"cannot cut {layers} layers into {stages} stages; some hang together, so use at most {apart}")
-    predictors = predictors or [0.0] * layers
-    before = [0.0, *accumulate(costs)]
+    predictors = [min(cost, AVOIDED) for cost in predictors or [0.0] * layers]
+    alone = [0.0, *accumulate(costs)]
+    besides = [[0.0, *accumulate(row)] for row in again] or [[0.0] * (layers + 1)] * (stages - 1)
 
-    def group_cost(start: int, end: int) -> float:
-        return before[end] - before[start] + (predictors[end - 1] if end < layers else 0.0)
+    def group_cost(stage: int, start: int, end: int) -> float:
+        own = alone[end] - alone[start]
+        if stage == stages:
+            return own
+        more = besides[stage - 1]
+        return own + predictors[end - 1] + more[end] - more[start]
 
     # best[end]: the slowest group, then the sum of squares, of the best cut of the first `end` layers so far
-    best = [(0.0, 0.0)] + [(float("inf"), 0.0)] * layers
+    best = [(0.0, 0.0)] + [(math.inf, 0.0)] * layers
     starts: list[list[int]] = []
     for stage in range(1, stages + 1):
-        row, chosen = [(float("inf"), 0.0)] * (layers + 1), [0] * (layers + 1)
+        row, chosen = [(math.inf, 0.0)] * (layers + 1), [0] * (layers + 1)
         for end in range(stage, layers - (stages - stage) + 1):
             if end < layers and joined and joined[end]:
                 continue
             for start in range(stage - 1, end):
-                cost, (slowest, squares) = group_cost(start, end), best[start]
+                cost, (slowest, squares) = group_cost(stage, start, end), best[start]
                 candidate = (max(slowest, cost), squares + cost * cost)
                 if candidate < row[end]:
                     row[end], chosen[end] = candidate, start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isinf
 from typing import Any
 
 import torch
@@ -48,6 +49,16 @@ class Busy(nn.Module):
         for _ in range(20):
             h = h @ self.weight
         return h
+
+
+def test_a_signal_that_cannot_be_has_no_end_of_costs() -> None:
+    """A guess for images has no use behind the layer that flattens them."""
+    model = [nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, CLASSES)]
+    images = torch.randn(4, 1, 8, 8)
+    costs = measure_costs(layers_of(model), (images, None), signal=synthetic("conv", optimizer=adam), repeats=1)
+    assert [isinf(cost.signal) for cost in costs] == [False, True, True]
+    groups = balance_model(model, 2, (images, None), signal=synthetic("conv", optimizer=adam))
+    assert [len(group.names) for group in groups] == [1, 2]
 
 
 def test_a_model_is_balanced_by_what_its_layers_take() -> None:

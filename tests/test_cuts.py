@@ -28,19 +28,21 @@ def test_by_count_is_even(layers: int, data: st.DataObject) -> None:
     assert min(cut) >= 1
 
 
-@given(costs_and_stages())
-def test_by_cost_is_the_best_there_is(drawn: tuple[list[float], list[float], int]) -> None:
+@given(costs_and_stages(), st.data())
+def test_by_cost_is_the_best_there_is(drawn: tuple[list[float], list[float], int], data: st.DataObject) -> None:
     """The slowest group is as fast as in the best of all cuts, tried one by one."""
     costs, predictors, stages = drawn
+    row = st.lists(st.integers(0, 50), min_size=len(costs), max_size=len(costs))
+    again = data.draw(st.lists(row, min_size=stages - 1, max_size=stages - 1))
 
     def slowest(edges: tuple[int, ...]) -> float:
-        return max(
-            sum(costs[start:end]) + (predictors[end - 1] if end < len(costs) else 0.0) for start, end in pairwise(edges)
-        )
+        groups = list(pairwise(edges))
+        more = [predictors[end - 1] + sum(row[start:end]) for (start, end), row in zip(groups[:-1], again, strict=True)]
+        return max(sum(costs[start:end]) + besides for (start, end), besides in zip(groups, [*more, 0.0], strict=True))
 
     every_cut = combinations(range(1, len(costs)), stages - 1)
     best = min(slowest((0, *inner, len(costs))) for inner in every_cut)
-    cut = cut_by_cost(costs, stages, predictors)
+    cut = cut_by_cost(costs, stages, predictors, again=again)
     assert len(cut) == stages
     assert min(cut) >= 1
     edges = tuple(sum(cut[:index]) for index in range(stages + 1))
@@ -62,6 +64,12 @@ def test_of_equally_slow_cuts_the_more_even_one() -> None:
 def test_a_dear_predictor_moves_the_cut() -> None:
     assert cut_by_cost([4, 4, 4, 4], 2) == (2, 2)
     assert cut_by_cost([4, 4, 4, 4], 2, [9, 9, 0, 0]) == (3, 1)
+
+
+def test_no_cut_where_no_predictor_can_be_unless_there_is_no_other() -> None:
+    never = float("inf")
+    assert cut_by_cost([1, 1, 1, 1], 2, [never, never, 0, never]) == (3, 1)
+    assert sorted(cut_by_cost([1, 1, 1, 1], 2, [never] * 4)) in ([1, 3], [2, 2])
 
 
 @given(st.lists(st.text(min_size=1), min_size=2, unique=True), st.data())

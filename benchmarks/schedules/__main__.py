@@ -76,6 +76,7 @@ SMALL = ["--set", "options.batch=32"]
 SLOW = ["--link-latency-ms", "50"]
 FAR = ["--stages", "4", "--device", "virtual", "--stage-ms", "240", *SLOW]
 TRUE = ["--cut", "cost", "--truth", "true-up", "--truth-every", "1"]
+HALF_TRUE = ["--cut", "cost", "--truth-every", "2"]
 CASES: dict[str, Case] = {
     **{f"virtual-{stages}": _virtual(stages) for stages in (2, 4, 8)},
     "virtual-16": _virtual(16, schedules="ceiling,decoupled"),
@@ -93,7 +94,7 @@ CASES: dict[str, Case] = {
     "gpt-truth": _real("chars", schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"),
     "gpt-to-loss": _real("chars", "--truth-every", "4", rounds=1, seconds=60.0),
     "gpt-to-loss-softmax": _real(
-        GPT, *ALL_ROWS, "--truth-every", "4", schedules="1f1b,zbv,stash,decoupled", rounds=1, seconds=60.0
+        GPT, *ALL_ROWS, *HALF_TRUE, schedules="1f1b,interleaved-zb,zbv,stash,decoupled", rounds=1, seconds=60.0
     ),
     "gpt-to-loss-graph": _real(
         "chars",
@@ -123,9 +124,8 @@ CASES: dict[str, Case] = {
     "gpt-to-loss-uncut-softmax": _real(
         GPT,
         *ALL_ROWS,
-        "--truth-every",
-        "4",
-        schedules="zbv,stash,decoupled",
+        *HALF_TRUE,
+        schedules="lockstep,interleaved-zb,zbv,stash,decoupled",
         microbatches="1",
         rounds=1,
         seconds=60.0,
