@@ -39,7 +39,8 @@ __all__ = ["paces_of", "parse_slow_stages", "short_actions"]
 
 LEAST_MS = 10.0
 WARM_UP, STEPS, REPEATS = 4, 12, 5
-"""Steps that do not count, and that do: a multiple of most periods."""
+"""Steps that do not count, and that do at the least: what a stage does seldom is to come as often as `REPEATS`."""
+MOST = 60
 
 
 def parse_slow_stages(text: str | None, stages: int) -> dict[int, float]:
@@ -108,7 +109,8 @@ class _Case:
         timer = _Timer(seconds)
         stage = recipe.stage(deepcopy(self.group), self.index, self.of, self.output, self.batch[1], span=timer)
         delta = torch.full_like(self.output, 1e-6)
-        for step in range(WARM_UP + STEPS):
+        period = max(getattr(stage.signal, "every", 1), stage.truth.every)
+        for step in range(WARM_UP + min(max(STEPS, REPEATS * period), MOST)):
             timer.step = step
             if step == WARM_UP:
                 early = dict(seconds)

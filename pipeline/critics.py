@@ -156,10 +156,20 @@ def sobolev(
     optimizer: OptimizerRecipe,
     classes: int | None = None,
     hidden: int | None = None,
+    loss: LossFunction | None = None,
+    head: Callable[[Tensor], nn.Module] | None = None,
     lr_schedule: LRScheduleRecipe | None = None,
 ) -> SignalRecipe:
-    """Return the recipe of `Sobolev`, with the network of `critic`."""
-    return _recipe(Sobolev, _number(classes, hidden), optimizer, lr_schedule, classes)
+    """Return the recipe of `Sobolev`, with the network of `critic`; with that of `local_critic` if a loss is given."""
+    if loss is None:
+        if head is not None:
+            raise UsageError("a Sobolev critic has a head that says no loss; give it the loss too")
+        return _recipe(Sobolev, _number(classes, hidden), optimizer, lr_schedule, classes)
+    if hidden is not None:
+        raise UsageError("a Sobolev critic with a loss is a classifier; give it a head in place of hidden")
+    if classes is None:
+        raise UsageError("a Sobolev critic with a loss is a classifier; give it the number of classes")
+    return _recipe(Sobolev, _classifier(loss, classes, head), optimizer, lr_schedule, classes)
 
 
 def local_critic(
@@ -171,11 +181,7 @@ def local_critic(
     lr_schedule: LRScheduleRecipe | None = None,
 ) -> SignalRecipe:
     """Return the recipe of a `Critic` that is a classifier: linear, or what `head` makes of an example of h."""
-
-    def value(h: Tensor, y: Tensor | None) -> nn.Module:
-        return _LossOfHead(head(h) if head else make_head(h, y, classes), loss)
-
-    return _recipe(Critic, value, optimizer, lr_schedule, classes)
+    return _recipe(Critic, _classifier(loss, classes, head), optimizer, lr_schedule, classes)
 
 
 def _number(classes: int | None, hidden: int | None) -> Callable[[Tensor, Tensor | None], nn.Module]:
@@ -185,6 +191,15 @@ def _number(classes: int | None, hidden: int | None) -> Callable[[Tensor, Tensor
     def make(h: Tensor, y: Tensor | None) -> nn.Module:
         features = h.shape[1 if h.dim() == 4 else -1]
         return _Number(features, hidden or 2 * features, classes)
+
+    return make
+
+
+def _classifier(
+    loss: LossFunction, classes: int, head: Callable[[Tensor], nn.Module] | None
+) -> Callable[[Tensor, Tensor | None], nn.Module]:
+    def make(h: Tensor, y: Tensor | None) -> nn.Module:
+        return _LossOfHead(head(h) if head else make_head(h, y, classes), loss)
 
     return make
 

@@ -31,6 +31,7 @@ LOSS = nn.CrossEntropyLoss()
 KINDS: dict[str, SignalRecipe] = {
     "critic": critic(classes=CLASSES, hidden=64, optimizer=adam),
     "sobolev": sobolev(classes=CLASSES, hidden=64, optimizer=adam),
+    "sobolev, a classifier": sobolev(loss=LOSS, classes=CLASSES, optimizer=adam),
     "local critic": local_critic(loss=LOSS, classes=CLASSES, optimizer=adam),
 }
 
@@ -129,3 +130,9 @@ def test_bad_input_is_named(name: str) -> None:
         list(stages[0].step_ahead(Activation(edge="data>0", step=0, tensors=(x,), label=y.clamp(min=CLASSES))))
     with pytest.raises(UsageError, match="a critic's hidden is 0; it must be at least 1"):
         critic(optimizer=adam, hidden=0)
+    with pytest.raises(UsageError, match="has a head that says no loss; give it the loss too"):
+        sobolev(optimizer=adam, classes=CLASSES, head=lambda h: nn.Linear(h.shape[1], CLASSES))
+    with pytest.raises(UsageError, match="with a loss is a classifier; give it a head in place of hidden"):
+        sobolev(optimizer=adam, classes=CLASSES, loss=LOSS, hidden=8)
+    with pytest.raises(UsageError, match="with a loss is a classifier; give it the number of classes"):
+        sobolev(optimizer=adam, loss=LOSS)

@@ -62,6 +62,7 @@ SIGNALS: dict[str, tuple[Method, str, str]] = {
     "cDNI + prop": (guessing("linear", labels=True, propagates=True), NOTHING, "the gradient, later; into h too"),
     "critic": (partial(_number, critic), NOTHING, "losses, later"),
     "Sobolev critic": (partial(_number, sobolev), NOTHING, "losses and the gradient, later"),
+    "Sobolev critic, a classifier": (partial(_with_head, sobolev), NOTHING, "losses and the gradient, later"),
     "local critic": (partial(_with_head, local_critic), NOTHING, "losses, later"),
     "local probe": (partial(_with_head, probe), NOTHING, "the label, at once"),
     "feedback alignment": (partial(_plain, feedback_alignment), "the gradient below the next layer", "-"),
@@ -109,7 +110,7 @@ CRITICS: dict[str, tuple[Method, str]] = {
     "DNI": (guessing("conv", labels=False, depth=1, kernel=3), "79.2"),
     "cDNI": (guessing("conv", labels=True, depth=1, kernel=3), ""),
     "critic": (partial(_number, critic), "93.2"),
-    "Sobolev critic": (partial(_number, sobolev), "93.5"),
+    "Sobolev critic, a classifier": (partial(_with_head, partial(sobolev, head=_head)), "93.5"),
     "local critic": (partial(_with_head, partial(local_critic, head=_head)), "92.4 (backprop 93.9)"),
     "local probe": (partial(_with_head, partial(probe, head=_head)), ""),
 }

@@ -74,7 +74,8 @@ ALL_ROWS = ["--set", "options.every=1", "--set", "options.parts=1"]
 WIDE = ["--set", "options.width=1024", "--set", "options.batch=512"]
 SMALL = ["--set", "options.batch=32"]
 SLOW = ["--link-latency-ms", "50"]
-FAR = ["--stages", "4", "--device", "virtual", "--stage-ms", "240", *SLOW]
+FOUR = ["--stages", "4", "--device", "virtual", "--stage-ms", "240"]
+FAR = [*FOUR, *SLOW]
 TRUE = ["--cut", "cost", "--truth", "true-up", "--truth-every", "1"]
 HALF_TRUE = ["--cut", "cost", "--truth-every", "2"]
 CASES: dict[str, Case] = {
@@ -127,6 +128,23 @@ CASES: dict[str, Case] = {
         *HALF_TRUE,
         schedules="lockstep,interleaved-zb,zbv,stash,decoupled",
         microbatches="1",
+        rounds=1,
+        seconds=60.0,
+    ),
+    "gpt-to-loss-uncut-virtual": Case(
+        GPT,
+        [*FOUR, *ALL_ROWS, "--truth-every", "4"],
+        schedules="lockstep,interleaved-zb,zbv,replay,stash,decoupled",
+        microbatches="1",
+        rounds=1,
+        seconds=90.0,
+    ),
+    "cnn-to-loss-uncut-virtual": Case(
+        CNN,
+        [*FOUR, *SMALL, "--truth", "true-up", "--truth-every", "4", "--set", "options.optimizer=muon"],
+        schedules="lockstep,gpipe,replay,stash,decoupled",
+        microbatches="1",
+        data="cifar10",
         rounds=1,
         seconds=60.0,
     ),
