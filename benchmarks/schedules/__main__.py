@@ -63,6 +63,10 @@ def _virtual(stages: int, *flags: str, schedules: str = PIPELINES, rounds: int =
     return Case(f"{JOBS}:mlp", [*VIRTUAL, *depth, *flags], schedules, "8", rounds, seconds)
 
 
+def _four(stage_ms: int) -> list[str]:
+    return ["--stages", "4", "--device", "virtual", "--stage-ms", str(stage_ms)]
+
+
 def _real(job: str, *flags: str, **more: Any) -> Case:
     return Case(job, ["--stages", "2", "--device", "cpu", *flags], **more)
 
@@ -74,8 +78,8 @@ ALL_ROWS = ["--set", "options.every=1", "--set", "options.parts=1"]
 WIDE = ["--set", "options.width=1024", "--set", "options.batch=512"]
 SMALL = ["--set", "options.batch=32"]
 SLOW = ["--link-latency-ms", "50"]
-FOUR = ["--stages", "4", "--device", "virtual", "--stage-ms", "240"]
-FAR = [*FOUR, *SLOW]
+MUON = ["--set", "options.optimizer=muon"]
+FAR = [*_four(240), *SLOW]
 TRUE = ["--cut", "cost", "--truth", "true-up", "--truth-every", "1"]
 HALF_TRUE = ["--cut", "cost", "--truth-every", "2"]
 CASES: dict[str, Case] = {
@@ -133,28 +137,27 @@ CASES: dict[str, Case] = {
     ),
     "gpt-to-loss-uncut-virtual": Case(
         GPT,
-        [*FOUR, *ALL_ROWS, "--truth-every", "4"],
-        schedules="lockstep,interleaved-zb,zbv,replay,stash,decoupled",
+        [*_four(240), *ALL_ROWS, "--truth-every", "4"],
+        schedules="lockstep,interleaved-zb,zbv,stash,decoupled",
         microbatches="1",
         rounds=1,
         seconds=90.0,
     ),
     "cnn-to-loss-uncut-virtual": Case(
         CNN,
-        [*FOUR, *SMALL, "--truth", "true-up", "--truth-every", "4", "--set", "options.optimizer=muon"],
-        schedules="lockstep,gpipe,replay,stash,decoupled",
+        [*_four(60), *TRUE, "--cut", "2,3,4", *SMALL, *MUON],
+        schedules="lockstep,gpipe,stash,decoupled",
         microbatches="1",
         data="cifar10",
         rounds=1,
-        seconds=60.0,
+        seconds=90.0,
     ),
     "cnn-to-loss": _real(CNN, *TRUE, data="cifar10", rounds=1, seconds=60.0),
     "cnn-to-loss-uncut-muon": _real(
         CNN,
         *TRUE,
         *SMALL,
-        "--set",
-        "options.optimizer=muon",
+        *MUON,
         schedules="lockstep,interleaved-zb,replay,stash,decoupled",
         microbatches="1",
         data="cifar10",
