@@ -164,7 +164,7 @@ class Contest:
             Row(schedule=name, error=None if name in SCHEDULES else _unknown(name)) for name in self.settings.schedules
         ]
 
-    _costs: list[LayerCost] | None = None
+    _costs: list[LayerCost] | None = field(init=False, default=None)
     _base: Plan = field(init=False)
     _batch_rows: int = field(init=False)
 
@@ -299,12 +299,12 @@ class Contest:
     def _settings_of(self, schedule: str) -> Config:
         """Return the settings under which a schedule is run."""
         base = replace(self._base.config, cut=self.config.cut)
+        if schedule == CEILING:  # it has no predictor to pay for
+            return self._settings_of("lockstep")
         if schedule in LOCKED:
             return replace(base, schedule=schedule, signal="auto").without_truth()
         if schedule in LATE:
             return replace(base.without_truth(), truth=schedule, signal="auto")
-        if schedule == CEILING:
-            return base.without_truth()
         if schedule == SINGLE:
             return self._alone(base)
         return base

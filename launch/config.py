@@ -44,8 +44,8 @@ class Config:
     """Passed to the function that makes the job."""
     stages: int | None = None
     cut: str = "count"
-    """"count" for equally many layers a stage, "cost" for equally long ones (measured), or the names of the layers
-    that the stages after the first begin with: "3,6,9"."""
+    """"count" for equally many layers a stage, "cost" for equally long ones (measured, with guesses and second passes),
+    or the names of the layers that the stages after the first begin with: "3,6,9"."""
     schedule: str = "decoupled"
     microbatches: int | None = None
     """Into how many a batch is cut under gpipe, 1f1b, interleaved-1f1b, interleaved-zb, zbv; one for each stage, unless

@@ -12,6 +12,7 @@ from stepahead.pipeline import (
     Layer,
     LayerCost,
     Layout,
+    OptimizerRecipe,
     UsageError,
     check_cut,
     cut_at,
@@ -27,7 +28,7 @@ from .config import Config
 from .job import Job
 from .stepping import signal_recipe, truth_of
 
-__all__ = ["costs_of", "cut_of", "layers_in"]
+__all__ = ["an_optimizer", "costs_of", "cut_of", "layers_in"]
 
 
 def layers_in(job: Job) -> tuple[Layer, ...]:
@@ -68,9 +69,15 @@ def costs_of(config: Config, job: Job, layers: tuple[Layer, ...]) -> list[LayerC
     """Return what each layer takes for a batch, and what a signal behind it would."""
     if isinstance(job.data, Iterator):
         raise UsageError("cut is 'cost', which tries a batch; give data that can be run through more than once")
-    optimizer = job.optimizer if callable(job.optimizer) else Adam
+    if config.device == "virtual":
+        raise UsageError("cut is 'cost', but virtual stages last as long whatever they hold; cut by count or by name")
     signal = None if config.schedule in LOCKED else signal_recipe(config, job)
-    return measure_costs(layers, job.example, optimizer=optimizer, signal=signal, seed=config.seed)
+    return measure_costs(layers, job.example, optimizer=an_optimizer(job), signal=signal, seed=config.seed)
+
+
+def an_optimizer(job: Job) -> OptimizerRecipe:
+    """Return the job's optimizer, or a usual one if its stages have different ones."""
+    return job.optimizer if callable(job.optimizer) else Adam
 
 
 def _by_cost(config: Config, job: Job, costs: Sequence[LayerCost], groups: int, joined: Sequence[bool]) -> Cut:

@@ -9,9 +9,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from stepahead.pipeline import measure_costs
+
 from .advice import advise
 from .breakdown import Breakdown, break_down
-from .cutting import costs_of
+from .cutting import an_optimizer
 from .gantt import LETTERS, draw_gantt
 from .monitor import Baseline
 from .plan import Plan
@@ -57,14 +59,20 @@ def show(plan: Plan, tracer: Tracer, console: Console, baseline: Baseline | None
         console.print(row, no_wrap=True, overflow="crop")
     names = [layer.name for layer in plan.layers]
     shared = len(set(zip(plan.devices, plan.cores, strict=True))) < plan.stages
-    tried = not isinstance(plan.job.data, Iterator)  # of others all layers pass for equal
-    costs = [cost.total for cost in costs_of(plan.config, plan.job, plan.layers)] if tried else [1.0] * len(plan.layers)
-    lines = advise(stages, plan.cut, costs, names, shared=shared, locked=plan.signal == "locked")
+    lines = advise(stages, plan.cut, _costs(plan), names, shared=shared, locked=plan.signal == "locked")
     for line in lines or ["every stage is busy nearly all the time: nothing to advise"]:
         say(console, f"- {line}")
     traced = (plan.config.steps or 0) - WARM_UP
     rough = f"{traced} are few to judge by; " if traced < FEW else ""
     say(console, f"{plan.config.steps} steps, the first {WARM_UP} not traced; {rough}{FILE} opens in ui.perfetto.dev")
+
+
+def _costs(plan: Plan) -> list[float]:
+    """Return what each layer takes; all the same for data that cannot be tried."""
+    if isinstance(plan.job.data, Iterator):
+        return [1.0] * len(plan.layers)
+    costs = measure_costs(plan.layers, plan.job.example, optimizer=an_optimizer(plan.job), seed=plan.config.seed)
+    return [cost.total for cost in costs]
 
 
 def blocks_of(stages: int, width: int, *, compared: bool = False) -> list[range]:

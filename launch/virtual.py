@@ -16,7 +16,6 @@ from torch import Tensor
 
 from stepahead.pipeline import (
     Activation,
-    Answer,
     Batch,
     Carried,
     Cut,
@@ -39,8 +38,9 @@ __all__ = ["paces_of", "parse_slow_stages", "short_actions"]
 
 LEAST_MS = 10.0
 WARM_UP, STEPS, REPEATS = 4, 12, 5
-"""Steps that do not count, and that do at the least: what a stage does seldom is to come as often as `REPEATS`."""
+"""Steps that do not count, that do at the least, and how often what a stage does seldom is to come in them."""
 MOST = 60
+"""Steps, however seldom that is."""
 
 
 def parse_slow_stages(text: str | None, stages: int) -> dict[int, float]:
@@ -109,7 +109,7 @@ class _Case:
         timer = _Timer(seconds)
         stage = recipe.stage(deepcopy(self.group), self.index, self.of, self.output, self.batch[1], span=timer)
         delta = torch.full_like(self.output, 1e-6)
-        period = max(getattr(stage.signal, "every", 1), stage.truth.every)
+        period = max(getattr(stage.signal, "every", 1), stage.truth.every, stage.truth.above)
         for step in range(WARM_UP + min(max(STEPS, REPEATS * period), MOST)):
             timer.step = step
             if step == WARM_UP:
@@ -119,7 +119,7 @@ class _Case:
             list(stage.step_ahead(Activation(edge=stage.edge_above, step=step, tensors=(inputs,), label=label)))
             if not stage.is_last:
                 kind = GradientKind.TRUTH if stage.truth.awaits(step) else GradientKind.TARGET
-                told = _told(stage.signal.answer, delta)
+                told = stage.signal.answer.example(delta)
                 list(stage.learn(Gradient(edge=stage.edge_below, step=step, tensors=told, kind=kind)))
         kept: dict[Part, list[float]] = {**early, **seconds}
         found: dict[Part, float] = {part: median(times) for part, times in kept.items()}
@@ -127,12 +127,6 @@ class _Case:
             return found, 0.5
         by_itself = median(_time_inputs(stage, self.batch[0], delta) for _ in range(REPEATS))
         return found, min(max(by_itself / found["backward"], 0.2), 0.8)
-
-
-def _told(answer: Answer, delta: Tensor) -> tuple[Tensor, ...]:
-    """Return something of the shape of what a signal asks for."""
-    losses = delta.new_ones(len(delta))
-    return {Answer.VALUES: (losses,), Answer.GRADIENT_AND_VALUES: (delta, losses)}.get(answer, (delta,))
 
 
 def _time_inputs(stage: Stage, inputs: Tensor, delta: Tensor) -> float:

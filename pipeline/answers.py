@@ -26,6 +26,11 @@ class Answer(Enum):
         """Whether the first of what comes is the gradient at the asking stage's output."""
         return self in (Answer.GRADIENT, Answer.GRADIENT_AND_VALUES)
 
+    def example(self, delta: Tensor) -> tuple[Tensor, ...]:
+        """Return something of the shape of what comes, given that of a gradient."""
+        losses = delta.new_ones(len(delta))
+        return {Answer.VALUES: (losses,), Answer.GRADIENT_AND_VALUES: (delta, losses)}.get(self, (delta,))
+
 
 def answer_with(
     answer: Answer, up: Tensor, d: Tensor | None, values: Callable[[], Tensor], *, is_last: bool

@@ -14,11 +14,11 @@ from torch.optim import Adam
 
 from .cuts import cut_by_cost
 from .devices import clock, parse_device
-from .errors import UsageError
+from .errors import StepaheadError
 from .groups import Group, Layer, Model, build_group, build_groups, joined_in, layers_of
 from .parted import signal_of
 from .randomness import keyed
-from .signals import Needs, SignalRecipe
+from .signals import Needs, Signal, SignalRecipe
 from .truth import StageTruth
 from .updates import OptimizerRecipe, Updater
 
@@ -36,7 +36,7 @@ class LayerCost:
     optimizer: float
     signal: float
     """Asking and teaching a signal at this layer's output, in the mean over its batches; 0 where none was given, and
-    infinite where there can be none: images want another one than rows."""
+    infinite where it cannot be: one for images has no use for rows."""
     output_bytes: int
     """The size of its output: what would cross a cut behind it."""
 
@@ -46,15 +46,18 @@ class LayerCost:
         return self.forward + self.backward + self.optimizer
 
     def again(self, truth: StageTruth) -> float:
-        """Return what it takes more for a batch, in the mean, in a stage that has the truth of some."""
-        forward = 0.0 if truth.keeps_graph else self.forward
+        """Return what it takes more for a batch, in the mean, in a stage that has the truth of some.
+
+        To hand the truth up alone takes the gradient of the input: about half of a backward pass.
+        """
+        forward, handed_up = 0.0 if truth.keeps_graph else self.forward, self.backward / 2
         if truth.use == "replay":
             return forward
         if truth.use == "true-up":
-            twice = self.backward / truth.above if truth.above and truth.relay == "again" else 0.0
-            return (forward + self.backward) / truth.every + twice
+            apart = handed_up / truth.above if truth.above and truth.relay == "again" else 0.0
+            return (forward + self.backward) / truth.every + apart
         if truth.use == "learn" and truth.above:
-            return (forward + self.backward) / truth.above
+            return (forward + handed_up) / truth.above
         return 0.0
 
 
@@ -135,12 +138,16 @@ def _time_layer(
 def _time_signal(
     group: Group, recipe: SignalRecipe, h: Tensor, label: Tensor | None, repeats: int, now: Callable[[], float]
 ) -> float:
+    """Return the seconds that a signal takes for a batch; no end of them where it cannot be, for whatever reason."""
     try:
-        signal = signal_of(group, recipe, h, label)
-    except UsageError:
+        return _time_rounds(signal_of(group, recipe, h, label), h, label, repeats, now)
+    except (StepaheadError, RuntimeError, ValueError, TypeError, LookupError):  # a run that is cut there will say it
         return math.inf
+
+
+def _time_rounds(signal: Signal, h: Tensor, label: Tensor | None, repeats: int, now: Callable[[], float]) -> float:
     round_length = getattr(signal, "every", 1)
-    delta = torch.zeros_like(h)
+    told = signal.answer.example(torch.zeros_like(h))
     seconds: list[float] = []
     for turn in range(repeats + 1):
         start = now()
@@ -148,6 +155,6 @@ def _time_signal(
             if signal.needs is Needs.NOTHING:
                 signal.gradient(h, label)
             if signal.wants(step):
-                signal.learn(h, label, delta, step)
+                signal.learn(h, label, told[0], step, *told[1:])
         seconds.append((now() - start) / round_length)
     return median(seconds[1:])

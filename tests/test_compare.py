@@ -239,15 +239,15 @@ def test_data_that_gives_nothing_is_one_sentence() -> None:
 
 def test_each_schedule_is_cut_by_what_its_own_stages_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With every truth the first stage does its batches twice, so it has fewer layers than under the lock."""
-    equal = LayerCost(name="", forward=1.0, backward=2.0, optimizer=0.0, signal=0.0, output_bytes=0)
+    equal = LayerCost(name="", forward=1.0, backward=2.0, optimizer=0.0, signal=1.0, output_bytes=0)
     monkeypatch.setattr("stepahead.launch.compare.costs_of", lambda config, job, layers: [equal] * len(layers))
     job, run = job_of(mlp(depth=4), rows(6), classes=CLASSES), tmp_path / "run"
-    settings = Settings(schedules=("lockstep", "stash", "decoupled"), rounds=1, seconds=0.5)
+    settings = Settings(schedules=("ceiling", "lockstep", "stash", "decoupled"), rounds=1, seconds=0.5)
     config = Config(stages=2, device="cpu", cut="cost", truth="true-up", truth_every=1, run_dir=str(run))
     assert compare(config, job, settings, Console(quiet=True)) == 0
     made = json.loads((run / "compare.json").read_text())
-    assert [each["cut"] for each in made["rows"]] == [[4, 5], [4, 5], [3, 6]]  # of nine layers, 18 beside 18
-    assert made["notes"][-1].startswith("layers of each group, cut by cost: lockstep ")
+    assert [each["cut"] for each in made["rows"]] == [[4, 5], [4, 5], [4, 5], [3, 6]]  # of nine layers, 19 beside 18
+    assert made["notes"][-1].startswith("layers of each group, cut by cost: ceiling ")
 
 
 def test_virtual_stages_that_are_late_are_noted(tmp_path: Path) -> None:

@@ -5,11 +5,22 @@ from __future__ import annotations
 from math import isinf
 from typing import Any
 
+import pytest
 import torch
-from nets import CLASSES, adam, assert_equal, cnn, images, state
+from nets import CLASSES, adam, assert_equal, cnn, images, mlp, rows, state
 from torch import Tensor, nn
 
-from stepahead.pipeline import balance_model, layers_of, measure_costs, synthetic
+from stepahead.pipeline import (
+    SignalRecipe,
+    balance_model,
+    critic,
+    layers_of,
+    local_critic,
+    measure_costs,
+    probe,
+    sobolev,
+    synthetic,
+)
 
 
 def test_a_dear_layer_costs_more() -> None:
@@ -59,6 +70,32 @@ def test_a_signal_that_cannot_be_has_no_end_of_costs() -> None:
     assert [isinf(cost.signal) for cost in costs] == [False, True, True]
     groups = balance_model(model, 2, (images, None), signal=synthetic("conv", optimizer=adam))
     assert [len(group.names) for group in groups] == [1, 2]
+
+
+def head_for_images(h: Tensor) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(h.shape[1], CLASSES, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    "signal",
+    [
+        critic(classes=CLASSES, optimizer=adam),
+        sobolev(classes=CLASSES, optimizer=adam),
+        sobolev(loss=nn.CrossEntropyLoss(), classes=CLASSES, optimizer=adam),
+        local_critic(loss=nn.CrossEntropyLoss(), classes=CLASSES, optimizer=adam),
+        probe(loss=nn.CrossEntropyLoss(), classes=CLASSES, optimizer=adam),
+    ],
+)
+def test_signals_that_learn_from_something_else_are_measured_too(signal: SignalRecipe) -> None:
+    costs = measure_costs(layers_of(mlp(depth=1)), rows(1)[0], signal=signal, repeats=1)
+    assert all(0 < cost.signal < 10 for cost in costs[:-1])
+
+
+def test_a_head_of_ones_own_that_does_not_fit_is_no_end_of_costs() -> None:
+    signal = probe(loss=nn.CrossEntropyLoss(), classes=CLASSES, head=head_for_images, optimizer=adam)
+    costs = measure_costs(layers_of(cnn()), images(1)[0], signal=signal, repeats=1)
+    assert costs[0].signal < 10
+    assert isinf(costs[-1].signal)
 
 
 def test_a_model_is_balanced_by_what_its_layers_take() -> None:

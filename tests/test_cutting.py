@@ -62,10 +62,16 @@ def test_what_a_layer_costs_once_more() -> None:
     assert cost().again(StageTruth()) == 0
     assert cost().again(StageTruth("true-up", every=2)) == 1.5
     assert cost().again(StageTruth("true-up", every=2, keep="graph")) == 1.0
-    assert cost().again(StageTruth("true-up", every=2, above=2, relay="again")) == 2.5
+    assert cost().again(StageTruth("true-up", every=2, above=2, relay="again")) == 2.0
     assert cost().again(StageTruth("learn", every=2)) == 0
-    assert cost().again(StageTruth("learn", every=4, above=2)) == 1.5
+    assert cost().again(StageTruth("learn", every=4, above=2)) == 1.0
     assert cost().again(StageTruth("stash", every=1)) == 0
+
+
+def test_virtual_stages_are_not_cut_by_cost() -> None:
+    job = job_of(nn.Sequential(nn.Linear(12, 12), nn.Linear(12, CLASSES)), rows(3))
+    with pytest.raises(UsageError, match="virtual stages last as long whatever they hold; cut by count or by name"):
+        make_plan(Config(stages=2, device="virtual", stage_ms=20.0, cut="cost"), job)
 
 
 def test_a_wrong_number_of_periods_is_refused() -> None:

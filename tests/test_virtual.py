@@ -12,11 +12,12 @@ import torch
 from nets import CLASSES, adam, mlp, rows
 from test_channels import batch, gradient, in_shared_memory
 from test_processes import job_of, train
+from torch import Tensor
 
 from stepahead.launch import Config
 from stepahead.launch.plan import make_plan
 from stepahead.launch.virtual import parse_slow_stages
-from stepahead.pipeline import USEFUL, Part, PeerEndedError, UsageError, owner_of, synthetic
+from stepahead.pipeline import USEFUL, Part, PeerEndedError, Synthetic, UsageError, owner_of, synthetic
 from stepahead.workers import Pace, Spans, Telemetry
 from stepahead.workers.delays import Delay, DelayedReceiver, DueTimes
 from stepahead.workers.locked import is_available
@@ -62,6 +63,21 @@ def test_the_useful_parts_of_a_stage_make_its_time() -> None:
         assert sum(pace.seconds[part] for part in USEFUL) == pytest.approx(0.030)
     assert plan.paces[0].seconds["predict"] > 0
     assert "predict" not in plan.paces[2].seconds
+
+
+def test_what_comes_seldom_is_measured_often_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A predictor that learns from each eighth batch does so once in twelve steps: too seldom for a median."""
+    learnt: list[int] = []
+    learn = Synthetic.learn
+
+    def counted(self: Synthetic, h: Tensor, y: Tensor | None, delta: Tensor, step: int, *more: Tensor) -> Tensor | None:
+        learnt.append(step)
+        return learn(self, h, y, delta, step, *more)
+
+    monkeypatch.setattr(Synthetic, "learn", counted)
+    seldom = synthetic("linear", classes=CLASSES, every=8, optimizer=adam)
+    make_plan(Config(stages=2, **virtual()), job_of(mlp(), rows(3), signal=seldom))
+    assert len(learnt) > 5
 
 
 def test_the_measured_copies_leave_the_model_alone() -> None:
