@@ -81,7 +81,10 @@ def an_optimizer(job: Job) -> OptimizerRecipe:
 
 
 def _by_cost(config: Config, job: Job, costs: Sequence[LayerCost], groups: int, joined: Sequence[bool]) -> Cut:
-    """Cut so that the slowest stage is as fast as it can be, with all that it has to do besides."""
+    """Cut so that the slowest stage is as fast as it can be, with its guesses and second passes.
+
+    That a stage is frozen, or that a predictor's error flows into it, is not counted.
+    """
     alone = [cost.total for cost in costs]
     if config.schedule in LOCKED:
         return cut_by_cost(alone, groups, joined=joined)
