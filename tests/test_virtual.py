@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +44,32 @@ def test_parts_last_and_what_comes_in_two_pieces_lasts_once() -> None:
     with paced.piece("forward", 0.25):
         pass
     assert slept == pytest.approx([1.0, 2.0, 0.25], abs=0.01)
+
+
+def test_a_sleep_that_is_too_long_is_made_up_for_and_slow_work_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("stepahead.workers.virtual.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def work(seconds: float) -> None:
+        clock[0] += seconds
+
+    paced = Paced(Spans(Telemetry(8)), Pace(stage=0, seconds={"forward": 1.0}), lambda left: work(left + 0.001))
+    for _ in range(5):
+        with paced.piece("forward", 1.0):
+            work(0.5)
+        with paced.piece("forward", 0.0):
+            pass
+    assert clock[0] == pytest.approx(5.001)  # and not 5.005
+    with paced.piece("forward", 1.0):
+        work(2.0)
+    assert clock[0] == pytest.approx(7.001)
+    with paced.piece("forward", 1.0):
+        pass
+    assert clock[0] == pytest.approx(8.001)
+    work(1.0)  # whoever has waited begins then, late or not
+    with paced.piece("forward", 1.0):
+        pass
+    assert clock[0] == pytest.approx(10.002)
 
 
 @pytest.mark.parametrize("part", ["forward", "backward"])
