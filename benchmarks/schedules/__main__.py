@@ -143,15 +143,6 @@ CASES: dict[str, Case] = {
         rounds=1,
         seconds=90.0,
     ),
-    "cnn-to-loss-uncut-virtual": Case(
-        CNN,
-        [*_four(60), *TRUE, "--cut", "2,3,4", *SMALL, *MUON],
-        schedules="lockstep,gpipe,stash,decoupled",
-        microbatches="1",
-        data="cifar10",
-        rounds=1,
-        seconds=90.0,
-    ),
     "cnn-to-loss": _real(CNN, *TRUE, data="cifar10", rounds=1, seconds=60.0),
     "cnn-to-loss-uncut-muon": _real(
         CNN,
