@@ -63,10 +63,6 @@ def _virtual(stages: int, *flags: str, schedules: str = PIPELINES, rounds: int =
     return Case(f"{JOBS}:mlp", [*VIRTUAL, *depth, *flags], schedules, "8", rounds, seconds)
 
 
-def _four(stage_ms: int) -> list[str]:
-    return ["--stages", "4", "--device", "virtual", "--stage-ms", str(stage_ms)]
-
-
 def _real(job: str, *flags: str, **more: Any) -> Case:
     return Case(job, ["--stages", "2", "--device", "cpu", *flags], **more)
 
@@ -79,7 +75,8 @@ WIDE = ["--set", "options.width=1024", "--set", "options.batch=512"]
 SMALL = ["--set", "options.batch=32"]
 SLOW = ["--link-latency-ms", "50"]
 MUON = ["--set", "options.optimizer=muon"]
-FAR = [*_four(240), *SLOW]
+FOUR = ["--stages", "4", "--device", "virtual", "--stage-ms", "240"]
+FAR = [*FOUR, *SLOW]
 TRUE = ["--cut", "cost", "--truth", "true-up", "--truth-every", "1"]
 HALF_TRUE = ["--cut", "cost", "--truth-every", "2"]
 CASES: dict[str, Case] = {
@@ -137,7 +134,7 @@ CASES: dict[str, Case] = {
     ),
     "gpt-to-loss-uncut-virtual": Case(
         GPT,
-        [*_four(240), *ALL_ROWS, "--truth-every", "4"],
+        [*FOUR, *ALL_ROWS, "--truth-every", "4"],
         schedules="lockstep,interleaved-zb,zbv,stash,decoupled",
         microbatches="1",
         rounds=1,
