@@ -25,7 +25,8 @@ def cut(signal: float = 0.0, periods: list[int] | None = None, **settings: Any) 
     truth = {"truth": Truth(use="true-up", every=periods)} if periods else {}
     model = nn.Sequential(*[nn.Linear(12, 12) for _ in range(LAYERS - 1)], nn.Linear(12, CLASSES))
     job = job_of(model, rows(3), **truth)
-    config = Config(**{"stages": 2, "device": "cpu", "cut": "cost", **settings})
+    chosen: dict[str, Any] = {"stages": 2, "device": "cpu", "cut": "cost", **settings}
+    config = Config(**chosen)
     return make_plan(config, job, costs=[cost(signal)] * LAYERS).cut
 
 
