@@ -28,7 +28,7 @@ from .config import Config
 from .job import Job
 from .stepping import signal_recipe, truth_of
 
-__all__ = ["an_optimizer", "costs_of", "cut_of", "layers_in"]
+__all__ = ["costs_of", "cut_of", "layers_in", "usual_optimizer"]
 
 
 def layers_in(job: Job) -> tuple[Layer, ...]:
@@ -72,10 +72,10 @@ def costs_of(config: Config, job: Job, layers: tuple[Layer, ...]) -> list[LayerC
     if config.device == "virtual":
         raise UsageError("cut is 'cost', but virtual stages last as long whatever they hold; cut by count or by name")
     signal = None if config.schedule in LOCKED else signal_recipe(config, job)
-    return measure_costs(layers, job.example, optimizer=an_optimizer(job), signal=signal, seed=config.seed)
+    return measure_costs(layers, job.example, optimizer=usual_optimizer(job), signal=signal, seed=config.seed)
 
 
-def an_optimizer(job: Job) -> OptimizerRecipe:
+def usual_optimizer(job: Job) -> OptimizerRecipe:
     """Return the job's optimizer, or a usual one if its stages have different ones."""
     return job.optimizer if callable(job.optimizer) else Adam
 

@@ -13,7 +13,7 @@ from stepahead.pipeline import measure_costs
 
 from .advice import advise
 from .breakdown import Breakdown, break_down
-from .cutting import an_optimizer
+from .cutting import usual_optimizer
 from .gantt import LETTERS, draw_gantt
 from .monitor import Baseline
 from .plan import Plan
@@ -71,7 +71,7 @@ def _costs(plan: Plan) -> list[float]:
     """Return what each layer takes; all the same for data that cannot be tried."""
     if isinstance(plan.job.data, Iterator):
         return [1.0] * len(plan.layers)
-    costs = measure_costs(plan.layers, plan.job.example, optimizer=an_optimizer(plan.job), seed=plan.config.seed)
+    costs = measure_costs(plan.layers, plan.job.example, optimizer=usual_optimizer(plan.job), seed=plan.config.seed)
     return [cost.total for cost in costs]
 
 
