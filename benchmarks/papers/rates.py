@@ -89,8 +89,5 @@ def _table(results: Mapping[str, Figures]) -> Table:
     return rows_table(["", ERROR], rows, results, "test_error")
 
 
-ENTRIES = {
-    "rates": Entry(
-        "Rates and guesses, on training images held back", _trials, _table, partial(draw_curves, error=ERROR)
-    )
-}
+DRAW = partial(draw_curves, error=ERROR)
+ENTRIES = {"rates": Entry("Rates and guesses, on training images held back", _trials, _table, DRAW)}

@@ -285,8 +285,8 @@ def _cosine(net: Net) -> float | None:
 
 
 WINDOWS = (2, 3, 4, 5)
-CLOSE, SEEDED = (4, 5), ("BPTT", "DNI, 3 windows")
-"""Windows and methods that are so near a goal in Repeat Copy that a short run has three seeds of them too."""
+CLOSE, SEEDED = (4, 5), ("BPTT", "DNI, 3 windows", "DNI+Aux/10, 3 windows")
+"""Windows and methods that are so near a goal that a short run has three seeds of them too."""
 SHORTEST = 8
 """The window that a number of batches of text is counted in."""
 TEXTS = [("BPTT", 8), ("DNI", 8), ("DNI+Aux", 8), ("BPTT", 20), ("BPTT", 40)]
@@ -303,7 +303,7 @@ def _copy_trials(repeats: bool, full: bool) -> list[Trial]:
         Trial(f"{method}, T={window}, seed {seed}", partial(_copy, repeats, window, method, seed))
         for window in WINDOWS
         for method in METHODS
-        for seed in range(3 if full or (repeats and window in CLOSE and method in SEEDED) else 1)
+        for seed in range(3 if full or (window in CLOSE and method in SEEDED) else 1)
     ]
 
 
