@@ -18,8 +18,8 @@ CLASSES = 10
 BATCHES = 32
 
 
-def mlp(width: int = 512, depth: int = 8, batch: int = 256, stages: int = 2) -> Job:
-    """ReLU layers, with a cheap predictor: a softmax's error, learning on each eighth batch from a part of its rows."""
+def mlp(width: int = 512, depth: int = 8, batch: int = 256, stages: int = 2, every: int = 8) -> Job:
+    """ReLU layers, with a cheap predictor: a softmax's error, learning on some batches from a part of their rows."""
     generator = torch.Generator().manual_seed(0)
     data: list[Batch] = []
     for _ in range(BATCHES):
@@ -32,7 +32,9 @@ def mlp(width: int = 512, depth: int = 8, batch: int = 256, stages: int = 2) -> 
         data=data,
         loss=nn.CrossEntropyLoss(),
         optimizer=partial(SGD, lr=0.02, momentum=0.9, fused=True),
-        signal=synthetic("softmax", classes=CLASSES, every=8, rows=1 / 4, optimizer=partial(Adam, lr=1e-3, fused=True)),
+        signal=synthetic(
+            "softmax", classes=CLASSES, every=every, rows=1 / 4, optimizer=partial(Adam, lr=1e-3, fused=True)
+        ),
         classes=CLASSES,
         stages=stages,
         epochs=1,
