@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from . import asynchrony, clocks, depth, feedforward, processes, rates, recurrent, signals, theory
+from . import asynchrony, choices, clocks, depth, feedforward, processes, recurrent, signals, theory
 from .entry import Budget, Entry, Results
 
 ENTRIES: dict[str, Entry] = {
     **feedforward.ENTRIES,
     **asynchrony.ENTRIES,
     **depth.ENTRIES,
-    **rates.ENTRIES,
+    **choices.ENTRIES,
     **signals.ENTRIES,
     **processes.ENTRIES,
     **theory.ENTRIES,

@@ -74,11 +74,14 @@ ALL_ROWS = ["--set", "options.every=1", "--set", "options.parts=1"]
 WIDE = ["--set", "options.width=1024", "--set", "options.batch=512"]
 SMALL = ["--set", "options.batch=32"]
 SLOW = ["--link-latency-ms", "50"]
-MUON = ["--set", "options.optimizer=muon"]
+MUON = ["--set", "options.optimizer=muon", "--set", "options.rate=3e-3"]
 FOUR = ["--stages", "4", "--device", "virtual", "--stage-ms", "240"]
 FAR = [*FOUR, *SLOW]
-TRUE = ["--cut", "cost", "--truth", "true-up", "--truth-every", "1"]
+EACH_TRUE = ["--truth", "true-up", "--truth-every", "1"]
+TRUE = ["--cut", "cost", *EACH_TRUE]
 HALF_TRUE = ["--cut", "cost", "--truth-every", "2"]
+QUICK_FOUR = ["--stages", "4", "--device", "virtual", "--stage-ms", "60", "--cut", "2,3,4"]
+"""For the CNN, whose batches of 32 are soon done."""
 CASES: dict[str, Case] = {
     **{f"virtual-{stages}": _virtual(stages) for stages in (2, 4, 8)},
     "virtual-16": _virtual(16, schedules="ceiling,decoupled"),
@@ -151,6 +154,23 @@ CASES: dict[str, Case] = {
         data="cifar10",
         rounds=1,
         seconds=40.0,
+    ),
+    "cnn-to-loss-uncut-virtual": Case(
+        CNN,
+        [*QUICK_FOUR, *EACH_TRUE, *SMALL, *MUON],
+        schedules="lockstep,replay,stash,decoupled",
+        microbatches="1",
+        data="cifar10",
+        rounds=1,
+        seconds=60.0,
+    ),
+    "cnn-to-loss-slow": Case(
+        CNN,
+        [*QUICK_FOUR, *SLOW, *EACH_TRUE, *SMALL, *MUON],
+        schedules="lockstep,gpipe,1f1b,replay,stash,decoupled",
+        data="cifar10",
+        rounds=1,
+        seconds=60.0,
     ),
     "cnn-to-loss-uncut": _real(CNN, *TRUE, *SMALL, data="cifar10", microbatches="1", rounds=1, seconds=40.0),
 }
