@@ -13,7 +13,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from benchmarks.papers import choices
 from benchmarks.papers.__main__ import ENTRIES
+from benchmarks.papers.choices import held_back
 from benchmarks.papers.depth import look_inside
 from benchmarks.papers.entry import Budget, Results, Trial, Unfinished
 from benchmarks.papers.nets import Layers, cnn, fcn
@@ -187,3 +189,26 @@ def test_characters_are_told_from_those_before(monkeypatch: pytest.MonkeyPatch, 
     made = trials["DNI, T=8, seed 0"].run(Budget(full=False, data=file), "a test")
     assert made["bits"] < 1.0
     assert made["curve"][-1] == (147 * 8 * 8, pytest.approx(made["bits"], abs=0.1))
+
+
+def test_choices_learn_from_what_is_not_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Dataset((torch.zeros(6000, 3), torch.arange(6000)), (torch.zeros(9, 3), torch.zeros(9)))
+    seen: list[Dataset] = []
+
+    def train(setting: Setting, data: Dataset, *rest: object) -> dict[str, float]:
+        seen.append(data)
+        return {}
+
+    monkeypatch.setattr(choices, "train", train)
+    name, choice = next(iter(choices.CHOICES.items()))
+    monkeypatch.setitem(choices.CHOICES, name, replace(choice, data=lambda folder: whole))
+    ENTRIES["choices"].trials(False)[0].run(SHORT, "some")
+    assert [len(data.train[1]) for data in seen] == [1000]
+    assert seen[0].test[1].tolist() == list(range(5000))
+
+
+def test_what_is_held_back_are_the_first_training_images() -> None:
+    data = Dataset((torch.arange(20.0).view(20, 1), torch.arange(20)), (torch.zeros(5, 1), torch.zeros(5)))
+    kept = held_back(data, 4)
+    assert kept.train[0].flatten().tolist() == kept.train[1].tolist() == list(range(4, 20))
+    assert kept.test[1].tolist() == kept.test[0].flatten().tolist() == [0, 1, 2, 3]

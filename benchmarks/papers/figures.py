@@ -19,7 +19,7 @@ GAP = 1e-4
 """Below that two losses are the same."""
 
 
-def draw_curves(results: Mapping[str, Figures], file: Path, error: str = "test error, %") -> None:
+def draw_curves(results: Mapping[str, Figures], file: Path, label: str = "test error, %") -> None:
     """Draw errors over steps, a panel for each group of trials that share their first words; and the guesses."""
     panels: dict[str, dict[str, Figures]] = {}
     for key, line in results.items():
@@ -27,7 +27,7 @@ def draw_curves(results: Mapping[str, Figures], file: Path, error: str = "test e
             first, *rest = key.removesuffix(", seed 0").split(", ")
             panels.setdefault(first if rest else "", {})[", ".join(rest) or first] = line
     _draw_guesses(panels, file.with_name(f"{file.stem}-guesses{file.suffix}"))
-    figure, axes = _panels(len(panels), error)
+    figure, axes = _panels(len(panels), label)
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for name, line in lines.items():
             steps, errors = zip(*line["curve"], strict=True)

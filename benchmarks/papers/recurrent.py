@@ -49,7 +49,6 @@ METHODS: dict[str, Guessing | None] = {
     "DNI": Guessing(1),
     "DNI+Aux": Guessing(1, ahead=1.0),
     "DNI, 3 windows": Guessing(3),
-    "DNI+Aux, 3 windows": Guessing(3, ahead=1.0),
     "DNI+Aux/10, 3 windows": Guessing(3, ahead=0.1),
 }
 CLIP = 10.0

@@ -74,7 +74,8 @@ ALL_ROWS = ["--set", "options.every=1", "--set", "options.parts=1"]
 WIDE = ["--set", "options.width=1024", "--set", "options.batch=512"]
 SMALL = ["--set", "options.batch=32"]
 SLOW = ["--link-latency-ms", "50"]
-MUON = ["--set", "options.optimizer=muon", "--set", "options.rate=3e-3"]
+MUON = ["--set", "options.optimizer=muon"]
+SLOWER_MUON = [*MUON, "--set", "options.muon_rate=3e-3"]
 FOUR = ["--stages", "4", "--device", "virtual", "--stage-ms", "240"]
 FAR = [*FOUR, *SLOW]
 EACH_TRUE = ["--truth", "true-up", "--truth-every", "1"]
@@ -157,7 +158,7 @@ CASES: dict[str, Case] = {
     ),
     "cnn-to-loss-uncut-virtual": Case(
         CNN,
-        [*QUICK_FOUR, *EACH_TRUE, *SMALL, *MUON],
+        [*QUICK_FOUR, *EACH_TRUE, *SMALL, *SLOWER_MUON],
         schedules="lockstep,replay,stash,decoupled",
         microbatches="1",
         data="cifar10",
@@ -166,7 +167,7 @@ CASES: dict[str, Case] = {
     ),
     "cnn-to-loss-slow": Case(
         CNN,
-        [*QUICK_FOUR, *SLOW, *EACH_TRUE, *SMALL, *MUON],
+        [*QUICK_FOUR, *SLOW, *EACH_TRUE, *SMALL, *SLOWER_MUON],
         schedules="lockstep,gpipe,1f1b,replay,stash,decoupled",
         data="cifar10",
         rounds=1,

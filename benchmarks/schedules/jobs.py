@@ -55,10 +55,10 @@ def gpt(every: int = 4, parts: int = 4, rate: float = 3e-3, stages: int = 2) -> 
     return replace(job, name="gpt", signal=signal, stages=stages)
 
 
-def cnn(data: str = "", channels: int = 32, batch: int = 128, optimizer: str = "adam", rate: float = 1e-2) -> Job:
-    """Convolutions in two stages of about equal cost; on noise if no folder with CIFAR-10's binaries is given.
+def cnn(data: str = "", channels: int = 32, batch: int = 128, optimizer: str = "adam", muon_rate: float = 1e-2) -> Job:
+    """Convolutions, in two stages of about equal cost; on noise if no folder with CIFAR-10's binaries is given.
 
-    With `optimizer="muon"` filters and matrices have the optimizer for gradients that come late, at that rate.
+    With `optimizer="muon"` filters and matrices have the optimizer for gradients that come late, at `muon_rate`.
     """
     adam = partial(Adam, lr=1e-3, fused=True)
     if data:
@@ -81,7 +81,7 @@ def cnn(data: str = "", channels: int = 32, batch: int = 128, optimizer: str = "
         ],
         data=batches,
         loss=nn.CrossEntropyLoss(),
-        optimizer=muon(rate, rest=adam) if optimizer == "muon" else adam,
+        optimizer=muon(muon_rate, rest=adam) if optimizer == "muon" else adam,
         signal=synthetic(
             "conv",
             hidden=8,
