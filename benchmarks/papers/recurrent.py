@@ -283,7 +283,9 @@ def _cosine(net: Net) -> float | None:
     return None if net.core.quality is None else round(net.core.quality.cosine, 3)
 
 
-WINDOWS = (2, 3, 4, 5)
+WINDOWS = {2: "T=2", 3: "T=3", 4: "T=4", 5: "T=5"}
+WHOLE = {10_000: "whole"}
+"""Longer than any sequence: backprop through all of it needs no guess."""
 SHORTEST = 8
 """The window that a number of batches of text is counted in."""
 TEXTS = [("BPTT", 8), ("DNI", 8), ("DNI+Aux", 8), ("BPTT", 20), ("BPTT", 40)]
@@ -297,18 +299,18 @@ FIGURES: dict[str, dict[str, str]] = {
 
 def _copy_trials(repeats: bool, full: bool) -> list[Trial]:
     return [
-        Trial(f"{method}, T={window}, seed {seed}", partial(_copy, repeats, window, method, seed))
-        for window in WINDOWS
-        for method in METHODS
+        Trial(f"{method}, {name}, seed {seed}", partial(_copy, repeats, window, method, seed))
+        for window, name in (WINDOWS | WHOLE).items()
+        for method in (["BPTT"] if window in WHOLE else METHODS)
         for seed in range(3 if full else 1)
     ]
 
 
 def _copy_table(name: str, results: Mapping[str, Figures]) -> Table:
-    drawn = Table("solved", *(f"T={window}" for window in WINDOWS), box=MARKDOWN)
+    drawn = Table("solved", *(WINDOWS | WHOLE).values(), box=MARKDOWN)
     for method in METHODS:
-        papers = dict(zip(WINDOWS, FIGURES[name].get(method, "").split(), strict=False))
-        cells = [_solved(of_seeds(results, f"{method}, T={window}"), papers.get(window)) for window in WINDOWS]
+        papers = dict(zip(WINDOWS.values(), FIGURES[name].get(method, "").split(), strict=False))
+        cells = [_solved(of_seeds(results, f"{method}, {t}"), papers.get(t)) for t in (WINDOWS | WHOLE).values()]
         drawn.add_row(method, *cells)
     return drawn
 
@@ -316,12 +318,12 @@ def _copy_table(name: str, results: Mapping[str, Figures]) -> Table:
 def _draw_copy(results: Mapping[str, Figures], file: Path) -> None:
     """Draw how long what was learnt is, over batches: a panel for each window."""
     panels = {
-        f"T={window}": {
+        name: {
             method: _steps_learnt(line)
             for method in METHODS
-            if (line := results.get(f"{method}, T={window}, seed 0")) is not None and line["history"]
+            if (line := results.get(f"{method}, {name}, seed 0")) is not None and line["history"]
         }
-        for window in WINDOWS
+        for name in WINDOWS.values()
     }
     found = {title: lines for title, lines in panels.items() if lines}
     draw_readings(found, "batches", "length that was learnt", file, counts=True)

@@ -80,6 +80,7 @@ FOUR = ["--stages", "4", "--device", "virtual", "--stage-ms", "240"]
 FAR = [*FOUR, *SLOW]
 EACH_TRUE = ["--truth", "true-up", "--truth-every", "1"]
 TRUE = ["--cut", "cost", *EACH_TRUE]
+GRAPHS = ["--set", "truth_keep=graph"]
 HALF_TRUE = ["--cut", "cost", "--truth-every", "2"]
 QUICK_FOUR = ["--stages", "4", "--device", "virtual", "--stage-ms", "60", "--cut", "2,3,4"]
 """For the CNN, whose batches of 32 are soon done."""
@@ -104,8 +105,7 @@ CASES: dict[str, Case] = {
     ),
     "gpt-to-loss-graph": _real(
         "chars",
-        "--set",
-        "truth_keep=graph",
+        *GRAPHS,
         schedules="1f1b,interleaved-zb,zbv,stash,decoupled",
         rounds=1,
         seconds=60.0,
@@ -167,8 +167,8 @@ CASES: dict[str, Case] = {
     ),
     "cnn-to-loss-slow": Case(
         CNN,
-        [*QUICK_FOUR, *SLOW, *EACH_TRUE, *SMALL, *SLOWER_MUON],
-        schedules="lockstep,gpipe,1f1b,replay,stash,decoupled",
+        [*QUICK_FOUR, *SLOW, *EACH_TRUE, *GRAPHS, *SMALL, *SLOWER_MUON],
+        schedules="gpipe,1f1b,stash,decoupled",
         data="cifar10",
         rounds=1,
         seconds=60.0,
