@@ -34,7 +34,7 @@ from .errors import UsageError
 from .quality import QualityReading
 from .randomness import keyed
 from .signals import Needs, Signal, SignalRecipe
-from .states import State, from_rows, map_state, rows_of, tensors_of
+from .states import State, check_state, from_rows, map_state, rows_of, tensors_of
 
 __all__ = ["Carried", "Core", "Recurrent", "Window", "forget_evaluation", "recurrent_in"]
 
@@ -103,6 +103,7 @@ class Recurrent(nn.Module):
         span: Targets are made of the losses of so many windows, and of a guess only after those. The core runs again
             over each of them but the last.
         decay: Lambda: what a later window adds to a target counts for so much less with each window in between.
+        batch_dim: Which dimension of the state counts sequences: 1 for torch's own cores, 0 for others, unless given.
         seed: Of what `future` and `ahead` draw.
     """
 
@@ -120,6 +121,7 @@ class Recurrent(nn.Module):
         ahead_scale: float = 1.0,
         span: int = 1,
         decay: float = 1.0,
+        batch_dim: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -138,7 +140,7 @@ class Recurrent(nn.Module):
         """Of the signals."""
         self._ran: Window | None = None
         self._count = 0
-        self._batch = 1 if isinstance(core, nn.RNNBase) else 0
+        self._batch = int(isinstance(core, nn.RNNBase)) if batch_dim is None else batch_dim
         self._recipes = future, ahead
         self._signals: list[Signal] = []  # in a list: their weights are not the model's
         self._past: deque[_Boundary] = deque()
@@ -318,7 +320,7 @@ class Recurrent(nn.Module):
                 f"a recurrent core returns its outputs and its state; {type(self.core).__name__} gave {got}"
             )
         outputs, end = made  # pyright: ignore[reportUnknownVariableType]
-        tensors_of(end)
+        check_state(end, len(x), self._batch)
         return outputs, end
 
     @overload

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .errors import UsageError
 
-__all__ = ["State", "from_rows", "map_state", "rows_of", "tensors_of"]
+__all__ = ["State", "check_state", "from_rows", "map_state", "rows_of", "tensors_of"]
 
 State: TypeAlias = Union[Tensor, "tuple[State, ...]"]
 
@@ -24,6 +24,21 @@ def tensors_of(state: object) -> list[Tensor]:
     raise UsageError(f"a recurrent state is a tensor or a tuple of them; a {type(state).__name__} came")
 
 
+def check_state(state: object, sequences: int, batch: int) -> None:
+    """Refuse a state that cannot be carried on, or has no place in dimension `batch` for each sequence."""
+    tensors = tensors_of(state)
+    if not tensors:
+        raise UsageError("a recurrent state is a tensor or a tuple of them; an empty tuple came")
+    for tensor in tensors:
+        if not tensor.is_floating_point():
+            raise UsageError(f"a recurrent state takes gradients; a tensor of {tensor.dtype} in it cannot")
+        if tensor.dim() <= batch or tensor.shape[batch] != sequences:
+            raise UsageError(
+                f"a window has {sequences} sequences, and a tensor of its state the shape {list(tensor.shape)}: "
+                f"that is not one for each in dimension {batch}; say which it is, Recurrent(.., batch_dim=1)"
+            )
+
+
 def map_state(change: Callable[[Tensor], Tensor], state: State) -> State:
     """Return a state of the same form, each tensor changed."""
     return change(state) if isinstance(state, Tensor) else tuple(map_state(change, part) for part in state)
@@ -31,7 +46,7 @@ def map_state(change: Callable[[Tensor], Tensor], state: State) -> State:
 
 def rows_of(tensors: Sequence[Tensor], batch: int) -> Tensor:
     """Return what some tensors hold as a row for each sequence; `batch` is the dimension that counts sequences."""
-    return torch.cat([tensor.movedim(batch, 0).flatten(1) for tensor in tensors], dim=1)
+    return torch.cat([tensor.movedim(batch, 0).reshape(tensor.shape[batch], -1) for tensor in tensors], dim=1)
 
 
 def from_rows(rows: Tensor, like: Sequence[Tensor], batch: int) -> list[Tensor]:

@@ -277,6 +277,47 @@ class Bad(nn.Module):
         return self.gives
 
 
+class Wrapped(nn.Module):
+    """A user's core around one of torch's, whose state has the layers first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = CORES["LSTM of two layers"]()
+
+    def forward(self, x: Tensor, start: Any) -> Any:
+        return self.core(x, start)
+
+
+def test_a_core_of_ones_own_may_have_sequences_in_any_dimension() -> None:
+    wrapped = Wrapped()
+    made: list[list[Tensor]] = []
+    for core, batch_dim in ((wrapped, 1), (wrapped.core, None)):
+        layer = Recurrent(core, FUTURE, batch_dim=batch_dim)
+        torch.manual_seed(0)
+        for x in windows(4):
+            wrapped.zero_grad()
+            layer.backward(loss_of(layer(x)))
+        made.append(gradients(wrapped))
+    for one, other in zip(*made, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_state_may_be_one_number_for_each_sequence() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+            total = self.scale * x.sum(dim=(1, 2)) + (0 if start is None else start)
+            return total[:, None].expand(-1, STEPS), total
+
+    layer = Recurrent(Sum(), FUTURE)
+    for x in windows(3):
+        layer.backward(loss_of(layer(x)))
+    assert layer.quality is not None
+
+
 def test_bad_cores_and_settings_are_named() -> None:
     recurrent: Any = Recurrent
     for arguments, words in (
@@ -300,6 +341,10 @@ def test_bad_cores_and_settings_are_named() -> None:
         ((x, x, x), "Bad gave 3 things"),
         ((x, {"h": x}), "a recurrent state is a tensor or a tuple of them; a dict came"),
         ((x, (x, None)), "a NoneType came"),
+        ((x, ()), "an empty tuple came"),
+        ((x, (x, torch.zeros(BATCH, dtype=torch.long))), r"a tensor of torch\.int64 in it cannot"),
+        ((x, torch.tensor(1.0)), r"a window has 4 sequences, and a tensor of its state the shape \[\]"),
+        ((x, x[None]), r"\[1, 4, 3, 5\]: that is not one for each in dimension 0; say which it is, .*batch_dim=1"),
     ):
         with pytest.raises(UsageError, match=words):
             Recurrent(Bad(gives))(x)
