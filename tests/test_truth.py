@@ -29,6 +29,7 @@ from stepahead.pipeline import (
     NonFiniteError,
     Recipe,
     Reference,
+    Signal,
     Stage,
     Truth,
     UsageError,
@@ -515,6 +516,39 @@ def test_a_guess_that_is_not_finite_costs_its_own_batch_alone(options: dict[str,
     list(Reference(stages).train(batches))
     assert [stage.skipped for stage in stages] == [1, 1, 1, 0]
     assert all(tensor.isfinite().all() for tensor in state(groups))
+
+
+class ShareOfTruth(Signal):
+    """Says a share of the true gradient: it has the classifier, which stands still."""
+
+    def __init__(self, classifier: nn.Module, share: float) -> None:
+        super().__init__()
+        self.classifier, self.share = classifier, share
+
+    def gradient(self, h: Tensor, y: Tensor | None, waited: Tensor | None = None) -> Tensor:
+        h = h.detach().requires_grad_()
+        assert y is not None
+        with torch.enable_grad():
+            (true,) = torch.autograd.grad(F.cross_entropy(self.classifier(h), y), h)
+        return self.share * true
+
+
+@pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
+def test_what_steps_miss_is_measured(share: float) -> None:
+    """As a part of the true gradient: below 1 a step points downhill."""
+    classifier = nn.Linear(8, CLASSES)
+    groups = cut_model([nn.Sequential(nn.Linear(12, 8), nn.Tanh()), classifier], 2)
+    told = partial(ShareOfTruth, groups[1], share)
+    stages = make_stages(
+        groups,
+        rows(1)[0],
+        signal=lambda h, y: told(),
+        truth=Truth(use="true-up", every=1),
+        optimizer=partial(SGD, lr=0.0),
+    )
+    for _ in Reference(stages).train(rows(4)):
+        pass
+    assert stages[0].statistics().missed == pytest.approx(1 - share, abs=1e-5)
 
 
 def test_repairs_of_sparse_gradients_stay_sparse() -> None:
