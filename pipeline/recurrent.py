@@ -42,7 +42,7 @@ FUTURE, AHEAD = 0, 1
 """Which of the signals."""
 Core = Callable[[Tensor, State | None], tuple[Tensor, State]]
 """core(window, state) -> (outputs, state); window and outputs are [batch, steps, ..], the state of a new sequence None.
-torch's RNN, GRU and LSTM are such, with batch_first=True; `Unrolled` makes one of a cell."""
+torch's RNN, GRU and LSTM are such, with batch_first=True; `Unrolled` makes one of a cell. State: see `batch_dim`."""
 
 
 @dataclass(frozen=True, slots=True)
