@@ -11,10 +11,13 @@ has been run is not run again; what each of them left is in `results/`.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 from rich.console import Console
+
+from stepahead.pipeline import StepaheadError
 
 from . import asynchrony, choices, clocks, depth, feedforward, processes, recurrent, signals, theory
 from .entry import Budget, Entry, Results
@@ -81,4 +84,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except StepaheadError as error:
+        sys.exit(str(error))
