@@ -19,7 +19,7 @@ from benchmarks.papers.choices import held_back
 from benchmarks.papers.depth import look_inside
 from benchmarks.papers.entry import Budget, Results, Trial, Unfinished
 from benchmarks.papers.nets import Layers, cnn, fcn
-from benchmarks.papers.recurrent import Size
+from benchmarks.papers.recurrent import COPYING, Size
 from benchmarks.papers.theory import KINDS, descend, sample
 from benchmarks.papers.training import METHODS, Course, Setting, train
 from stepahead.launch import Dataset
@@ -48,6 +48,12 @@ def test_what_was_measured_is_of_trials_that_there_are(name: str) -> None:
     assert set(found) <= {trial.key for trial in ENTRIES[name].trials(False)}
     if found:
         assert len(drawn(name, found).splitlines()) > 2
+
+
+@pytest.mark.parametrize("name", ["copy", "repeat-copy"])
+def test_what_was_copied_was_copied_in_as_many_batches(name: str) -> None:
+    """A line that is there is not run again, so it must go when the size of a run changes."""
+    assert {line["batches"] for line in Results(name, "quick").read().values()} == {COPYING.batches}
 
 
 def test_the_inside_of_a_net_is_looked_at_layer_by_layer() -> None:
