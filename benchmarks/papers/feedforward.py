@@ -63,16 +63,16 @@ def _methods(name: str, full: bool) -> Mapping[str, Method]:
 
 
 SHORT = {
-    "mnist-fcn": Course(4000),
+    "mnist-fcn": Course(4000, points=20),
     "mnist-cnn": Course(1200, 1e-3, 128, points=10),
-    "cifar-fcn": Course(2000),
+    "cifar-fcn": Course(2000, points=20),
     "cifar-cnn": Course(1600, 1e-3, 128, points=10),
 }
 LONGER = {
     ("cifar-cnn", "backprop"): Course(7200, 5e-4, 128, points=12),
     ("cifar-cnn", "cDNI"): Course(7200, 5e-4, 128, points=12),
-    ("mnist-deep", "backprop"): Course(4000),
-    ("mnist-deep", "cDNI"): Course(6000, 1e-4),
+    ("mnist-deep", "backprop"): Course(4000, points=20),
+    ("mnist-deep", "cDNI"): Course(6000, 1e-4, points=20),
 }
 """Rows that a goal compares, and need so long in a short run. In 21 layers guesses of guesses cannot follow at 3e-4."""
 
