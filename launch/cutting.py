@@ -85,10 +85,10 @@ def _by_cost(config: Config, job: Job, costs: Sequence[LayerCost], groups: int, 
 
     That a stage is frozen, or that a predictor's error flows into it, is not counted.
     """
-    alone = [cost.total for cost in costs]
+    alone, learns = [cost.total for cost in costs], [cost.learns for cost in costs]
     if config.schedule in LOCKED:
-        return cut_by_cost(alone, groups, joined=joined)
+        return cut_by_cost(alone, groups, joined=joined, learns=learns)
     truth = truth_of(config, job)
     signals = None if truth.is_late else [cost.signal for cost in costs]
     again = [[cost.again(truth.at(group, groups)) for cost in costs] for group in range(groups - 1)]
-    return cut_by_cost(alone, groups, signals, joined, again)
+    return cut_by_cost(alone, groups, signals, joined, again, learns)

@@ -39,6 +39,8 @@ class LayerCost:
     infinite where it cannot be: one for images has no use for rows."""
     output_bytes: int
     """The size of its output: what would cross a cut behind it."""
+    learns: bool = True
+    """Whether it has weights to train."""
 
     @property
     def total(self) -> float:
@@ -89,6 +91,7 @@ def measure_costs(
                 optimizer=step,
                 signal=asked,
                 output_bytes=output.numel() * output.element_size(),
+                learns=any(weight.requires_grad for weight in group.parameters()),
             )
         )
         h = output
@@ -108,7 +111,8 @@ def balance_model(
     """Cut a model into groups whose slowest takes as little time as can be."""
     layers = layers_of(model, example[0])
     costs = measure_costs(layers, example, optimizer=optimizer, signal=signal, seed=seed, device=device)
-    cut = cut_by_cost([cost.total for cost in costs], stages, [cost.signal for cost in costs], joined_in(layers))
+    alone, signals = [cost.total for cost in costs], [cost.signal for cost in costs]
+    cut = cut_by_cost(alone, stages, signals, joined_in(layers), learns=[cost.learns for cost in costs])
     return build_groups(layers, cut, seed=seed)
 
 

@@ -49,6 +49,7 @@ def cut_by_cost(
     predictors: Sequence[float] | None = None,
     joined: Sequence[bool] = (),
     again: Sequence[Sequence[float]] = (),
+    learns: Sequence[bool] = (),
 ) -> Cut:
     """Cut so that the slowest group is as fast as it can be.
 
@@ -60,6 +61,7 @@ def cut_by_cost(
         joined: Of each layer, whether there can be no cut before it.
         again: What each layer would cost more in the first group, in the second, and so on, but for the last: where
             the truth comes back, it is run once more.
+        learns: Of each layer, whether it has weights to train: a group without any is made if it cannot be helped.
     """
     layers = len(costs)
     _check_stages(layers, stages)
@@ -71,6 +73,8 @@ def cut_by_cost(
 
     def group_cost(stage: int, start: int, end: int) -> float:
         own = alone[end] - alone[start]
+        if learns and not any(learns[start:end]):
+            own += AVOIDED
         if stage == stages:
             return own
         more = besides[stage - 1]

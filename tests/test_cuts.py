@@ -72,6 +72,12 @@ def test_no_cut_where_no_predictor_can_be_unless_there_is_no_other() -> None:
     assert sorted(cut_by_cost([1, 1, 1, 1], 2, [never] * 4)) in ([1, 3], [2, 2])
 
 
+def test_no_group_has_nothing_to_train_unless_there_is_no_other() -> None:
+    assert cut_by_cost([1, 9, 1], 3, learns=[True, False, True]) == (1, 1, 1)
+    assert cut_by_cost([1, 9, 9, 1], 3, learns=[True, False, True, True]) in ((2, 1, 1), (1, 2, 1))
+    assert cut_by_cost([1, 1, 1, 9], 2, learns=[True, True, True, False]) == (2, 2)
+
+
 @given(st.lists(st.text(min_size=1), min_size=2, unique=True), st.data())
 def test_at_names_and_numbers_agree(names: list[str], data: st.DataObject) -> None:
     inside = st.integers(1, len(names) - 1)

@@ -536,13 +536,11 @@ class ShareOfTruth(Signal):
 @pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
 def test_what_steps_miss_is_measured(share: float) -> None:
     """As a part of the true gradient: below 1 a step points downhill."""
-    classifier = nn.Linear(8, CLASSES)
-    groups = cut_model([nn.Sequential(nn.Linear(12, 8), nn.Tanh()), classifier], 2)
-    told = partial(ShareOfTruth, groups[1], share)
+    groups = cut_model([nn.Sequential(nn.Linear(12, 8), nn.Tanh()), nn.Linear(8, CLASSES)], 2)
     stages = make_stages(
         groups,
         rows(1)[0],
-        signal=lambda h, y: told(),
+        signal=lambda h, y: ShareOfTruth(groups[1], share),
         truth=Truth(use="true-up", every=1),
         optimizer=partial(SGD, lr=0.0),
     )
