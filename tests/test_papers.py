@@ -206,8 +206,7 @@ def test_choices_learn_from_what_is_not_held_back(monkeypatch: pytest.MonkeyPatc
         return {}
 
     monkeypatch.setattr(choices, "train", train)
-    name, choice = next(iter(choices.CHOICES.items()))
-    monkeypatch.setitem(choices.CHOICES, name, replace(choice, data=lambda folder: whole))
+    monkeypatch.setattr(choices, "data_for", lambda net, folder: whole)
     ENTRIES["choices"].trials(False)[0].run(SHORT, "some")
     assert [len(data.train[1]) for data in seen] == [1000]
     assert seen[0].test[1].tolist() == list(range(5000))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from rich.table import Table
 
 from stepahead.launch import Dataset
 
 from .entry import Budget, Entry, Figures, Trial, rows_table
-from .feedforward import LONGER, SHORT, SHORT_CONV
+from .feedforward import LONGER, SHORT, SHORT_CONV, data_for, layers_for
 from .figures import draw_curves
-from .nets import Layers, cifar, cnn, fcn, images
 from .training import Course, Method, Setting, guessing, train
 
 __all__ = ["ENTRIES", "held_back"]
@@ -25,10 +23,10 @@ LABEL = "error on images held back, %"
 
 @dataclass(frozen=True)
 class Choice:
-    """What is tried on a net, in runs that are alike."""
+    """What is tried on the net of an entry, in runs that are alike."""
 
-    layers: Layers
-    data: Callable[[Path], Dataset]
+    net: str
+    depth: int
     tried: Mapping[str, tuple[Method, Course]]
 
 
@@ -42,22 +40,21 @@ def _guesses(kinds: Mapping[str, Mapping[str, int]], course: Course, faster: flo
     return {kind: (guessing(kind, labels=True, faster=faster, **options), course) for kind, options in kinds.items()}
 
 
-COLOURS, DIGITS = partial(cifar, flat=False), partial(images, flat=True)
 CONVOLUTIONS, DEEP = SHORT["cifar-cnn"], replace(LONGER["mnist-deep", "cDNI"], points=10)
 CHOICES = {
     "guesses: CIFAR-10 in three layers": Choice(
-        layers=cnn(3, 32, 32, colours=3),
-        data=COLOURS,
+        net="cifar-cnn",
+        depth=3,
         tried=_guesses({"conv": {"depth": 0}, "whole": {}, "softmax": {}}, replace(CONVOLUTIONS, steps=400), faster=1),
     ),
     "guesses: MNIST in 21 layers": Choice(
-        layers=fcn(21),
-        data=DIGITS,
+        net="mnist-deep",
+        depth=21,
         tried=_guesses({"linear": {}, "low-rank": {"rank": 32}, "softmax": {}}, replace(DEEP, steps=800), faster=10),
     ),
     "rates: CIFAR-10 in four layers": Choice(
-        layers=cnn(4, 32, 32, colours=3),
-        data=COLOURS,
+        net="cifar-cnn",
+        depth=4,
         tried={
             f"{method}, all at {rate:g}": (SHORT_CONV[method], replace(CONVOLUTIONS, rate=rate))
             for method in ("backprop", "cDNI")
@@ -65,8 +62,8 @@ CHOICES = {
         },
     ),
     "rates: MNIST in 21 layers": Choice(
-        layers=fcn(21),
-        data=DIGITS,
+        net="mnist-deep",
+        depth=21,
         tried={
             f"guesses at {faster * DEEP.rate:g}": (guessing("softmax", labels=True, faster=faster), DEEP)
             for faster in (10, 3)
@@ -78,8 +75,8 @@ CHOICES = {
 def _run(name: str, tried: str, budget: Budget, title: str) -> Figures:
     choice = CHOICES[name]
     method, course = choice.tried[tried]
-    setting = Setting(layers=choice.layers, method=method, course=course)
-    return train(setting, held_back(choice.data(budget.data)), budget, title)
+    setting = Setting(layers=layers_for(choice.net, choice.depth, full=False), method=method, course=course)
+    return train(setting, held_back(data_for(choice.net, budget.data)), budget, title)
 
 
 def _trials(full: bool) -> list[Trial]:

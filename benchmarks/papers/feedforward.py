@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from rich.table import Table
+
+from stepahead.launch import Dataset
 
 from .entry import Budget, Entry, Figures, Trial, rows_table
 from .figures import draw_curves
 from .nets import Layers, cifar, cnn, fcn, images
 from .training import METHODS, Course, Method, Setting, course, guessing, train
 
-__all__ = ["ENTRIES"]
+__all__ = ["ENTRIES", "LONGER", "SHORT", "SHORT_CONV", "data_for", "layers_for"]
 
 CONV: dict[str, Method] = {
     "no backprop": METHODS["no backprop"],
@@ -44,7 +47,8 @@ PAPER = {
 """Test error in percent after 500,000 steps: no backprop, backprop, DNI, cDNI."""
 
 
-def _layers(name: str, depth: int, full: bool) -> Layers:
+def layers_for(name: str, depth: int, full: bool) -> Layers:
+    """Return the net of an entry, at its width."""
     if name == "cifar-fcn":
         return fcn(depth, inputs=3072, width=1000 if full else 400)
     if name == "mnist-cnn":
@@ -52,6 +56,11 @@ def _layers(name: str, depth: int, full: bool) -> Layers:
     if name == "cifar-cnn":
         return cnn(depth, 128 if full else 32, 32, colours=3)
     return fcn(depth)
+
+
+def data_for(name: str, folder: Path) -> Dataset:
+    """Return the images that an entry learns."""
+    return (cifar if name.startswith("cifar") else images)(folder, not name.endswith("cnn"))
 
 
 def _methods(name: str, full: bool) -> Mapping[str, Method]:
@@ -78,14 +87,13 @@ LONGER = {
 
 
 def _run(name: str, depth: int, method: str, seed: int, budget: Budget, title: str) -> Figures:
-    data = (cifar if name.startswith("cifar") else images)(budget.data, not name.endswith("cnn"))
     setting = Setting(
-        layers=_layers(name, depth, budget.full),
+        layers=layers_for(name, depth, budget.full),
         method=_methods(name, budget.full)[method],
         course=course(budget.full, LONGER.get((name, method)) or SHORT[name]),
         seed=seed,
     )
-    return train(setting, data, budget, title)
+    return train(setting, data_for(name, budget.data), budget, title)
 
 
 def _trials(name: str, full: bool) -> list[Trial]:
