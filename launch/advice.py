@@ -12,6 +12,7 @@ from .causes import WAITS
 __all__ = ["advise", "better_cut"]
 
 LOCK = "that is the lock: it waits for the other stages within each step; --schedule decoupled does not"
+BLOCK = "it waits for the others of its block within each step; --blocks with a higher number has fewer of them"
 Cut = tuple[float, tuple[int, ...]]
 """The time of the slowest stage, and how many layers each stage has."""
 WORTH = 0.03
@@ -26,6 +27,7 @@ def advise(
     *,
     shared: bool = False,
     locked: bool = False,
+    in_blocks: bool = False,
 ) -> list[str]:
     """Return what would help, the most first.
 
@@ -36,10 +38,12 @@ def advise(
         names: The layers' names.
         shared: Whether stages take turns on a device.
         locked: Whether they wait for each other within every step.
+        in_blocks: Whether those of a block do.
     """
     slowest = max(range(len(stages)), key=lambda stage: stages[stage].busy)
-    causes = _causes(stages, slowest, locked=locked)
-    if locked:  # its groups may be more than its stages
+    waits = LOCK if locked else BLOCK if in_blocks else None
+    causes = _causes(stages, slowest, waits)
+    if waits is not None:  # there may be several groups in a stage, or stages that share a step
         return causes
     if shared:
         turns = "stages share a device: what one waits for is mostly its turn, and its turn counts as its own time; "
@@ -51,14 +55,18 @@ def advise(
     return causes
 
 
-def _causes(stages: Sequence[Breakdown], slowest: int, *, locked: bool) -> list[str]:
-    """Return what stages idle for, the most first; stages that idle for the same reason are named together."""
+def _causes(stages: Sequence[Breakdown], slowest: int, waits: str | None) -> list[str]:
+    """Return what stages idle for, the most first; stages that idle for the same reason are named together.
+
+    Args:
+        waits: Why they wait for each other, if it is for the same reason always.
+    """
     by_reason: dict[str, dict[int, float]] = {}
     for stage, breakdown in enumerate(stages):
         for cause, milliseconds in breakdown.idle.items():
             share = milliseconds / breakdown.wall if breakdown.wall else 0.0
             if share >= WORTH:
-                reason = LOCK if locked and cause in WAITS else _why(cause, stage, slowest)
+                reason = waits if waits is not None and cause in WAITS else _why(cause, stage, slowest)
                 of_reason = by_reason.setdefault(reason, {})
                 of_reason[stage] = of_reason.get(stage, 0.0) + share
     said = [

@@ -16,7 +16,7 @@ from .config import Config
 if TYPE_CHECKING:
     from .plan import Plan
 
-__all__ = ["check_links", "check_schedule", "check_truth", "link_notes"]
+__all__ = ["check_blocks", "check_links", "check_schedule", "check_truth", "link_notes"]
 
 ENCRYPTED = "what goes between hosts is encrypted, and large tensors take about three times as long (benchmarks/links)"
 GLOO_INSTEAD = "gloo joins them, through the CPU's memory; shared memory (link auto) is quicker"
@@ -46,6 +46,21 @@ def _check_microbatched(plan: Plan, schedule: str, microbatches: int) -> None:
     if not isinstance(plan.job.data, Iterator) and (rows := len(plan.job.example[0])) % microbatches:
         what = f"a batch of {rows} samples does not divide into {microbatches} micro-batches"
         raise UsageError(f"{what}; give another --microbatches")
+
+
+def check_blocks(plan: Plan) -> None:
+    """Refuse blocks that there cannot be."""
+    config, blocks = plan.config, plan.config.blocks
+    if blocks is None:
+        return
+    if blocks > plan.stages:
+        raise UsageError(f"blocks is {blocks}, and there are {plan.stages} stages to put into them")
+    if config.schedule in LOCKED or config.signal == "locked":
+        what = f"under {config.schedule}" if config.schedule in LOCKED else "with signal 'locked'"
+        raise UsageError(f"blocks is {blocks}, but {what} all stages wait for each other; leave it out")
+    if plan.truth.use != "off":
+        what = f"truth is {plan.truth.use!r}, but stages that are locked inside a block have none to pass on"
+        raise UsageError(f"{what}; leave it out")
 
 
 def check_truth(truth: Truth, config: Config) -> None:

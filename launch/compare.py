@@ -160,6 +160,8 @@ class Contest:
             raise UsageError("compare needs a pipeline; give at least 2 stages: --stages 2")
         self._batch_rows = _rows_of(self.job)
         self.notes += self._base.notes
+        if self.config.blocks is not None:
+            self.notes.append(f"decoupled has its stages in {self.config.blocks} blocks, locked inside of each")
         self.rows = [
             Row(schedule=name, error=None if name in SCHEDULES else _unknown(name)) for name in self.settings.schedules
         ]
@@ -302,16 +304,16 @@ class Contest:
         if schedule == CEILING:  # it has no predictor to pay for
             return self._settings_of("lockstep")
         if schedule in LOCKED:
-            return replace(base, schedule=schedule, signal="auto").without_truth()
+            return replace(base.without_guesses(), schedule=schedule)
         if schedule in LATE:
-            return replace(base.without_truth(), truth=schedule, signal="auto")
+            return replace(base.without_guesses(), truth=schedule)
         if schedule == SINGLE:
             return self._alone(base)
         return base
 
     def _alone(self, base: Config) -> Config:
         """Return the settings of one process that has all layers."""
-        alone = replace(base, schedule="lockstep", signal="auto", stages=1, cut="count").without_truth()
+        alone = replace(base.without_guesses(), schedule="lockstep", stages=1, cut="count")
         if not self._base.is_virtual:
             return replace(alone, device=self._base.devices[0])
         total = sum(sum(pace.seconds[part] for part in USEFUL) for pace in self._paces())

@@ -31,7 +31,7 @@ TRUTH_SETTINGS = ("truth_every", "truth_keep", "truth_relay", "truth_full_rate_l
 MOST_WINDOW = 64
 MOST_SPIN_US = 1_000_000
 NAMES = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", dict: "a table"}
-AT_LEAST_1 = ("stages", "microbatches", "truth_every", "max_lag", "steps", "epochs", "evaluate_every", "window")
+AT_LEAST_1 = ("stages", "blocks", "microbatches", "truth_every", "max_lag", "steps", "epochs", "evaluate_every", "window")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,9 @@ class Config:
     cut: str = "count"
     """"count" for equally many layers a stage, "cost" for equally long ones (measured, with guesses and second passes),
     or the names of the layers that the stages after the first begin with: "3,6,9"."""
+    blocks: int | None = None
+    """Into how many blocks the stages are put: locked inside of each, decoupled from one to the next. Unless given each
+    stage is one."""
     schedule: str = "decoupled"
     microbatches: int | None = None
     """Into how many a batch is cut under gpipe, 1f1b, interleaved-1f1b, interleaved-zb, zbv; one for each stage, unless
@@ -147,10 +150,10 @@ class Config:
         if self.link_gbps is not None and not 0 < self.link_gbps < math.inf:
             raise UsageError(f"link_gbps is {self.link_gbps}; it must be a number of gigabits a second above 0")
 
-    def without_truth(self) -> Config:
-        """Return the settings of a run that makes nothing of the truth."""
-        unset: dict[str, Any] = dict.fromkeys(TRUTH_SETTINGS)
-        return dataclasses.replace(self, truth="off", **unset)
+    def without_guesses(self) -> Config:
+        """Return the settings of a run whose stages step on the truth alone."""
+        unset: dict[str, Any] = dict.fromkeys(("blocks", *TRUTH_SETTINGS))
+        return dataclasses.replace(self, signal="auto", truth="off", **unset)
 
 
 def read_config(

@@ -83,7 +83,7 @@ def usual_optimizer(job: Job) -> OptimizerRecipe:
 def _by_cost(config: Config, job: Job, costs: Sequence[LayerCost], groups: int, joined: Sequence[bool]) -> Cut:
     """Cut so that the slowest stage is as fast as it can be, with its guesses and second passes.
 
-    That a stage is frozen, or that a predictor's error flows into it, is not counted.
+    That a stage is frozen, has no guess inside a block, or has a predictor's error flow into it, is not counted.
     """
     alone, learns = [cost.total for cost in costs], [cost.learns for cost in costs]
     if config.schedule in LOCKED:

@@ -39,12 +39,12 @@ from stepahead.workers import (
     worker_names,
 )
 
-from .checks import check_links, check_schedule, check_truth, link_notes
+from .checks import check_blocks, check_links, check_schedule, check_truth, link_notes
 from .config import Config
 from .cutting import cut_of, layers_in
 from .job import Job, load_job
 from .placement import cores_of, devices_of
-from .stepping import signal_name, signal_recipe, truth_of
+from .stepping import signal_name, signals_of, truth_of
 from .virtual import paces_of, parse_slow_stages, short_actions
 
 __all__ = ["Plan", "make_plan", "plan_run"]
@@ -141,7 +141,7 @@ class Plan:
         job = self.job
         return Recipe(
             loss=job.loss,
-            signal=signal_recipe(self.config, job),
+            signal=signals_of(self.config, job, self.stages),
             truth=self.truth,
             optimizer=job.optimizer,
             lr_schedule=job.lr_schedule,
@@ -261,6 +261,7 @@ def make_plan(
         notes=notes,
     )
     check_schedule(plan)
+    check_blocks(plan)
     check_truth(plan.truth, config)
     check_links(plan)
     if config.link == "auto" and not plan.is_on_several_hosts and len(set(devices) - {"cpu", "virtual"}) < 2:

@@ -59,7 +59,15 @@ def show(plan: Plan, tracer: Tracer, console: Console, baseline: Baseline | None
         console.print(row, no_wrap=True, overflow="crop")
     names = [layer.name for layer in plan.layers]
     shared = len(set(zip(plan.devices, plan.cores, strict=True))) < plan.stages
-    lines = advise(stages, plan.cut, _costs(plan), names, shared=shared, locked=plan.signal == "locked")
+    lines = advise(
+        stages,
+        plan.cut,
+        _costs(plan),
+        names,
+        shared=shared,
+        locked=plan.signal == "locked",
+        in_blocks=plan.config.blocks not in (None, plan.stages),
+    )
     for line in lines or ["every stage is busy nearly all the time: nothing to advise"]:
         say(console, f"- {line}")
     traced = (plan.config.steps or 0) - WARM_UP

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, cast
 
 from stepahead.pipeline import (
@@ -11,6 +13,7 @@ from stepahead.pipeline import (
     Truth,
     TruthUse,
     UsageError,
+    cut_by_count,
     delayed,
     locked,
     probe,
@@ -21,7 +24,7 @@ from stepahead.pipeline import (
 from .config import TRUTH_SETTINGS, Config
 from .job import Job
 
-__all__ = ["signal_name", "signal_recipe", "truth_of"]
+__all__ = ["signal_name", "signal_recipe", "signals_of", "truth_of"]
 
 SIGNALS: dict[str, SignalRecipe] = {"locked": locked, "delayed": delayed, "silent": silent}
 
@@ -47,6 +50,15 @@ def signal_recipe(config: Config, job: Job) -> SignalRecipe:
     return synthetic(job.predictor, optimizer=job.predictor_optimizer, classes=job.classes, lr_schedule=job.lr_schedule)
 
 
+def signals_of(config: Config, job: Job, stages: int) -> SignalRecipe | Sequence[SignalRecipe]:
+    """Return what makes the stages' signals: of all alike, or of each where blocks are decoupled."""
+    made = signal_recipe(config, job)
+    if config.blocks is None:
+        return made
+    ends = list(accumulate(cut_by_count(stages, config.blocks)))
+    return [made if stage + 1 in ends else locked for stage in range(stages - 1)]
+
+
 def truth_of(config: Config, job: Job) -> Truth:
     """Return what the stages do with the truth; locked ones wait for it in any case."""
     own = _own_truth(config, job)
@@ -60,7 +72,7 @@ def truth_of(config: Config, job: Job) -> Truth:
 
 def _own_truth(config: Config, job: Job) -> Truth:
     """Return what is done with the truth where the settings leave it open."""
-    if config.schedule in LOCKED or config.signal not in ("auto", "synthetic"):
+    if config.schedule in LOCKED or config.blocks is not None or config.signal not in ("auto", "synthetic"):
         return Truth()
     if job.truth is not None:
         return job.truth

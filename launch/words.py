@@ -42,7 +42,8 @@ def _what(plan: Plan) -> str:
         return f"locked ({plan.config.schedule}{cut})"
     use, period = plan.truth.use, plan.truth.period
     often = "" if use == "off" or period == 1 else f" of one batch in {period}"
-    return f"decoupled, signal {plan.signal}, truth {use}{often}"
+    blocks = "" if plan.config.blocks is None else f" in {plan.config.blocks} blocks"
+    return f"decoupled{blocks}, signal {plan.signal}, truth {use}{often}"
 
 
 def show_result(summary: Mapping[str, Any], run: Path, console: Console) -> None:

@@ -176,6 +176,8 @@ def test_nobody_waits_for_the_slowest_because_of_itself() -> None:
     (lock,) = advise(waits, (1, 1), [1.0] * 2, list("ab"), locked=True)
     both = Breakdown({"forward": 2.0, "wait_gradient": 5.0, "wait_input": 3.0}, 10.0)
     assert advise([both], (1,), [1.0], ["a"], locked=True)[0].startswith("stage 0 idles 80%: that is the lock")
+    (block,) = advise(waits, (1, 1), [1.0] * 2, list("ab"), shared=True, in_blocks=True)
+    assert "it waits for the others of its block" in block
     assert "that is the lock: it waits for the other stages within each step; --schedule decoupled does not" in lock
 
 

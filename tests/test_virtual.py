@@ -90,6 +90,8 @@ def test_the_useful_parts_of_a_stage_make_its_time() -> None:
         assert sum(pace.seconds[part] for part in USEFUL) == pytest.approx(0.030)
     assert plan.paces[0].seconds["predict"] > 0
     assert "predict" not in plan.paces[2].seconds
+    blocks = make_plan(Config(stages=4, blocks=2, **virtual()), job_of(mlp(), rows(3), signal=cheap))
+    assert ["predict" in pace.seconds for pace in blocks.paces] == [False, True, False, False]
 
 
 def test_what_comes_seldom_is_measured_often_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,13 +123,14 @@ def test_the_measured_copies_leave_the_model_alone() -> None:
         ({"schedule": "lockstep"}, 60),  # but for an optimizer's step beside the other stage's backward pass
         pytest.param({"schedule": "gpipe", "microbatches": 4}, 30 * 5 / 4, marks=of_torch),
         ({"schedule": "decoupled", "signal": "silent", "slow_stage": "1:2"}, 60),
+        ({"signal": "silent", "stages": 4, "blocks": 2}, 60),  # those of a block one after the other
     ],
 )
 def test_a_step_takes_what_its_schedule_makes_of_the_stages(
     settings: dict[str, Any], milliseconds: float, tmp_path: Path
 ) -> None:
     job = job_of(mlp(), rows(25))
-    summary = train(job, stages=2, run_dir=str(tmp_path / "run"), **virtual(**settings))
+    summary = train(job, run_dir=str(tmp_path / "run"), **virtual(**{"stages": 2, **settings}))
     assert summary["virtual"]
     taken = summary["wall_seconds"] / summary["steps"] * 1e3
     assert 0.8 * milliseconds < taken < 1.6 * milliseconds + 10
