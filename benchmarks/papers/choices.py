@@ -61,6 +61,14 @@ CHOICES = {
             for rate in (1e-3, 5e-4)
         },
     ),
+    "length: CIFAR-10 in four layers": Choice(
+        net="cifar-cnn",
+        depth=4,
+        tried={
+            f"{method}, {LONGER['cifar-cnn', method].steps:,} steps": (SHORT_CONV[method], LONGER["cifar-cnn", method])
+            for method in ("backprop", "cDNI")
+        },
+    ),
     "rates: MNIST in 21 layers": Choice(
         net="mnist-deep",
         depth=21,

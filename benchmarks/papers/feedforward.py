@@ -78,8 +78,8 @@ SHORT = {
     "cifar-cnn": Course(1600, 1e-3, 128, points=10),
 }
 LONGER = {
-    ("cifar-cnn", "backprop"): Course(7200, 5e-4, 128, points=12),
-    ("cifar-cnn", "cDNI"): Course(7200, 5e-4, 128, points=12),
+    ("cifar-cnn", "backprop"): Course(4800, 5e-4, 128, points=12),
+    ("cifar-cnn", "cDNI"): Course(4800, 5e-4, 128, points=12),
     ("mnist-deep", "backprop"): Course(4000, points=20),
     ("mnist-deep", "cDNI"): Course(6000, 1e-4, points=20),
 }

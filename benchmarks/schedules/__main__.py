@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, median
+from statistics import linear_regression, mean, median
 from typing import Any
 
 from rich.box import MARKDOWN
@@ -29,6 +30,8 @@ HERE = Path(__file__).parent
 OUT = HERE / "results"
 JOBS = "benchmarks/schedules/jobs.py"
 MEGA = 1e6
+SETTLED = 10.0
+"""Seconds after which a loss falls about as a line over the logarithm of time."""
 VIRTUAL = ["--device", "virtual", "--stage-ms", "240", "--set", "options.width=384", "--set", "options.batch=256"]
 PIPELINES = "ceiling,lockstep,gpipe,1f1b,interleaved-1f1b,interleaved-zb,zbv,replay,stash,decoupled"
 """All but one process alone, which takes as long as all virtual stages together."""
@@ -75,7 +78,10 @@ WIDE = ["--set", "options.width=1024", "--set", "options.batch=512"]
 SMALL = ["--set", "options.batch=32"]
 SLOW = ["--link-latency-ms", "50"]
 MUON = ["--set", "options.optimizer=muon"]
-SLOWER_MUON = [*MUON, "--set", "options.muon_rate=3e-3"]
+SLOWER_MUON = [*MUON, "--set", "options.muon_rate=1.5e-3"]
+WHOLE = ["--set", "options.predictor=whole"]
+ONE_GUESS = ["--truth", "off", "--cut", "cost", *SMALL, *SLOWER_MUON, *WHOLE]
+"""Cut by cost it is made early, where it is good: behind the first convolution."""
 FOUR = ["--stages", "4", "--device", "virtual", "--stage-ms", "240"]
 FAR = [*FOUR, *SLOW]
 EACH_TRUE = ["--truth", "true-up", "--truth-every", "1"]
@@ -158,20 +164,46 @@ CASES: dict[str, Case] = {
     ),
     "cnn-to-loss-uncut-virtual": Case(
         CNN,
-        [*QUICK_FOUR, *EACH_TRUE, *SMALL, *SLOWER_MUON],
+        [*QUICK_FOUR, *EACH_TRUE, *GRAPHS, *SMALL, *SLOWER_MUON, *WHOLE],
         schedules="lockstep,replay,stash,decoupled",
+        microbatches="1",
+        data="cifar10",
+        rounds=1,
+        seconds=150.0,
+    ),
+    "cnn-to-loss-off": _real(
+        CNN,
+        *ONE_GUESS,
+        schedules="gpipe,1f1b,interleaved-zb,zbv,stash,decoupled",
+        data="cifar10",
+        rounds=1,
+        seconds=60.0,
+    ),
+    "cnn-to-loss-uncut-off": _real(
+        CNN,
+        *ONE_GUESS,
+        schedules="lockstep,interleaved-zb,zbv,stash,decoupled",
         microbatches="1",
         data="cifar10",
         rounds=1,
         seconds=60.0,
     ),
+    "cnn-to-loss-blocks": Case(
+        CNN,
+        [*QUICK_FOUR, "--blocks", "2", *SMALL, *SLOWER_MUON, *WHOLE],
+        schedules="lockstep,decoupled",
+        microbatches="1",
+        data="cifar10",
+        rounds=1,
+        seconds=150.0,
+    ),
     "cnn-to-loss-slow": Case(
         CNN,
-        [*QUICK_FOUR, *SLOW, *EACH_TRUE, *GRAPHS, *SMALL, *SLOWER_MUON],
+        [*QUICK_FOUR, *SLOW, "--truth", "true-up", "--truth-every", "2", *GRAPHS, *SMALL, *SLOWER_MUON, *WHOLE],
         schedules="gpipe,1f1b,stash,decoupled",
         data="cifar10",
         rounds=1,
-        seconds=60.0,
+        seconds=150.0,
     ),
     "cnn-to-loss-uncut": _real(CNN, *TRUE, *SMALL, data="cifar10", microbatches="1", rounds=1, seconds=40.0),
 }
@@ -236,6 +268,30 @@ def table(name: str, made: dict[str, Any]) -> Table:
     return drawn
 
 
+def by_a_line(made: dict[str, Any]) -> str:
+    """Say when each row is at the loss to which all of them come, by a line through its readings over log time.
+
+    The readings are of single batches, and the first one below a loss is a matter of luck.
+    """
+    lines = {
+        row["schedule"]: (linear_regression([math.log(at) for at, _, _ in late], [loss for _, _, loss in late]), late)
+        for row in made["rows"]
+        if len(late := [reading for reading in row["loss_curve"] if reading[0] > SETTLED]) > 1
+    }
+    loss = max(line.intercept + line.slope * math.log(late[-1][0]) for line, late in lines.values())
+    seconds = {name: math.exp((loss - line.intercept) / line.slope) for name, (line, _) in lines.items()}
+    return f"to {loss:.3g} by a line: " + ", ".join(f"{name} {each:.1f} s" for name, each in seconds.items())
+
+
+def show(name: str, console: Console) -> None:
+    """Print what a case has left, if it was run."""
+    if (file := OUT / f"{name}.json").exists():
+        made = json.loads(file.read_text())
+        console.print(table(name, made))
+        if "to-loss" in name:
+            console.print(by_a_line(made))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="+", metavar="CASE", choices=[*CASES, "list", "table"])
@@ -247,11 +303,10 @@ def main() -> None:
             console.print(*CASES, sep="\n")
         elif name == "table":
             for case in CASES:
-                if (file := OUT / f"{case}.json").exists():
-                    console.print(table(case, json.loads(file.read_text())))
+                show(case, console)
         else:
             run(name, CASES[name], options.data)
-            console.print(table(name, json.loads((OUT / f"{name}.json").read_text())))
+            show(name, console)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,10 @@ from stepahead.pipeline import Batch, muon, synthetic
 
 CLASSES = 10
 BATCHES = 32
+IMAGE_PREDICTORS: dict[str, dict[str, Any]] = {
+    "cheap": {"predictor": "conv", "hidden": 8, "kernel": 1, "every": 4, "rows": 1 / 4},
+    "whole": {"predictor": "whole", "hidden": 16},
+}
 
 
 def mlp(width: int = 512, depth: int = 8, batch: int = 256, stages: int = 2, every: int = 8) -> Job:
@@ -55,10 +60,18 @@ def gpt(every: int = 4, parts: int = 4, rate: float = 3e-3, stages: int = 2) -> 
     return replace(job, name="gpt", signal=signal, stages=stages)
 
 
-def cnn(data: str = "", channels: int = 32, batch: int = 128, optimizer: str = "adam", muon_rate: float = 1e-2) -> Job:
+def cnn(
+    data: str = "",
+    channels: int = 32,
+    batch: int = 128,
+    optimizer: str = "adam",
+    muon_rate: float = 1e-2,
+    predictor: str = "cheap",
+) -> Job:
     """Convolutions, in two stages of about equal cost; on noise if no folder with CIFAR-10's binaries is given.
 
-    With `optimizer="muon"` filters and matrices have the optimizer for gradients that come late, at `muon_rate`.
+    With `optimizer="muon"` filters and matrices have the optimizer for gradients that come late, at `muon_rate`. The cheap
+    predictor is a small convolution that learns from some rows of some batches, "whole" sees all of an image, and has all.
     """
     adam = partial(Adam, lr=1e-3, fused=True)
     if data:
@@ -82,15 +95,7 @@ def cnn(data: str = "", channels: int = 32, batch: int = 128, optimizer: str = "
         data=batches,
         loss=nn.CrossEntropyLoss(),
         optimizer=muon(muon_rate, rest=adam) if optimizer == "muon" else adam,
-        signal=synthetic(
-            "conv",
-            hidden=8,
-            kernel=1,
-            classes=CLASSES,
-            every=4,
-            rows=1 / 4,
-            optimizer=adam,
-        ),
+        signal=synthetic(optimizer=adam, classes=CLASSES, **IMAGE_PREDICTORS[predictor]),
         classes=CLASSES,
         stages=2,
         epochs=1,
