@@ -31,7 +31,17 @@ TRUTH_SETTINGS = ("truth_every", "truth_keep", "truth_relay", "truth_full_rate_l
 MOST_WINDOW = 64
 MOST_SPIN_US = 1_000_000
 NAMES = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", dict: "a table"}
-AT_LEAST_1 = ("stages", "blocks", "microbatches", "truth_every", "max_lag", "steps", "epochs", "evaluate_every", "window")
+AT_LEAST_1 = (
+    "stages",
+    "blocks",
+    "microbatches",
+    "truth_every",
+    "max_lag",
+    "steps",
+    "epochs",
+    "evaluate_every",
+    "window",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,8 +70,8 @@ def cnn(
 ) -> Job:
     """Convolutions, in two stages of about equal cost; on noise if no folder with CIFAR-10's binaries is given.
 
-    With `optimizer="muon"` filters and matrices have the optimizer for gradients that come late, at `muon_rate`. The cheap
-    predictor is a small convolution that learns from some rows of some batches, "whole" sees all of an image, and has all.
+    With `optimizer="muon"` filters and matrices have the optimizer for gradients that come late, at `muon_rate`. The
+    cheap predictor is a small convolution that learns from some rows of some batches, "whole" learns from all of them.
     """
     adam = partial(Adam, lr=1e-3, fused=True)
     if data:
