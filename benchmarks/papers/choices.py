@@ -1,4 +1,4 @@
-"""What short runs step on and how fast, chosen on training images that are held back: test images play no part."""
+"""What short runs step on, how fast and how long: chosen on training images held back, not on test images."""
 
 from __future__ import annotations
 
@@ -102,4 +102,4 @@ def _table(results: Mapping[str, Figures]) -> Table:
 
 
 DRAW = partial(draw_curves, label=LABEL)
-ENTRIES = {"choices": Entry("Guesses and rates, chosen on training images held back", _trials, _table, DRAW)}
+ENTRIES = {"choices": Entry("Guesses, rates and a length, chosen on training images held back", _trials, _table, DRAW)}
