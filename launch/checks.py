@@ -58,6 +58,8 @@ def check_blocks(plan: Plan) -> None:
     if config.schedule in LOCKED or config.signal == "locked":
         what = f"under {config.schedule}" if config.schedule in LOCKED else "with signal 'locked'"
         raise UsageError(f"blocks is {blocks}, but {what} all stages wait for each other; leave it out")
+    if plan.job.inputs is not None:
+        raise UsageError(f"blocks is {blocks}, but stages that guess their inputs wait for nobody; leave it out")
     if plan.truth.use != "off":
         what = f"truth is {plan.truth.use!r}, but stages that are locked inside a block have none to pass on"
         raise UsageError(f"{what}; leave it out")

@@ -16,7 +16,7 @@ from torch import nn
 
 from stepahead.launch import Config
 from stepahead.launch.compare import Settings, compare
-from stepahead.pipeline import Recipe, Reference, UsageError, assemble, cut_model
+from stepahead.pipeline import Recipe, Reference, UsageError, assemble, cut_model, synthetic_inputs
 from stepahead.workers import check_ledgers, weights_sha256
 
 
@@ -53,6 +53,12 @@ def test_blocks_that_there_cannot_be(settings: dict[str, Any], said: str, tmp_pa
     with pytest.raises(UsageError, match=said):
         train(job_of(mlp(), rows(3)), **{"stages": 2, "run_dir": str(tmp_path / "run"), **settings})
     assert not (tmp_path / "run").exists(), "it is refused before anything starts"
+
+
+def test_stages_that_guess_their_inputs_are_in_no_blocks(tmp_path: Path) -> None:
+    job = job_of(mlp(), rows(3), inputs=synthetic_inputs(optimizer=adam))
+    with pytest.raises(UsageError, match="blocks is 2, but stages that guess their inputs wait for nobody"):
+        train(job, stages=4, blocks=2, run_dir=str(tmp_path / "run"))
 
 
 def test_in_a_comparison_they_are_of_the_decoupled_row_alone(tmp_path: Path) -> None:
