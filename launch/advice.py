@@ -9,10 +9,10 @@ from itertools import accumulate
 from .breakdown import Breakdown
 from .causes import WAITS
 
-__all__ = ["advise", "better_cut"]
+__all__ = ["BLOCK", "LOCK", "advise", "better_cut"]
 
 LOCK = "that is the lock: it waits for the other stages within each step; --schedule decoupled does not"
-BLOCK = "it waits for the others of its block within each step; --blocks with a higher number has fewer of them"
+BLOCK = "it waits for the others of its block within each step, or for a slower block; more --blocks are smaller ones"
 Cut = tuple[float, tuple[int, ...]]
 """The time of the slowest stage, and how many layers each stage has."""
 WORTH = 0.03
@@ -26,8 +26,7 @@ def advise(
     names: Sequence[str],
     *,
     shared: bool = False,
-    locked: bool = False,
-    in_blocks: bool = False,
+    waits: str | None = None,
 ) -> list[str]:
     """Return what would help, the most first.
 
@@ -37,11 +36,9 @@ def advise(
         costs: What each layer costs, in any unit.
         names: The layers' names.
         shared: Whether stages take turns on a device.
-        locked: Whether they wait for each other within every step.
-        in_blocks: Whether those of a block do.
+        waits: Why they wait for each other, if it is always for one reason: LOCK or BLOCK.
     """
     slowest = max(range(len(stages)), key=lambda stage: stages[stage].busy)
-    waits = LOCK if locked else BLOCK if in_blocks else None
     causes = _causes(stages, slowest, waits)
     if waits is not None:  # there may be several groups in a stage, or stages that share a step
         return causes
@@ -56,11 +53,7 @@ def advise(
 
 
 def _causes(stages: Sequence[Breakdown], slowest: int, waits: str | None) -> list[str]:
-    """Return what stages idle for, the most first; stages that idle for the same reason are named together.
-
-    Args:
-        waits: Why they wait for each other, if it is for the same reason always.
-    """
+    """Return what stages idle for, the most first; stages that idle for the same reason are named together."""
     by_reason: dict[str, dict[int, float]] = {}
     for stage, breakdown in enumerate(stages):
         for cause, milliseconds in breakdown.idle.items():

@@ -32,7 +32,7 @@ def measure_baseline(
 ) -> tuple[Baseline | None, Outcome]:
     """Run the plan's stages under its locked baseline for a few seconds; return what it gave, and how it ended."""
     schedule = plan.config.baseline
-    locked = replace(plan, config=replace(plan.config.without_guesses(), schedule=schedule))
+    locked = replace(plan, config=replace(plan.config.without_decoupling(), schedule=schedule))
     place = RunFolder.create(plan.config.job, str(folder.path / BASELINE))
     trial = run_trial(locked, place, start, signals, Limits())
     if not trial.is_good:

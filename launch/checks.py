@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stepahead.pipeline import LOCKED, MICROBATCHED, Truth, UsageError, check_microbatches
+from stepahead.pipeline import LOCKED, MICROBATCHED, Truth, UsageError, check_microbatches, locked
 from stepahead.workers.locked import is_available
 
 from .config import Config
+from .stepping import signal_recipe
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -50,14 +51,13 @@ def _check_microbatched(plan: Plan, schedule: str, microbatches: int) -> None:
 
 def check_blocks(plan: Plan) -> None:
     """Refuse blocks that there cannot be."""
-    config, blocks = plan.config, plan.config.blocks
+    blocks = plan.config.blocks
     if blocks is None:
         return
     if blocks > plan.stages:
         raise UsageError(f"blocks is {blocks}, and there are {plan.stages} stages to put into them")
-    if config.schedule in LOCKED or config.signal == "locked":
-        what = f"under {config.schedule}" if config.schedule in LOCKED else "with signal 'locked'"
-        raise UsageError(f"blocks is {blocks}, but {what} all stages wait for each other; leave it out")
+    if signal_recipe(plan.config, plan.job) is locked:
+        raise UsageError(f"blocks is {blocks}, but all stages are locked to each other; leave it out")
     if plan.job.inputs is not None:
         raise UsageError(f"blocks is {blocks}, but stages that guess their inputs wait for nobody; leave it out")
     if plan.truth.use != "off":

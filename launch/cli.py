@@ -35,7 +35,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "cut": {"metavar": "HOW", "help": "count (equally many layers), cost (equally long), or layers: 3,6,9"},
     "schedule": {"metavar": "NAME", "help": "decoupled, lockstep, gpipe, 1f1b, interleaved-1f1b, interleaved-zb, zbv"},
     "microbatches": {"type": int, "metavar": "M", "help": "into so many a batch is cut, under the last five of those"},
-    "blocks": {"type": int, "metavar": "K", "help": "put the stages into K blocks, decoupled from each other alone"},
+    "blocks": {"type": int, "metavar": "K", "help": "put the stages into K blocks: locked inside, decoupled between"},
     "signal": {"metavar": "NAME", "help": "auto (the job's own), synthetic, locked, probe or silent"},
     "truth": {
         "metavar": "NAME",

@@ -304,16 +304,16 @@ class Contest:
         if schedule == CEILING:  # it has no predictor to pay for
             return self._settings_of("lockstep")
         if schedule in LOCKED:
-            return replace(base.without_guesses(), schedule=schedule)
+            return replace(base.without_decoupling(), schedule=schedule)
         if schedule in LATE:
-            return replace(base.without_guesses(), truth=schedule)
+            return replace(base.without_decoupling(), truth=schedule)
         if schedule == SINGLE:
             return self._alone(base)
         return base
 
     def _alone(self, base: Config) -> Config:
         """Return the settings of one process that has all layers."""
-        alone = replace(base.without_guesses(), schedule="lockstep", stages=1, cut="count")
+        alone = replace(base.without_decoupling(), schedule="lockstep", stages=1, cut="count")
         if not self._base.is_virtual:
             return replace(alone, device=self._base.devices[0])
         total = sum(sum(pace.seconds[part] for part in USEFUL) for pace in self._paces())

@@ -160,8 +160,8 @@ class Config:
         if self.link_gbps is not None and not 0 < self.link_gbps < math.inf:
             raise UsageError(f"link_gbps is {self.link_gbps}; it must be a number of gigabits a second above 0")
 
-    def without_guesses(self) -> Config:
-        """Return the settings of a run whose stages step on the truth alone."""
+    def without_decoupling(self) -> Config:
+        """Return the settings less all that says how stages are decoupled: for those that step on the truth alone."""
         unset: dict[str, Any] = dict.fromkeys(("blocks", *TRUTH_SETTINGS))
         return dataclasses.replace(self, signal="auto", truth="off", **unset)
 

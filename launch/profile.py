@@ -11,7 +11,7 @@ from rich.table import Table
 
 from stepahead.pipeline import measure_costs
 
-from .advice import advise
+from .advice import BLOCK, LOCK, advise
 from .breakdown import Breakdown, break_down
 from .cutting import usual_optimizer
 from .gantt import LETTERS, draw_gantt
@@ -59,15 +59,8 @@ def show(plan: Plan, tracer: Tracer, console: Console, baseline: Baseline | None
         console.print(row, no_wrap=True, overflow="crop")
     names = [layer.name for layer in plan.layers]
     shared = len(set(zip(plan.devices, plan.cores, strict=True))) < plan.stages
-    lines = advise(
-        stages,
-        plan.cut,
-        _costs(plan),
-        names,
-        shared=shared,
-        locked=plan.signal == "locked",
-        in_blocks=plan.config.blocks not in (None, plan.stages),
-    )
+    waits = LOCK if plan.signal == "locked" else BLOCK if plan.config.blocks not in (None, plan.stages) else None
+    lines = advise(stages, plan.cut, _costs(plan), names, shared=shared, waits=waits)
     for line in lines or ["every stage is busy nearly all the time: nothing to advise"]:
         say(console, f"- {line}")
     traced = (plan.config.steps or 0) - WARM_UP

@@ -62,8 +62,8 @@ def _why(comparison: Comparison) -> Iterator[str]:
         if tax is not None and bubble is not None and even is not None:
             pays = "pays" if tax < even else "does not pay"
             yield (
-                f"what it does besides (guesses, second passes) costs {tax:.0%} of a stage's own work, and buys back a "
-                f"bubble of {bubble:.0%}: that {pays} (break-even at {max(even, 0.0):.0%})"
+                f"what it does besides (guesses, second passes) costs {tax:.0%} of a stage's own work, and "
+                f"{best.name} has a bubble of {bubble:.0%}: that {pays} (break-even at {max(even, 0.0):.0%})"
             )
     if (
         first is not None
@@ -81,7 +81,7 @@ def _why(comparison: Comparison) -> Iterator[str]:
         beside = "" if last is None else f", under {last.name} {_share(last.useful)}"
         yield f"under {first.name} stages are useful {_share(first.useful)} of their time{beside}"
     if first is not None and first.schedule in LATE:
-        yield f"{first.schedule} has no bubble either, and no predictor; its gradients are true, and late"
+        yield f"{first.schedule} has no bubble and no predictor; its gradients are true, and late"
 
 
 def _what_would_change_it(comparison: Comparison) -> Iterator[str]:

@@ -16,14 +16,14 @@ from torch import nn
 
 from stepahead.launch import Config
 from stepahead.launch.compare import Settings, compare
-from stepahead.pipeline import Recipe, Reference, UsageError, assemble, cut_model, synthetic_inputs
+from stepahead.pipeline import Recipe, Reference, UsageError, assemble, cut_model, locked, synthetic_inputs
 from stepahead.workers import check_ledgers, weights_sha256
 
 
 @pytest.mark.parametrize(("blocks", "at"), [(1, []), (2, [5]), (3, [5, 7]), (4, [3, 5, 7])])
 def test_a_block_is_one_stage_to_the_bit(blocks: int, at: list[int], tmp_path: Path) -> None:
     model, batches = mlp(), [*rows(6), *rows(1, size=5)]
-    groups = cut_model(deepcopy(model), at=at) if at else cut_model(deepcopy(model), 1)
+    groups = cut_model(deepcopy(model), None if at else 1, at=at)
     recipe = Recipe(loss=nn.CrossEntropyLoss(), signal=SIGNALS["synthetic"], optimizer=adam)
     list(Reference(assemble(groups, batches[0], recipe), lag=3).train(batches))
     expected = weights_sha256(named for group in groups for named in group.named_weights())
@@ -33,7 +33,7 @@ def test_a_block_is_one_stage_to_the_bit(blocks: int, at: list[int], tmp_path: P
     assert check_ledgers(run_dir) >= 8 * 4
 
 
-def test_the_truth_is_left_off_unless_it_is_asked_for(tmp_path: Path) -> None:
+def test_blocks_leave_the_truth_off(tmp_path: Path) -> None:
     summary = train(job_of(mlp(), rows(3)), stages=4, blocks=2, run_dir=str(tmp_path / "run"))
     assert summary["truth"] == "off"
     assert [stage["predictor"] is not None for stage in summary["stages"]] == [False, True, False, False]
@@ -44,8 +44,8 @@ def test_the_truth_is_left_off_unless_it_is_asked_for(tmp_path: Path) -> None:
     [
         ({"blocks": 0}, "blocks is 0; it must be at least 1"),
         ({"blocks": 3}, "blocks is 3, and there are 2 stages to put into them"),
-        ({"blocks": 2, "schedule": "1f1b"}, "blocks is 2, but under 1f1b all stages wait for each other; leave it out"),
-        ({"blocks": 2, "signal": "locked"}, "but with signal 'locked' all stages wait for each other; leave it out"),
+        ({"blocks": 2, "schedule": "1f1b"}, "blocks is 2, but all stages are locked to each other; leave it out"),
+        ({"blocks": 2, "signal": "locked"}, "blocks is 2, but all stages are locked to each other; leave it out"),
         ({"blocks": 2, "truth": "stash"}, "truth is 'stash', but stages that are locked inside a block have none"),
     ],
 )
@@ -55,10 +55,16 @@ def test_blocks_that_there_cannot_be(settings: dict[str, Any], said: str, tmp_pa
     assert not (tmp_path / "run").exists(), "it is refused before anything starts"
 
 
-def test_stages_that_guess_their_inputs_are_in_no_blocks(tmp_path: Path) -> None:
-    job = job_of(mlp(), rows(3), inputs=synthetic_inputs(optimizer=adam))
-    with pytest.raises(UsageError, match="blocks is 2, but stages that guess their inputs wait for nobody"):
-        train(job, stages=4, blocks=2, run_dir=str(tmp_path / "run"))
+@pytest.mark.parametrize(
+    ("of_the_job", "said"),
+    [
+        ({"inputs": synthetic_inputs(optimizer=adam)}, "but stages that guess their inputs wait for nobody"),
+        ({"signal": locked}, "but all stages are locked to each other"),
+    ],
+)
+def test_jobs_that_there_are_no_blocks_for(of_the_job: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"blocks is 2, {said}; leave it out"):
+        train(job_of(mlp(), rows(3), **of_the_job), stages=4, blocks=2, run_dir=str(tmp_path / "run"))
 
 
 def test_in_a_comparison_they_are_of_the_decoupled_row_alone(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_there_is_no_target_where_nothing_was_learnt() -> None:
         ),
         (
             [row("decoupled", 155.0, 0.5, 0.4)],
-            ["decoupled comes", "buys back a bubble of 30%: that pays (break-even at 86%)"],
+            ["decoupled comes", "has a bubble of 30%: that pays (break-even at 86%)"],
         ),
         (
             [row("decoupled", 120.0, 0.8, 0.2)],

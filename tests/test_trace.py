@@ -15,7 +15,7 @@ from launcher import FAULTY, run
 from rich.console import Console
 from states import facts, sample
 
-from stepahead.launch.advice import advise, better_cut
+from stepahead.launch.advice import BLOCK, LOCK, advise, better_cut
 from stepahead.launch.breakdown import Breakdown, break_down
 from stepahead.launch.causes import TAX_SPANS, USEFUL_SPANS
 from stepahead.launch.gantt import LETTERS, Moment, draw_gantt
@@ -173,10 +173,10 @@ def test_nobody_waits_for_the_slowest_because_of_itself() -> None:
     lonely = advise([Breakdown({"forward": 1.0}, 1.0), slow], (1, 1), [1.0] * 2, list("ab"))
     assert any("stage 1 idles 40%: it is the slowest and waits all the same" in line for line in lonely)
     waits = [Breakdown({"forward": 5.0, cause: 5.0}, 10.0) for cause in ("wait_gradient", "wait_input")]
-    (lock,) = advise(waits, (1, 1), [1.0] * 2, list("ab"), locked=True)
+    (lock,) = advise(waits, (1, 1), [1.0] * 2, list("ab"), waits=LOCK)
     both = Breakdown({"forward": 2.0, "wait_gradient": 5.0, "wait_input": 3.0}, 10.0)
-    assert advise([both], (1,), [1.0], ["a"], locked=True)[0].startswith("stage 0 idles 80%: that is the lock")
-    (block,) = advise(waits, (1, 1), [1.0] * 2, list("ab"), shared=True, in_blocks=True)
+    assert advise([both], (1,), [1.0], ["a"], waits=LOCK)[0].startswith("stage 0 idles 80%: that is the lock")
+    (block,) = advise(waits, (1, 1), [1.0] * 2, list("ab"), shared=True, waits=BLOCK)
     assert "it waits for the others of its block" in block
     assert "that is the lock: it waits for the other stages within each step; --schedule decoupled does not" in lock
 

@@ -19,7 +19,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import linear_regression, mean, median
+from statistics import LinearRegression, linear_regression, mean, median
 from typing import Any
 
 from rich.box import MARKDOWN
@@ -80,14 +80,15 @@ SLOW = ["--link-latency-ms", "50"]
 MUON = ["--set", "options.optimizer=muon"]
 SLOWER_MUON = [*MUON, "--set", "options.muon_rate=1.5e-3"]
 WHOLE = ["--set", "options.predictor=whole"]
-ONE_GUESS = ["--truth", "off", "--cut", "cost", *SMALL, *SLOWER_MUON, *WHOLE]
+BY_COST = ["--cut", "cost"]
+ONE_GUESS = ["--truth", "off", *BY_COST, *SMALL, *SLOWER_MUON, *WHOLE]
 """Cut by cost it is made early, where it is good: behind the first convolution."""
 FOUR = ["--stages", "4", "--device", "virtual", "--stage-ms", "240"]
 FAR = [*FOUR, *SLOW]
 EACH_TRUE = ["--truth", "true-up", "--truth-every", "1"]
-TRUE = ["--cut", "cost", *EACH_TRUE]
+TRUE = [*BY_COST, *EACH_TRUE]
 GRAPHS = ["--set", "truth_keep=graph"]
-HALF_TRUE = ["--cut", "cost", "--truth-every", "2"]
+HALF_TRUE = ["--truth", "true-up", "--truth-every", "2"]
 QUICK_FOUR = ["--stages", "4", "--device", "virtual", "--stage-ms", "60", "--cut", "2,3,4"]
 """For the CNN, whose batches of 32 are soon done."""
 CASES: dict[str, Case] = {
@@ -102,12 +103,18 @@ CASES: dict[str, Case] = {
     "mlp-1024-truth": _real(
         MLP, *WIDE, "--truth", "true-up", schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"
     ),
-    "cnn": _real(CNN, "--truth", "off", "--cut", "cost"),
+    "cnn": _real(CNN, "--truth", "off", *BY_COST),
     "gpt": _real(GPT, "--truth", "off"),
     "gpt-truth": _real("chars", schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"),
     "gpt-to-loss": _real("chars", "--truth-every", "4", rounds=1, seconds=60.0),
     "gpt-to-loss-softmax": _real(
-        GPT, *ALL_ROWS, *HALF_TRUE, schedules="1f1b,interleaved-zb,zbv,stash,decoupled", rounds=1, seconds=60.0
+        GPT,
+        *ALL_ROWS,
+        *BY_COST,
+        *HALF_TRUE,
+        schedules="1f1b,interleaved-zb,zbv,stash,decoupled",
+        rounds=1,
+        seconds=60.0,
     ),
     "gpt-to-loss-graph": _real(
         "chars",
@@ -136,6 +143,7 @@ CASES: dict[str, Case] = {
     "gpt-to-loss-uncut-softmax": _real(
         GPT,
         *ALL_ROWS,
+        *BY_COST,
         *HALF_TRUE,
         schedules="lockstep,interleaved-zb,zbv,stash,decoupled",
         microbatches="1",
@@ -199,7 +207,7 @@ CASES: dict[str, Case] = {
     ),
     "cnn-to-loss-slow": Case(
         CNN,
-        [*QUICK_FOUR, *SLOW, "--truth", "true-up", "--truth-every", "2", *GRAPHS, *SMALL, *SLOWER_MUON, *WHOLE],
+        [*QUICK_FOUR, *SLOW, *HALF_TRUE, *GRAPHS, *SMALL, *SLOWER_MUON, *WHOLE],
         schedules="gpipe,1f1b,stash,decoupled",
         data="cifar10",
         rounds=1,
@@ -271,16 +279,20 @@ def table(name: str, made: dict[str, Any]) -> Table:
 def by_a_line(made: dict[str, Any]) -> str:
     """Say when each row is at the loss to which all of them come, by a line through its readings over log time.
 
-    The readings are of single batches, and the first one below a loss is a matter of luck.
+    The readings are of single batches, and the first one below a loss is a matter of luck. Rows that learn nothing are
+    left out.
     """
-    lines = {
-        row["schedule"]: (linear_regression([math.log(at) for at, _, _ in late], [loss for _, _, loss in late]), late)
-        for row in made["rows"]
-        if len(late := [reading for reading in row["loss_curve"] if reading[0] > SETTLED]) > 1
-    }
-    loss = max(line.intercept + line.slope * math.log(late[-1][0]) for line, late in lines.values())
-    seconds = {name: math.exp((loss - line.intercept) / line.slope) for name, (line, _) in lines.items()}
+    curves = {row["schedule"]: [each for each in row["loss_curve"] if each[0] > SETTLED] for row in made["rows"]}
+    lines = {name: _line(curve) for name, curve in curves.items() if len(curve) > 1}
+    falling = {name: line for name, line in lines.items() if line.slope < 0}
+    loss = max(line.intercept + line.slope * math.log(curves[name][-1][0]) for name, line in falling.items())
+    seconds = {name: math.exp((loss - line.intercept) / line.slope) for name, line in falling.items()}
     return f"to {loss:.3g} by a line: " + ", ".join(f"{name} {each:.1f} s" for name, each in seconds.items())
+
+
+def _line(curve: list[list[float]]) -> LinearRegression:
+    """Return the loss over the logarithm of the seconds."""
+    return linear_regression([math.log(seconds) for seconds, _, _ in curve], [loss for _, _, loss in curve])
 
 
 def show(name: str, console: Console) -> None:
@@ -289,7 +301,7 @@ def show(name: str, console: Console) -> None:
         made = json.loads(file.read_text())
         console.print(table(name, made))
         if "to-loss" in name:
-            console.print(by_a_line(made))
+            console.print(by_a_line(made), soft_wrap=True)
 
 
 def main() -> None:
