@@ -186,4 +186,4 @@ def _samples(h: Tensor, y: Tensor | None) -> Tensor | int:
     """Return how many samples a loss is the mean of: rows, or the places that have a label and are not ignored."""
     if y is None or y.is_floating_point():
         return len(h)
-    return (y != IGNORED).sum().clamp(min=1)
+    return torch.count_nonzero(y != IGNORED).clamp(min=1)
