@@ -130,6 +130,9 @@ CASES: dict[str, Case] = {
         )
         for every in (2, 4)
     },
+    "gpt-to-loss-slow-softmax": Case(
+        GPT, [*FAR, *ALL_ROWS, "--truth-every", "4"], schedules="gpipe,stash,decoupled", rounds=1, seconds=90.0
+    ),
     "gpt-to-loss-uncut": _real("chars", microbatches="1", rounds=1, seconds=60.0),
     "gpt-to-loss-uncut-4": _real(
         "chars",
