@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stepahead.pipeline import LOCKED, MICROBATCHED, UsageError, check_microbatches, delayed, locked
+from stepahead.pipeline import LOCKED, MICROBATCHED, Truth, UsageError, check_microbatches, locked
 from stepahead.workers.locked import is_available
 
+from .config import Config
 from .stepping import signal_recipe
 
 if TYPE_CHECKING:
@@ -64,9 +65,8 @@ def check_blocks(plan: Plan) -> None:
         raise UsageError(f"{what}; leave it out")
 
 
-def check_truth(plan: Plan) -> None:
+def check_truth(truth: Truth, config: Config) -> None:
     """Refuse what would be of no use."""
-    config, truth = plan.config, plan.truth
     use, signal = truth.use, config.signal
     if use != "off" and (config.schedule in LOCKED or signal == "locked"):
         raise UsageError(f"truth is {use!r}, but locked stages wait for it in any case; leave it out")
@@ -76,9 +76,6 @@ def check_truth(plan: Plan) -> None:
         raise UsageError(f"signal is {signal!r}, but with truth {use!r} stages step on that alone")
     if use == "learn" and signal in ("probe", "silent"):
         raise UsageError(f"truth is 'learn', but with signal {signal!r} there is nothing that could learn from it")
-    if signal_recipe(config, plan.job) is delayed and not truth.is_late:
-        what = f"the job's signal waits for the truth, which stages step on with replay or stash alone, not {use!r}"
-        raise UsageError(f"{what}; leave the signal out, and say --truth replay or stash")
 
 
 def check_links(plan: Plan) -> None:

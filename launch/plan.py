@@ -262,7 +262,7 @@ def make_plan(
     )
     check_schedule(plan)
     check_blocks(plan)
-    check_truth(plan)
+    check_truth(plan.truth, config)
     check_links(plan)
     if config.link == "auto" and not plan.is_on_several_hosts and len(set(devices) - {"cpu", "virtual"}) < 2:
         plan = replace(plan, config=replace(config, link="shm"))

@@ -15,7 +15,7 @@ from stepahead.launch import Job, load_job
 from stepahead.launch.config import Config
 from stepahead.launch.plan import Plan, make_plan
 from stepahead.launch.start import start_fresh
-from stepahead.pipeline import CutError, Truth, UsageError, delayed, layers_of
+from stepahead.pipeline import CutError, Truth, UsageError, layers_of
 
 HEAD = """
 from functools import partial
@@ -163,14 +163,6 @@ def test_what_cannot_be_planned_is_one_sentence(settings: dict[str, Any], said: 
     with pytest.raises(UsageError) as caught:
         plan(simple(), **settings).work(0)
     assert said in str(caught.value)
-
-
-@pytest.mark.parametrize("truth", ["off", "learn", "true-up"])
-def test_a_signal_that_waits_for_the_truth_needs_one_that_stages_step_on(truth: str) -> None:
-    job = simple(signal=delayed)
-    with pytest.raises(UsageError, match=f"with replay or stash alone, not '{truth}'; leave the signal out"):
-        plan(job, truth=truth)
-    assert plan(job, truth="stash").signal == "delayed"
 
 
 OWN = Truth(use="true-up", every=2, keep="graph")
