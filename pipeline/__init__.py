@@ -8,7 +8,7 @@ nodes       of a graph, and their order         feedback    fixed maps of what c
 wires       what joins them, across cuts too
 earlier     circles through time
 names       of nodes' outputs
-bundles     values that cross a cut together
+bundles     values that cross a cut together    labels      refused if unreadable; how many count
 costs       what each layer takes
 answers     what a stage tells the one above    critics     the slope of a learnt loss
 hindsight   what is made of an earlier batch    predictors  the networks that guess

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from .answers import Answer
 from .errors import UsageError
 from .guessing import LabelTable, row_norm
+from .labels import check_label
 from .probes import make_head
 from .quality import Quality, QualityReading
 from .signals import Asking, LossFunction, Signal, SignalRecipe, losses_of
@@ -55,6 +56,7 @@ class Critic(Signal):
         self._quality = Quality()
 
     def gradient(self, h: Tensor, y: Tensor | None, waited: Tensor | None = None) -> Tensor:
+        check_label(h, y, self.classes)
         values, slope = self._value_and_slope(h, y)
         self._values = values.detach()
         self.loss = self._values.mean()

@@ -39,7 +39,6 @@ class Parted(Signal):
                 )
             self.parts.append(signal)
         self.draws = any(signal.draws for signal in self._signals())
-        self.classes = next((signal.classes for signal in self._signals() if signal.classes), None)
 
     def gradient(self, h: Tensor, y: Tensor | None, waited: Tensor | None = None) -> Tensor:
         parts = self.bundle.split(h)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UsageError
+from .labels import check_label
 from .signals import LossFunction, Signal, SignalRecipe, apply_loss
 from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
 
@@ -34,6 +35,7 @@ class Probe(Signal):
         self._dtype = next(head.parameters()).dtype
 
     def gradient(self, h: Tensor, y: Tensor | None, waited: Tensor | None = None) -> Tensor:
+        check_label(h, y, self.classes)
         h = h.detach().requires_grad_()
         loss = apply_loss(self.function, self.head(h.to(self._dtype)), y)
         torch.autograd.backward(loss)

@@ -55,10 +55,6 @@ LossFunction = Callable[[Any, Any], Tensor]
 """A function of (output, label) that returns one number; a graph with several outputs gives it a tuple of them."""
 
 
-IGNORED = -100
-"""The label of a place that torch's losses leave out."""
-
-
 class Needs(Enum):
     """What a signal must wait for before it can give its gradient."""
 
@@ -78,8 +74,6 @@ class Signal(nn.Module):
     """True if a true gradient from below makes this signal's own gradient true."""
     draws: bool = True
     """Whether it may draw random numbers, which are then keyed as the group's are."""
-    classes: int | None = None
-    """Labels must be below this, where the signal reads them as classes."""
     loss: Tensor | None = None
     """The objective of the last call, where the signal has one."""
 
@@ -117,23 +111,6 @@ class Signal(nn.Module):
     def term(self, h: Tensor, y: Tensor | None) -> Tensor | None:
         """Return a loss of the group's own, to be differentiated through `h` (here attached to its graph)."""
         return None
-
-    def check_label(self, h: Tensor, y: Tensor | None) -> None:
-        """Refuse labels that the signal, if it reads them, cannot read."""
-        if self.classes is None or y is None or y.numel() == 0:
-            return
-        if y.dim() == 0 or len(y) != len(h):
-            raise LabelError(f"the activation has {len(h)} samples, the label is {TensorSpec.of(y)}")
-        if y.is_floating_point():
-            if y.shape[-1] != self.classes:
-                raise LabelError(f"a label {TensorSpec.of(y)} is no vector over {self.classes} classes")
-            return
-        low, high = torch.stack(y.aminmax()).tolist()
-        if low < 0:
-            low = int(y.masked_fill(y == IGNORED, 0).min())
-        if low < 0 or high >= self.classes:
-            wrong = low if low < 0 else high
-            raise LabelError(f"label {wrong} is outside the {self.classes} classes 0..{self.classes - 1}")
 
 
 SignalRecipe = Callable[[Tensor, Tensor | None], Signal]

@@ -298,7 +298,6 @@ class Stage:
     def _ask_signal(self, step: int, batch: KeptBatch, waited: Tensor | None) -> Tensor | None:
         with self.span("backward" if self.signal.passes_truth else "predict"), self._drawing(step, "signal"):
             try:
-                self.signal.check_label(batch.h, batch.label)
                 return self.signal.gradient(batch.h, batch.label, waited)
             except StepaheadError as error:
                 raise type(error)(f"{self._where(step)}: {error}") from error

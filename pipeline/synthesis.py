@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from .errors import UsageError
 from .guessing import Predictor
+from .labels import samples_of
 from .predictors import PredictorRecipe, make_predictor
 from .quality import Quality, QualityReading
-from .signals import IGNORED, Needs, Signal, SignalRecipe, arrived
+from .signals import Needs, Signal, SignalRecipe, arrived
 from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
 
 __all__ = ["Blend", "Synthetic", "blend", "synthetic"]
@@ -65,8 +66,9 @@ class Synthetic(Signal):
         self._quality = Quality()
 
     def gradient(self, h: Tensor, y: Tensor | None, waited: Tensor | None = None) -> Tensor:
+        samples = self._samples(h, y)
         with torch.no_grad():
-            return (self._guess(h, y) / self._scale(h, y)).to(h.dtype)
+            return (self._guess(h, y) / (samples if self.loss_is_mean else 1)).to(h.dtype)
 
     def wants(self, step: int) -> bool:
         return step % self.every == 0
@@ -81,8 +83,8 @@ class Synthetic(Signal):
             return None
         h_part, y_part = h[part].detach().requires_grad_(self.propagates), None if y is None else y[part]
         guess = self._guess(h_part, y_part)
-        target = (delta[part] * self._scale(h, y)).to(guess.dtype)
-        error = F.mse_loss(guess, target, reduction="sum") / _samples(h_part, y_part)
+        target = (delta[part] * (self._samples(h, y) if self.loss_is_mean else 1)).to(guess.dtype)
+        error = F.mse_loss(guess, target, reduction="sum") / self._samples(h_part, y_part)
         torch.autograd.backward(error)
         if self.updater.step():
             self._quality.update(guess.detach(), target)
@@ -104,8 +106,8 @@ class Synthetic(Signal):
         guess: Tensor = self.predictor(h.to(self._dtype), y if self.classes else None)
         return guess
 
-    def _scale(self, h: Tensor, y: Tensor | None) -> Tensor | int:
-        return _samples(h, y) if self.loss_is_mean else 1
+    def _samples(self, h: Tensor, y: Tensor | None) -> Tensor | int:
+        return samples_of(h, y, self.classes)
 
 
 class Blend(Synthetic):
@@ -180,10 +182,3 @@ def _make(
 ) -> Signal:
     """Return a signal with a predictor for such activations. Recipes are partials of this, so they can be pickled."""
     return kind(make_predictor(predictor, h, **shape), **learning)
-
-
-def _samples(h: Tensor, y: Tensor | None) -> Tensor | int:
-    """Return how many samples a loss is the mean of: rows, or the places that have a label and are not ignored."""
-    if y is None or y.is_floating_point():
-        return len(h)
-    return torch.count_nonzero(y != IGNORED).clamp(min=1)
