@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -37,10 +37,11 @@ from stepahead.workers import Pace
 __all__ = ["paces_of", "parse_slow_stages", "short_actions"]
 
 LEAST_MS = 10.0
-WARM_UP, STEPS, REPEATS = 4, 12, 5
-"""Steps that do not count, that do at the least, and how often what a stage does seldom is to come in them."""
+ROUNDS, TRIES = 3, 5
+WARM_UP, STEPS, REPEATS = 2, 6, 2
+"""Of a round: steps that do not count, that do at the least, and how often what is done seldom is to come in them."""
 MOST = 60
-"""Steps, however seldom that is."""
+"""Steps of a round, however seldom that is."""
 
 
 def parse_slow_stages(text: str | None, stages: int) -> dict[int, float]:
@@ -82,11 +83,11 @@ def paces_of(
     for index, group in enumerate(groups):
         inputs = batch[0] if index == 0 else outputs[index - 1]
         case = _Case(group, index, len(cut), (inputs, batch[1]), outputs[index])
-        useful, inputs_share = case.measure(plain)
-        found: dict[Part, float] = useful if recipe.signal is locked else {**case.measure(recipe)[0], **useful}
+        useful, found = case.measure_in_turn(plain, recipe)
         scale = stage_ms / 1e3 / sum(useful.values())
-        lasts: dict[Part, float] = {part: seconds * scale for part, seconds in found.items()}
-        paces.append(Pace(stage=index, seconds=lasts, inputs_share=inputs_share, jitter=jitter, seed=recipe.seed))
+        lasts: dict[Part, float] = {part: seconds * scale for part, seconds in {**found, **useful}.items()}
+        share = case.inputs_share(plain, useful)
+        paces.append(Pace(stage=index, seconds=lasts, inputs_share=share, jitter=jitter, seed=recipe.seed))
     torch.set_num_threads(threads)
     return tuple(paces)
 
@@ -101,32 +102,42 @@ class _Case:
     batch: Batch
     output: Tensor
 
-    def measure(self, recipe: Recipe) -> tuple[dict[Part, float], float]:
-        """Make some steps with a copy; return each part's seconds, and the share of backward that the input takes."""
-        seconds: dict[Part, list[float]] = defaultdict(list)
+    def measure_in_turn(self, *recipes: Recipe) -> list[dict[Part, float]]:
+        """Return each part's seconds under each recipe: the least of some rounds, for other work only adds to them."""
+        rounds = [[self._measure(recipe) for recipe in recipes] for _ in range(ROUNDS)]
+        return [{part: min(found[part] for found in each) for part in each[0]} for each in zip(*rounds, strict=True)]
+
+    def inputs_share(self, recipe: Recipe, useful: Mapping[Part, float]) -> float:
+        """Return the share of the backward pass that the gradient of the input takes, if it goes any further."""
+        if self.index == 0 or "backward" not in useful:
+            return 0.5
+        stage = self._stage(recipe, _Timer())
+        seconds = median(_time_inputs(stage, self.batch[0], torch.full_like(self.output, 1e-6)) for _ in range(TRIES))
+        return min(max(seconds / useful["backward"], 0.2), 0.8)
+
+    def _stage(self, recipe: Recipe, span: _Timer) -> Stage:
+        return recipe.stage(deepcopy(self.group), self.index, self.of, self.output, self.batch[1], span=span)
+
+    def _measure(self, recipe: Recipe) -> dict[Part, float]:
+        """Make some steps with a copy; return each part's seconds."""
+        timer = _Timer()
+        stage = self._stage(recipe, timer)
         early: dict[Part, list[float]] = {}
         """What is so rare that it may not come again."""
-        timer = _Timer(seconds)
-        stage = recipe.stage(deepcopy(self.group), self.index, self.of, self.output, self.batch[1], span=timer)
         delta = torch.full_like(self.output, 1e-6)
         period = max(getattr(stage.signal, "every", 1), stage.truth.every, stage.truth.above)
         for step in range(WARM_UP + min(max(STEPS, REPEATS * period), MOST)):
             timer.step = step
             if step == WARM_UP:
-                early = dict(seconds)
-                seconds.clear()
+                early = dict(timer.seconds)
+                timer.seconds.clear()
             inputs, label = self.batch
             list(stage.step_ahead(Activation(edge=stage.edge_above, step=step, tensors=(inputs,), label=label)))
             if not stage.is_last:
                 kind = GradientKind.TRUTH if stage.truth.awaits(step) else GradientKind.TARGET
                 told = stage.signal.answer.example(delta)
                 list(stage.learn(Gradient(edge=stage.edge_below, step=step, tensors=told, kind=kind)))
-        kept: dict[Part, list[float]] = {**early, **seconds}
-        found: dict[Part, float] = {part: median(times) for part, times in kept.items()}
-        if stage.is_first or "backward" not in found:
-            return found, 0.5
-        by_itself = median(_time_inputs(stage, self.batch[0], delta) for _ in range(REPEATS))
-        return found, min(max(by_itself / found["backward"], 0.2), 0.8)
+        return {part: median(times) for part, times in {**early, **timer.seconds}.items()}
 
 
 def _time_inputs(stage: Stage, inputs: Tensor, delta: Tensor) -> float:
@@ -153,8 +164,8 @@ def short_actions(paces: Sequence[Pace], pieces: int) -> Iterator[str]:
 class _Timer:
     """Adds up the seconds of each part of the step at hand."""
 
-    def __init__(self, seconds: dict[Part, list[float]]) -> None:
-        self._seconds = seconds
+    def __init__(self) -> None:
+        self.seconds: dict[Part, list[float]] = defaultdict(list)
         self.step = 0
         self._steps: dict[Part, int] = {}
 
@@ -162,7 +173,7 @@ class _Timer:
     def __call__(self, part: Part) -> Generator[None]:
         begun = time.perf_counter()
         yield
-        taken, times = time.perf_counter() - begun, self._seconds[part]
+        taken, times = time.perf_counter() - begun, self.seconds[part]
         if self._steps.get(part) == self.step:
             times[-1] += taken
         else:

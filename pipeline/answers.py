@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import Enum
 
+import torch
 from torch import Tensor
 
 from .errors import UsageError
+from .messages import Gradient, GradientKind, edge_name
 
-__all__ = ["Answer", "answer_with"]
+__all__ = ["Answer", "Answers", "Asked"]
 
 
 class Answer(Enum):
@@ -32,20 +35,76 @@ class Answer(Enum):
         return {Answer.VALUES: (losses,), Answer.GRADIENT_AND_VALUES: (delta, losses)}.get(self, (delta,))
 
 
-def answer_with(
-    answer: Answer, up: Tensor, d: Tensor | None, values: Callable[[], Tensor], *, is_last: bool
-) -> tuple[Tensor, ...]:
-    """Return what to send after a backward pass from `d` to `up`; nothing where it has been handed up before."""
-    match answer:
-        case Answer.GRADIENT:
-            return (up,)
-        case Answer.VALUES:
-            return (values(),)
-        case Answer.GRADIENT_AND_VALUES:
-            return (up, values())
-        case Answer.OUTPUT:
-            if d is None:
-                raise UsageError("feedback alignment asks for the gradient at the next group's output, which has none")
-            return (d,)
-        case Answer.ERROR:
-            return (d,) if is_last and d is not None else ()
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the stage above one asks of it: which answer, and to which batches."""
+
+    answer: Answer = Answer.GRADIENT
+    every: int = 1
+    """It learns from the answer to each n-th batch only,"""
+    truth_every: int = 0
+    """and awaits the truth of each n-th; of none if this is 0."""
+
+    def at(self, step: int) -> bool:
+        """Return whether it has a use for the answer to a step's batch."""
+        return step % self.every == 0 or (self.truth_every > 0 and step % self.truth_every == 0)
+
+
+class Answers:
+    """What one stage tells the one above it; the first has nobody to tell.
+
+    Args:
+        asked: What the one above asks for; where it does not, there is nothing to compute and nothing to send.
+        index, stages: Which stage it is, and of how many.
+        device: The stage's.
+    """
+
+    def __init__(self, asked: Asked, *, index: int, stages: int, device: torch.device) -> None:
+        self._asked = asked
+        self._edge = edge_name(index - 1, index)
+        self._is_first, self._is_last = index == 0, index == stages - 1
+        self._device = device
+
+    @property
+    def hands_up(self) -> bool:
+        """Whether what comes from below goes up as it is, before the stage's own backward pass: that is for all."""
+        return self._asked.answer is Answer.ERROR and not self._is_first and not self._is_last
+
+    def has_use(self, step: int) -> bool:
+        """Return whether the one above has a use for the gradient of a step's batch."""
+        return not self._is_first and self._asked.at(step)
+
+    def say(self, step: int, kind: GradientKind, *tensors: Tensor) -> Gradient:
+        return Gradient(edge=self._edge, step=step, tensors=tensors, kind=kind)
+
+    def say_nothing(self, step: int, *, not_finite: Tensor | None = None) -> Iterator[Gradient]:
+        """Let the one above know that there is no gradient of a batch, or given its input that it is not finite."""
+        if self._is_first or self.hands_up:
+            return
+        if not_finite is None:
+            yield self.say(step, GradientKind.NONE, torch.empty(0, device=self._device))
+        else:
+            yield self.say(step, GradientKind.TARGET, torch.full_like(not_finite, torch.nan))
+
+    def tell(
+        self, step: int, kind: GradientKind, up: Tensor, d: Tensor | None, values: Callable[[], Tensor]
+    ) -> Iterator[Gradient]:
+        """Tell it after a backward pass from `d` to `up`, unless that has been handed up before; `kind` is what the
+        gradients are worth."""
+        if told := self._told(up, d, values):
+            yield self.say(step, kind if self._asked.answer is Answer.GRADIENT else GradientKind.TARGET, *told)
+
+    def _told(self, up: Tensor, d: Tensor | None, values: Callable[[], Tensor]) -> tuple[Tensor, ...]:
+        match self._asked.answer:
+            case Answer.GRADIENT:
+                return (up,)
+            case Answer.VALUES:
+                return (values(),)
+            case Answer.GRADIENT_AND_VALUES:
+                return (up, values())
+            case Answer.OUTPUT:
+                if d is None:
+                    raise UsageError("feedback alignment asks for the gradient at the output below, which has none")
+                return (d,)
+            case Answer.ERROR:
+                return (d,) if self._is_last and d is not None else ()

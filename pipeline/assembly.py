@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from .answers import Answer
+from .answers import Answer, Asked
 from .devices import parse_device
 from .errors import UsageError
 from .groups import Group, evaluating
@@ -99,7 +99,7 @@ class Recipe:
             seed=self.seed,
             truth=self.truth.at(index, stages),
             device=place,
-            answer=self._answer_above(index, stages),
+            asked=self._asked_above(index, stages),
             inputs=self._inputs(index, above, place),
             unlocked=self.inputs is not None,
             chance=self.chance,
@@ -115,19 +115,20 @@ class Recipe:
             raise UsageError("the loss has parameters that nothing would train; make them part of the last layer")
         return group.for_outputs(deepcopy(self.loss).to(device))
 
-    def _answer_above(self, index: int, stages: int) -> Answer:
+    def _asked_above(self, index: int, stages: int) -> Asked:
         """Return what the stage above asks of this one."""
-        answer = Answer.GRADIENT if index == 0 else self._answer_of(index - 1, stages)
-        if answer is Answer.ERROR and index < stages - 1 and self._answer_of(index, stages) is not answer:
+        asked = Asked() if index == 0 else self._asks(index - 1, stages)
+        if asked.answer is Answer.ERROR and index < stages - 1 and self._asks(index, stages).answer is not Answer.ERROR:
             raise UsageError(
-                f"stage {index - 1} asks for {answer.value}; stage {index} must have a signal that gets it"
+                f"stage {index - 1} asks for {asked.answer.value}; stage {index} must have a signal that gets it"
             )
-        return answer
+        return asked
 
-    def _answer_of(self, index: int, stages: int) -> Answer:
-        """Return what a stage's signal asks of the stage below."""
+    def _asks(self, index: int, stages: int) -> Asked:
+        """Return what a stage asks of the one below."""
         make = None if self.truth.is_late else _entry("signal", self.signal, index, stages - 1)
-        return make.answer if isinstance(make, Asking) else Answer.GRADIENT
+        answer, every = (make.answer, make.every) if isinstance(make, Asking) else (Answer.GRADIENT, 1)
+        return Asked(answer, every, self.truth.at(index, stages).every)
 
     def _inputs(self, index: int, above: tuple[Tensor, Tensor] | None, device: torch.device) -> SyntheticInput | None:
         if self.inputs is None or index == 0:
@@ -152,7 +153,7 @@ class Recipe:
             raise UsageError(
                 f"{type(made).__name__} needs {made.needs.value}, which nothing sends unless it asks for it"
             )
-        if made.answer is not self._answer_of(index, stages):
+        if made.answer is not self._asks(index, stages).answer:
             raise UsageError(
                 f"the signal of stage {index} asks for {made.answer.value}, and its recipe does not say so; "
                 f"make it Asking(recipe, {type(made).__name__}.answer)"

@@ -119,10 +119,12 @@ SignalRecipe = Callable[[Tensor, Tensor | None], Signal]
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """A recipe of signals that ask the stage below for something else than the gradient at its input."""
+    """A recipe of signals that ask the stage below for something else than each gradient at its input."""
 
     make: SignalRecipe
-    answer: Answer
+    answer: Answer = Answer.GRADIENT
+    every: int = 1
+    """They have a use for the answer to each n-th batch only."""
 
     def __call__(self, h: Tensor, y: Tensor | None) -> Signal:
         return self.make(h, y)

@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .answers import Answer, answer_with
+from .answers import Answers, Asked
 from .errors import MessageError, StepaheadError
 from .finite import is_finite, non_finite
 from .groups import Group
@@ -48,6 +48,7 @@ __all__ = ["NonFinitePolicy", "Stage"]
 NonFinitePolicy = Literal["stop", "skip"]
 CPU = torch.device("cpu")
 NO_TRUTH = StageTruth()
+ASKED = Asked()
 NOTHING = nullcontext()
 
 
@@ -63,7 +64,7 @@ class Stage:
         stages: How many there are.
         seed: The run's seed: draws are keyed by it, the index and the step.
         truth: What it does with the truth of a batch.
-        answer: What the stage above wants for each batch.
+        asked: What the stage above asks of it.
         chance: Of stepping on a batch; one that is left out only passes, and with `inputs` anywhere not even that.
         unlocked: Whether stages run on synthetic inputs; the first one has the data itself.
         device: Where the group is.
@@ -81,7 +82,7 @@ class Stage:
         stages: int = 1,
         seed: int = 0,
         truth: StageTruth = NO_TRUTH,
-        answer: Answer = Answer.GRADIENT,
+        asked: Asked = ASKED,
         inputs: SyntheticInput | None = None,
         unlocked: bool = False,
         chance: float = 1.0,
@@ -96,7 +97,6 @@ class Stage:
         self.stages = stages
         self.seed = seed
         self.truth = truth
-        self.answer = answer
         self.inputs = inputs
         self.unlocked = unlocked
         self.chance = chance
@@ -107,6 +107,7 @@ class Stage:
         self.skipped = 0
         self.intake = Intake(index, device, raw=inputs is not None)
         self.edge_above = self.intake.edge
+        self.answers = Answers(asked, index=index, stages=stages, device=device)
         self.edge_below = edge_name(index, index + 1)
         self.kept = Kept()
         truth.check(signal)
@@ -153,6 +154,8 @@ class Stage:
         if self.inputs is not None:
             with self.span("predict"), keyed(self.seed, self.index, step, "inputs", device=self.device):
                 h_in = self.inputs.guess(h_in).requires_grad_()
+        if not self.answers.has_use(step):
+            h_in = h_in.detach()
         before = self.passes.before() if self.on_non_finite == "skip" else None
         with self.span("forward"):
             graph = (not self.is_late or self.truth.keeps_graph) and not absent
@@ -181,8 +184,8 @@ class Stage:
         """Use the gradient of an earlier batch: to step if that waited for it, as its truth, to refine the signal."""
         step = gradient.step
         batch = self._take(gradient)
-        if self._hands_up:
-            yield Gradient(edge=self.edge_above, step=step, tensors=gradient.tensors, kind=gradient.kind)
+        if self.answers.hands_up:
+            yield self.answers.say(step, gradient.kind, *gradient.tensors)
         if batch is None or gradient.kind is GradientKind.NONE:
             if batch is not None and self.waits:
                 yield from self._pass_by(step)
@@ -202,7 +205,7 @@ class Stage:
             with self.span("replay"):
                 up = self._hindsight.true_up(step, batch, delta)
             if up is not None:
-                yield self._gradient(step, GradientKind.TRUTH, up)
+                yield self.answers.say(step, GradientKind.TRUTH, up)
         if self.signal.wants(step):
             with self.span("learn"), self._drawing(step, "learn"):
                 more = [tensor.to(self.device).contiguous() for tensor in gradient.tensors[1:]]
@@ -269,18 +272,19 @@ class Stage:
                 self._not_finite(step, [("the gradient of its signal", d)])
             retain = waited is None and self._hindsight.keeps_graph(step)
             self.passes.backward(forward, d, step, batch.label, self.signal.term, retain=retain)
-        up = torch.zeros_like(forward.h_in) if forward.h_in.grad is None else forward.h_in.grad
-        forward.h_in.grad = None
+        up, forward.h_in.grad = forward.h_in.grad, None
+        if up is None and self.answers.has_use(step):
+            up = torch.zeros_like(forward.h_in)
         owes, remains = waited is None and self.truth.owes(step), None
         if waited is None:
             remains = self._hindsight.remains(step, batch, forward, d, up if owes else None)
             self._keep(step, remains)
-        if not self.is_first and not owes:
+        if up is None:
+            yield from self.answers.say_nothing(step)
+        elif not owes:
             # sent before the optimizer's step: a locked stage above waits for it, and will see if it is not finite
-            values = partial(self.signal.values, batch.h, batch.label)
-            if told := answer_with(self.answer, up, d, values, is_last=self.is_last):
-                is_true = self.signal.passes_truth and self.answer is Answer.GRADIENT
-                yield self._gradient(step, kind if is_true else GradientKind.TARGET, *told)
+            worth = kind if self.signal.passes_truth else GradientKind.TARGET
+            yield from self.answers.tell(step, worth, up, d, partial(self.signal.values, batch.h, batch.label))
         if (moves or self._repair.is_due) and self.updater is not None:
             with self.span("optimizer"):
                 stepped = self._update(step, self.updater, d, batch.before)
@@ -293,14 +297,21 @@ class Stage:
         if self.waits or self.is_late:
             yield from self._pass_over(step, batch.kept_input, batch.before)
         elif self.truth.owes(step):
-            yield self._gradient(step, GradientKind.TRUTH, torch.full_like(batch.kept_input, torch.nan))
+            yield self.answers.say(step, GradientKind.TRUTH, torch.full_like(batch.kept_input, torch.nan))
 
     def _ask_signal(self, step: int, batch: KeptBatch, waited: Tensor | None) -> Tensor | None:
-        with self.span("backward" if self.signal.passes_truth else "predict"), self._drawing(step, "signal"):
+        with self._asking, self._drawing(step, "signal"):
             try:
                 return self.signal.gradient(batch.h, batch.label, waited)
             except StepaheadError as error:
                 raise type(error)(f"{self._where(step)}: {error}") from error
+
+    @property
+    def _asking(self) -> AbstractContextManager[None]:
+        """Wraps asking the signal: the loss belongs to the forward pass, and who hands on what came does nothing."""
+        if self.is_last:
+            return self.span("forward")
+        return NOTHING if self.signal.passes_truth else self.span("predict")
 
     def _drawing(self, step: int, purpose: str) -> AbstractContextManager[None]:
         if not self.signal.draws:
@@ -321,11 +332,6 @@ class Stage:
         named = [(f"the gradient of {name!r}", weight.grad) for name, weight in self.group.named_weights()]
         self._not_finite(step, [*suspects, *((what, tensor) for what, tensor in named if tensor is not None)])
         return False
-
-    @property
-    def _hands_up(self) -> bool:
-        """Whether it hands up what comes from below, as it is, before its own backward pass: that is for all."""
-        return self.answer is Answer.ERROR and not self.is_first and not self.is_last
 
     def _is_left_out(self, step: int) -> bool:
         return self.chance < 1.0 and seed_for(self.seed, self.index, step, "chance") >= self.chance * 2**63
@@ -348,13 +354,9 @@ class Stage:
         self._keep(step, batch if not self.waits and self.signal.wants(step) else None)
         yield from self._pass_by(step)
 
-    def _pass_by(self, step: int, like: Tensor | None = None) -> Iterator[Gradient]:
+    def _pass_by(self, step: int, not_finite: Tensor | None = None) -> Iterator[Gradient]:
         """Let the stage above know that there is no gradient of a batch, or given its input that it is not finite."""
-        if not self.is_first and not self._hands_up:
-            if like is None:
-                yield self._gradient(step, GradientKind.NONE, torch.empty(0, device=self.device))
-            else:
-                yield self._gradient(step, GradientKind.TARGET, torch.full_like(like, torch.nan))
+        yield from self.answers.say_nothing(step, not_finite=not_finite)
         self._end_step()
 
     def _pass_over(self, step: int, h_in: Tensor, before: Before | None) -> Iterator[Activation | Gradient]:
@@ -391,9 +393,6 @@ class Stage:
         if self.on_non_finite == "skip":
             return
         raise non_finite(f"{self._where(step)} ({self.group.title})", suspects)
-
-    def _gradient(self, step: int, kind: GradientKind, *tensors: Tensor) -> Gradient:
-        return Gradient(edge=self.edge_above, step=step, tensors=tensors, kind=kind)
 
     def _where(self, step: int) -> str:
         return f"stage {self.index}, step {step}"

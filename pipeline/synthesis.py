@@ -15,7 +15,7 @@ from .guessing import Predictor
 from .labels import samples_of
 from .predictors import PredictorRecipe, make_predictor
 from .quality import Quality, QualityReading
-from .signals import Needs, Signal, SignalRecipe, arrived
+from .signals import Asking, Needs, Signal, SignalRecipe, arrived
 from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
 
 __all__ = ["Blend", "Synthetic", "blend", "synthetic"]
@@ -152,7 +152,7 @@ def synthetic(
         "loss_is_mean": loss_is_mean,
         "propagates": propagates,
     }
-    return partial(_make, Synthetic, predictor, shape, learning)
+    return Asking(partial(_make, Synthetic, predictor, shape, learning), every=every)
 
 
 def blend(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,21 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 
-from stepahead.pipeline import Gradient, GradientKind, Reference, Stage, cut_model, locked, probe, silent, synthetic
+from stepahead.pipeline import (
+    Gradient,
+    GradientKind,
+    Reference,
+    Stage,
+    Truth,
+    cut_model,
+    locked,
+    probe,
+    silent,
+    synthetic,
+)
 from stepahead.pipeline.signals import Signal
+
+seldom = synthetic("linear", classes=CLASSES, every=4, optimizer=adam)
 
 
 def first_stage(**recipe: Any) -> Stage:
@@ -78,6 +92,23 @@ def test_the_activation_is_sent_before_the_backward_pass() -> None:
     assert events == ["forward", "send Activation", "predict", "backward", "send Gradient", "optimizer"]
 
 
+@pytest.mark.parametrize("signal", [cdni, locked])
+def test_the_backward_pass_is_in_one_piece(signal: Any) -> None:
+    """Whoever lets it last as long as on another device counts on that."""
+    parts: list[list[str]] = [[], [], []]
+
+    def noting(index: int, part: str) -> Any:
+        parts[index].append(part)
+        return nullcontext()
+
+    stages = make_stages(cut_model(mlp(), 3), rows(1)[0], signal=signal)
+    for stage in stages:
+        stage.span = stage.passes.span = partial(noting, stage.index)
+    run(stages, 1)
+    assert all(each.count("backward") == 1 for each in parts)
+    assert parts[2] == ["forward", "forward", "backward", "optimizer"]
+
+
 def test_a_locked_stage_steps_when_its_gradient_comes() -> None:
     stage = first_stage(signal=locked)
     before = state([stage.group])
@@ -102,6 +133,31 @@ def test_what_is_sent_up_says_what_it_is_worth(signal: Any, kind: GradientKind) 
     stages[0].learn = watch  # type: ignore[method-assign]
     run(stages, 1)
     assert seen == [kind]
+
+
+def test_a_gradient_that_nobody_will_learn_from_is_not_computed() -> None:
+    stage = make_stages(cut_model(mlp(), 2), rows(1)[0], signal=seldom)[1]
+    for step in range(5):
+        batch = activation(step, data=torch.randn(8, 16), edge=stage.edge_above)
+        (gradient,) = sent(list(stage.step_ahead(batch)))[1]
+        if step % 4:
+            assert gradient.kind is GradientKind.NONE
+            assert gradient.tensors[0].numel() == 0
+        else:
+            assert gradient.tensors[0].shape == (8, 16)
+
+
+@pytest.mark.parametrize("truth", [Truth(), Truth(use="true-up", every=2), Truth(use="true-up", every=3, keep="graph")])
+def test_what_is_not_computed_makes_no_difference(truth: Truth) -> None:
+    def hidden(h: Tensor, y: Tensor | None) -> Signal:  # a recipe that does not say how often its signals learn
+        return seldom(h, y)
+
+    model, batches, weights = mlp(), rows(10), list[list[Tensor]]()
+    for signal in (seldom, hidden):
+        stages = make_stages(cut_model(deepcopy(model), 3), batches[0], signal=signal, truth=truth)
+        list(Reference(stages).train(batches))
+        weights.append(state([*(stage.group for stage in stages), *(stage.signal for stage in stages)]))
+    assert_equal(*weights)
 
 
 def test_a_silent_stage_keeps_its_weights() -> None:

@@ -36,11 +36,11 @@ def test_parts_last_and_what_comes_in_two_pieces_lasts_once() -> None:
     slept: list[float] = []
     pace = Pace(stage=0, seconds={"forward": 1.0, "backward": 2.0})
     paced = Paced(Spans(Telemetry(8)), pace, slept.append)
-    with paced("forward"):
-        pass
-    for _ in range(2):  # the loss, and the rest
-        with paced("backward"):
+    for _ in range(2):  # the pass, and the loss
+        with paced("forward"):
             pass
+    with paced("backward"):
+        pass
     with paced.piece("forward", 0.25):
         pass
     assert slept == pytest.approx([1.0, 2.0, 0.25], abs=0.01)
