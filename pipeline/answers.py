@@ -41,13 +41,13 @@ class Asked:
 
     answer: Answer = Answer.GRADIENT
     every: int = 1
-    """It learns from the answer to each n-th batch only,"""
+    """It learns from the answer to each n-th batch only, to none if this is 0,"""
     truth_every: int = 0
-    """and awaits the truth of each n-th; of none if this is 0."""
+    """and awaits the truth of each n-th."""
 
     def at(self, step: int) -> bool:
         """Return whether it has a use for the answer to a step's batch."""
-        return step % self.every == 0 or (self.truth_every > 0 and step % self.truth_every == 0)
+        return any(every > 0 and step % every == 0 for every in (self.every, self.truth_every))
 
 
 class Answers:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .errors import UsageError
 from .labels import check_label
-from .signals import LossFunction, Signal, SignalRecipe, apply_loss
+from .signals import Asking, LossFunction, Signal, SignalRecipe, apply_loss
 from .updates import LRScheduleRecipe, OptimizerRecipe, Updater
 
 __all__ = ["Probe", "make_head", "probe"]
@@ -74,7 +74,7 @@ def probe(
         made = head(h) if head else make_head(h, y, classes)
         return Probe(made.to(h.device), loss, optimizer, lr_schedule=lr_schedule, classes=classes)
 
-    return make
+    return Asking(make, every=0)
 
 
 class _MeanOverPlaces(nn.Module):

@@ -124,7 +124,7 @@ class Asking:
     make: SignalRecipe
     answer: Answer = Answer.GRADIENT
     every: int = 1
-    """They have a use for the answer to each n-th batch only."""
+    """They have a use for the answer to each n-th batch only; 0: to none."""
 
     def __call__(self, h: Tensor, y: Tensor | None) -> Signal:
         return self.make(h, y)

@@ -38,7 +38,7 @@ def drawn(name: str, results: Mapping[str, Any]) -> str:
 @pytest.mark.parametrize("full", [False, True])
 def test_trials_have_names_of_their_own(name: str, full: bool) -> None:
     keys = [trial.key for trial in ENTRIES[name].trials(full)]
-    assert keys or (full and name == "cifar-best-cnn")  # which is of short runs only
+    assert keys
     assert len(set(keys)) == len(keys)
 
 

@@ -1,4 +1,4 @@
-"""What short runs step on, how fast and how long: chosen on training images held back, not on test images."""
+"""What short runs step on and how fast: chosen on training images held back, not on test images."""
 
 from __future__ import annotations
 
@@ -61,14 +61,6 @@ CHOICES = {
             for rate in (1e-3, 5e-4)
         },
     ),
-    "length: CIFAR-10 in four layers": Choice(
-        net="cifar-cnn",
-        depth=4,
-        tried={
-            f"{method}, {LONGER['cifar-cnn', method].steps:,} steps": (SHORT_CONV[method], LONGER["cifar-cnn", method])
-            for method in ("backprop", "cDNI")
-        },
-    ),
     "rates: MNIST in 21 layers": Choice(
         net="mnist-deep",
         depth=21,
@@ -102,4 +94,4 @@ def _table(results: Mapping[str, Figures]) -> Table:
 
 
 DRAW = partial(draw_curves, label=LABEL)
-ENTRIES = {"choices": Entry("Guesses, rates and a length, chosen on training images held back", _trials, _table, DRAW)}
+ENTRIES = {"choices": Entry("Guesses and rates, chosen on training images held back", _trials, _table, DRAW)}
