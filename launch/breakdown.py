@@ -50,7 +50,8 @@ def break_down(moments: Sequence[Sequence[Moment]]) -> list[Breakdown] | None:
 
 def _of_stage(moments: Sequence[Moment], first: int, last: int) -> Breakdown:
     """From the forward pass of the first step to that of the last one: as many steps as are between."""
-    starts = {moment[2]: moment[0] for moment in moments if moment[3] == "forward"}
+    forward = [moment for moment in moments if moment[3] == "forward"]
+    starts = {moment[2]: moment[0] for moment in reversed(forward)}  # the first piece, if there are several
     begin, end, steps = starts[first], starts[last], last - first
     spans: dict[str, float] = {}
     for start, stop, _, name in moments:

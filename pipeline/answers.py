@@ -41,9 +41,9 @@ class Asked:
 
     answer: Answer = Answer.GRADIENT
     every: int = 1
-    """It learns from the answer to each n-th batch only, to none if this is 0,"""
+    """It learns from the answer to each n-th batch; from none if this is 0."""
     truth_every: int = 0
-    """and awaits the truth of each n-th."""
+    """It awaits the truth of each n-th batch; of none if this is 0."""
 
     def at(self, step: int) -> bool:
         """Return whether it has a use for the answer to a step's batch."""
@@ -54,7 +54,7 @@ class Answers:
     """What one stage tells the one above it; the first has nobody to tell.
 
     Args:
-        asked: What the one above asks for; where it does not, there is nothing to compute and nothing to send.
+        asked: What the one above asks for.
         index, stages: Which stage it is, and of how many.
         device: The stage's.
     """
@@ -70,21 +70,22 @@ class Answers:
         """Whether what comes from below goes up as it is, before the stage's own backward pass: that is for all."""
         return self._asked.answer is Answer.ERROR and not self._is_first and not self._is_last
 
-    def has_use(self, step: int) -> bool:
-        """Return whether the one above has a use for the gradient of a step's batch."""
+    def have_use(self, step: int) -> bool:
+        """Return whether the one above has a use for what it would be told of a step's batch."""
         return not self._is_first and self._asked.at(step)
 
     def say(self, step: int, kind: GradientKind, *tensors: Tensor) -> Gradient:
         return Gradient(edge=self._edge, step=step, tensors=tensors, kind=kind)
 
-    def say_nothing(self, step: int, *, not_finite: Tensor | None = None) -> Iterator[Gradient]:
-        """Let the one above know that there is no gradient of a batch, or given its input that it is not finite."""
-        if self._is_first or self.hands_up:
-            return
-        if not_finite is None:
+    def say_nothing(self, step: int) -> Iterator[Gradient]:
+        """Let the one above know that it gets no gradient of a batch."""
+        if not self._is_first and not self.hands_up:
             yield self.say(step, GradientKind.NONE, torch.empty(0, device=self._device))
-        else:
-            yield self.say(step, GradientKind.TARGET, torch.full_like(not_finite, torch.nan))
+
+    def say_not_finite(self, step: int, h_in: Tensor) -> Iterator[Gradient]:
+        """Let the one above know that something is not finite in a batch, by a gradient that is not."""
+        if not self._is_first and not self.hands_up:
+            yield self.say(step, GradientKind.TARGET, torch.full_like(h_in, torch.nan))
 
     def tell(
         self, step: int, kind: GradientKind, up: Tensor, d: Tensor | None, values: Callable[[], Tensor]

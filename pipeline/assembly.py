@@ -153,7 +153,10 @@ class Recipe:
             raise UsageError(
                 f"{type(made).__name__} needs {made.needs.value}, which nothing sends unless it asks for it"
             )
-        if made.answer is not self._asks(index, stages).answer:
+        asks = self._asks(index, stages)
+        if any(made.wants(step) and not asks.at(step) for step in range(2 * asks.every + 2)):
+            raise UsageError(f"the signal of stage {index} learns more often than its recipe's `every` says")
+        if made.answer is not asks.answer:
             raise UsageError(
                 f"the signal of stage {index} asks for {made.answer.value}, and its recipe does not say so; "
                 f"make it Asking(recipe, {type(made).__name__}.answer)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .devices import reading_waits
 from .errors import LabelError
 from .messages import TensorSpec
 
@@ -15,7 +16,7 @@ IGNORED = -100
 
 
 def check_label(h: Tensor, y: Tensor | None, classes: int | None) -> bool:
-    """Refuse a label that is to be read as classes and cannot be; return whether all of it was seen to count."""
+    """Refuse a label that is to be read as classes and cannot be; return whether it is classes without exception."""
     if classes is None or y is None or y.numel() == 0:
         return False
     if y.dim() == 0 or len(y) != len(h):
@@ -24,15 +25,15 @@ def check_label(h: Tensor, y: Tensor | None, classes: int | None) -> bool:
         if y.shape[-1] != classes:
             raise LabelError(f"a label {TensorSpec.of(y)} is no vector over {classes} classes")
         return False
-    low, high = (int(end) for end in y.aminmax())
-    if low >= 0 and high < classes:
-        return True
-    if low < 0:
+    ends = y.aminmax()
+    low, high = torch.stack(ends).tolist() if reading_waits(y) else (int(end) for end in ends)  # one wait, not two
+    whole = low >= 0
+    if not whole:
         low = int(y.masked_fill(y == IGNORED, 0).min())
     if low < 0 or high >= classes:
         wrong = low if low < 0 else high
         raise LabelError(f"label {wrong} is outside the {classes} classes 0..{classes - 1}")
-    return False
+    return whole
 
 
 def samples_of(h: Tensor, y: Tensor | None, classes: int | None) -> Tensor | int:

@@ -26,7 +26,7 @@ class GradientKind(StrEnum):
     TRUTH = "truth"
     """The true gradient of the loss, at the weights that the stages below had for this batch."""
     NONE = "none"
-    """There is none: the stage below left the batch out."""
+    """There is none: the stage below left the batch out, or the one above would not learn from it."""
 
 
 class MarkKind(StrEnum):

@@ -112,6 +112,7 @@ def _less_truth(said: Tensor, y: Tensor) -> Tensor:
     """Return what was said less the label, a column for each row and place; zero where the label is to be ignored."""
     if y.is_floating_point():
         return said - y.t().to(said.dtype)
+    y = y.long()
     if not reading_waits(y) and int(y.min()) >= 0:  # of a few numbers, and then three passes less over all of `said`
         return said.scatter_add(0, y.unsqueeze(0), said.new_full((1, 1), -1.0).expand(1, len(y)))
     counts = (y >= 0).to(said.dtype).unsqueeze(0)

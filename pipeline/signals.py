@@ -124,7 +124,11 @@ class Asking:
     make: SignalRecipe
     answer: Answer = Answer.GRADIENT
     every: int = 1
-    """They have a use for the answer to each n-th batch only; 0: to none."""
+    """They learn from the answer to each n-th batch only; from none if this is 0."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise UsageError(f"signals ask for the answer to each n-th batch: every is {self.every}; 0 asks for none")
 
     def __call__(self, h: Tensor, y: Tensor | None) -> Signal:
         return self.make(h, y)
@@ -227,9 +231,12 @@ def delayed(h: Tensor, y: Tensor | None) -> Signal:
     return Delayed()
 
 
-def silent(h: Tensor, y: Tensor | None) -> Signal:
-    """The recipe of `Silent`."""
+def _silent(h: Tensor, y: Tensor | None) -> Signal:
     return Silent()
+
+
+silent = Asking(_silent, every=0)
+"""The recipe of `Silent`."""
 
 
 def arrived(waited: Tensor | None) -> Tensor:

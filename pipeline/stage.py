@@ -5,7 +5,7 @@
       [2] yield Activation(t, h)                  before the backward pass: the stage below must not wait for it
       [3] d = signal.gradient(h, label)           at once; a locked signal gives it only at [6]
       [4] backward from h with d
-      [5] yield Gradient(t, d input)              what our signal says about our input: the stage above learns from it
+      [5] yield Gradient(t, d input)              what our signal says about our input, if the stage above learns from it
           optimizer step
     on Gradient(t) from below:
       [6] a locked signal: [4] and [5] with this gradient
@@ -18,8 +18,8 @@ drives it sends that, and must run each of them to its end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Literal
 
@@ -154,8 +154,6 @@ class Stage:
         if self.inputs is not None:
             with self.span("predict"), keyed(self.seed, self.index, step, "inputs", device=self.device):
                 h_in = self.inputs.guess(h_in).requires_grad_()
-        if not self.answers.has_use(step):
-            h_in = h_in.detach()
         before = self.passes.before() if self.on_non_finite == "skip" else None
         with self.span("forward"):
             graph = (not self.is_late or self.truth.keeps_graph) and not absent
@@ -207,7 +205,7 @@ class Stage:
             if up is not None:
                 yield self.answers.say(step, GradientKind.TRUTH, up)
         if self.signal.wants(step):
-            with self.span("learn"), self._drawing(step, "learn"):
+            with self.span("learn"), self._drawing(step, "learn"), self._saying_where(step):
                 more = [tensor.to(self.device).contiguous() for tensor in gradient.tensors[1:]]
                 pull = self.signal.learn(batch.h, batch.label, delta, step, *more)
             if pull is not None:
@@ -272,14 +270,13 @@ class Stage:
                 self._not_finite(step, [("the gradient of its signal", d)])
             retain = waited is None and self._hindsight.keeps_graph(step)
             self.passes.backward(forward, d, step, batch.label, self.signal.term, retain=retain)
-        up, forward.h_in.grad = forward.h_in.grad, None
-        if up is None and self.answers.has_use(step):
-            up = torch.zeros_like(forward.h_in)
+        up = torch.zeros_like(forward.h_in) if forward.h_in.grad is None else forward.h_in.grad
+        forward.h_in.grad = None
         owes, remains = waited is None and self.truth.owes(step), None
         if waited is None:
             remains = self._hindsight.remains(step, batch, forward, d, up if owes else None)
             self._keep(step, remains)
-        if up is None:
+        if not self.answers.have_use(step):
             yield from self.answers.say_nothing(step)
         elif not owes:
             # sent before the optimizer's step: a locked stage above waits for it, and will see if it is not finite
@@ -300,18 +297,21 @@ class Stage:
             yield self.answers.say(step, GradientKind.TRUTH, torch.full_like(batch.kept_input, torch.nan))
 
     def _ask_signal(self, step: int, batch: KeptBatch, waited: Tensor | None) -> Tensor | None:
-        with self._asking, self._drawing(step, "signal"):
-            try:
-                return self.signal.gradient(batch.h, batch.label, waited)
-            except StepaheadError as error:
-                raise type(error)(f"{self._where(step)}: {error}") from error
+        with self._signal_span(), self._drawing(step, "signal"), self._saying_where(step):
+            return self.signal.gradient(batch.h, batch.label, waited)
 
-    @property
-    def _asking(self) -> AbstractContextManager[None]:
-        """Wraps asking the signal: the loss belongs to the forward pass, and who hands on what came does nothing."""
+    def _signal_span(self) -> AbstractContextManager[None]:
+        """Wrap what the signal does: the loss belongs to the forward pass, and to hand on what came is nothing."""
         if self.is_last:
             return self.span("forward")
         return NOTHING if self.signal.passes_truth else self.span("predict")
+
+    @contextmanager
+    def _saying_where(self, step: int) -> Generator[None]:
+        try:
+            yield
+        except StepaheadError as error:
+            raise type(error)(f"{self._where(step)}: {error}") from error
 
     def _drawing(self, step: int, purpose: str) -> AbstractContextManager[None]:
         if not self.signal.draws:
@@ -354,16 +354,16 @@ class Stage:
         self._keep(step, batch if not self.waits and self.signal.wants(step) else None)
         yield from self._pass_by(step)
 
-    def _pass_by(self, step: int, not_finite: Tensor | None = None) -> Iterator[Gradient]:
-        """Let the stage above know that there is no gradient of a batch, or given its input that it is not finite."""
-        yield from self.answers.say_nothing(step, not_finite=not_finite)
+    def _pass_by(self, step: int) -> Iterator[Gradient]:
+        yield from self.answers.say_nothing(step)
         self._end_step()
 
     def _pass_over(self, step: int, h_in: Tensor, before: Before | None) -> Iterator[Activation | Gradient]:
         """Leave the group as it was before a batch that was not finite, and let the stage above know."""
         self.passes.go_back(before)
         self._forget_loss()
-        yield from self._pass_by(step, h_in)
+        yield from self.answers.say_not_finite(step, h_in)
+        self._end_step()
 
     def _forget_loss(self) -> None:
         self.signal.loss = self.passes.node_loss = None

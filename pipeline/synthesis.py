@@ -66,9 +66,9 @@ class Synthetic(Signal):
         self._quality = Quality()
 
     def gradient(self, h: Tensor, y: Tensor | None, waited: Tensor | None = None) -> Tensor:
-        samples = self._samples(h, y)
+        samples = samples_of(h, y, self.classes)
         with torch.no_grad():
-            return (self._guess(h, y) / (samples if self.loss_is_mean else 1)).to(h.dtype)
+            return (self._guess(h, y) / self._scale(samples)).to(h.dtype)
 
     def wants(self, step: int) -> bool:
         return step % self.every == 0
@@ -81,10 +81,12 @@ class Synthetic(Signal):
         part = slice((step // self.every) % self.parts, None, self.parts)
         if len(h) <= part.start:  # a last batch so short that this turn finds no row in it
             return None
+        samples = samples_of(h, y, self.classes)
         h_part, y_part = h[part].detach().requires_grad_(self.propagates), None if y is None else y[part]
         guess = self._guess(h_part, y_part)
-        target = (delta[part] * (self._samples(h, y) if self.loss_is_mean else 1)).to(guess.dtype)
-        error = F.mse_loss(guess, target, reduction="sum") / self._samples(h_part, y_part)
+        target = (delta[part] * self._scale(samples)).to(guess.dtype)
+        counted = samples * len(h_part) // len(h) if isinstance(samples, int) else samples_of(h_part, y_part, None)
+        error = F.mse_loss(guess, target, reduction="sum") / counted
         torch.autograd.backward(error)
         if self.updater.step():
             self._quality.update(guess.detach(), target)
@@ -106,8 +108,9 @@ class Synthetic(Signal):
         guess: Tensor = self.predictor(h.to(self._dtype), y if self.classes else None)
         return guess
 
-    def _samples(self, h: Tensor, y: Tensor | None) -> Tensor | int:
-        return samples_of(h, y, self.classes)
+    def _scale(self, samples: Tensor | int) -> Tensor | int:
+        """Return how many times as large a sample's own gradient is as its share of the batch's."""
+        return samples if self.loss_is_mean else 1
 
 
 class Blend(Synthetic):

@@ -232,6 +232,14 @@ def test_a_label_outside_the_classes(signal: Any, label: int) -> None:
         list(stage.step_ahead(activation(label=torch.tensor([0, 1, 2, 3, label, 0, 1, 2]))))
 
 
+def test_a_label_outside_the_classes_in_a_batch_that_was_left_out() -> None:
+    stage = stages_of(signal=cdni, chance=1e-9)[0]
+    list(stage.step_ahead(activation(label=torch.full((8,), CLASSES))))
+    told = Gradient(edge=stage.edge_below, step=0, tensors=(torch.zeros(8, 16),), kind=GradientKind.TARGET)
+    with pytest.raises(LabelError, match=r"stage 0, step 0: label 5 is outside the 5 classes 0\.\.4"):
+        list(stage.learn(told))
+
+
 def test_a_label_outside_the_classes_at_the_loss() -> None:
     data, _ = rows(1)[0]
     with pytest.raises(LabelError, match=r"stage 2, step 0: the loss refuses a label .* Target 7 is out of bounds"):

@@ -150,6 +150,13 @@ def test_softmax_of_a_place_that_the_loss_ignores_is_none() -> None:
     assert torch.equal(by_sample, by_place)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32])
+def test_softmax_takes_labels_of_any_whole_type(dtype: torch.dtype) -> None:
+    h, y = torch.randn(ROWS), torch.randint(2, ROWS[:1])
+    predictor = shake(make_predictor("softmax", h, classes=2))
+    assert torch.equal(predictor(h, y.to(dtype)), predictor(h, y))
+
+
 def test_softmax_needs_labels_that_it_can_compare_with() -> None:
     with pytest.raises(UsageError, match="give the number of classes"):
         make_predictor("softmax", torch.randn(ROWS))

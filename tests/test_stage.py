@@ -17,11 +17,13 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 
 from stepahead.pipeline import (
+    Asking,
     Gradient,
     GradientKind,
     Reference,
     Stage,
     Truth,
+    UsageError,
     cut_model,
     locked,
     probe,
@@ -135,7 +137,7 @@ def test_what_is_sent_up_says_what_it_is_worth(signal: Any, kind: GradientKind) 
     assert seen == [kind]
 
 
-def test_a_gradient_that_nobody_will_learn_from_is_not_computed() -> None:
+def test_a_gradient_that_nobody_will_learn_from_is_not_sent() -> None:
     stage = make_stages(cut_model(mlp(), 2), rows(1)[0], signal=seldom)[1]
     for step in range(5):
         batch = activation(step, data=torch.randn(8, 16), edge=stage.edge_above)
@@ -147,8 +149,23 @@ def test_a_gradient_that_nobody_will_learn_from_is_not_computed() -> None:
             assert gradient.tensors[0].shape == (8, 16)
 
 
+@pytest.mark.parametrize("signal", [silent, probe(loss=nn.CrossEntropyLoss(), classes=CLASSES, optimizer=adam)])
+def test_who_learns_from_nothing_is_told_nothing(signal: Any) -> None:
+    stage = make_stages(cut_model(mlp(), 2), rows(1)[0], signal=signal)[1]
+    (gradient,) = sent(list(stage.step_ahead(activation(data=torch.randn(8, 16), edge=stage.edge_above))))[1]
+    assert gradient.kind is GradientKind.NONE
+
+
+def test_a_recipe_that_asks_too_seldom_is_refused() -> None:
+    for every in (0, 3):
+        with pytest.raises(UsageError, match="stage 0 learns more often than its recipe's `every` says"):
+            first_stage(signal=Asking(cdni, every=every))
+    with pytest.raises(UsageError, match="every is -1"):
+        Asking(cdni, every=-1)
+
+
 @pytest.mark.parametrize("truth", [Truth(), Truth(use="true-up", every=2), Truth(use="true-up", every=3, keep="graph")])
-def test_what_is_not_computed_makes_no_difference(truth: Truth) -> None:
+def test_what_is_not_sent_makes_no_difference(truth: Truth) -> None:
     def hidden(h: Tensor, y: Tensor | None) -> Signal:  # a recipe that does not say how often its signals learn
         return seldom(h, y)
 
