@@ -5,7 +5,7 @@
       [2] yield Activation(t, h)                  before the backward pass: the stage below must not wait for it
       [3] d = signal.gradient(h, label)           at once; a locked signal gives it only at [6]
       [4] backward from h with d
-      [5] yield Gradient(t, d input)              what our signal says about our input, if the stage above learns from it
+      [5] yield Gradient(t, d input)              what our signal says about our input, if that is learnt from
           optimizer step
     on Gradient(t) from below:
       [6] a locked signal: [4] and [5] with this gradient
