@@ -85,7 +85,8 @@ def paces_of(
         case = _Case(group, index, len(cut), (inputs, batch[1]), outputs[index])
         useful, found = case.measure_in_turn(plain, recipe)
         scale = stage_ms / 1e3 / sum(useful.values())
-        lasts: dict[Part, float] = {part: seconds * scale for part, seconds in {**found, **useful}.items()}
+        parts: dict[Part, float] = {**found, **useful}
+        lasts: dict[Part, float] = {part: seconds * scale for part, seconds in parts.items()}
         share = case.inputs_share(plain, useful)
         paces.append(Pace(stage=index, seconds=lasts, inputs_share=share, jitter=jitter, seed=recipe.seed))
     torch.set_num_threads(threads)
@@ -137,7 +138,8 @@ class _Case:
                 kind = GradientKind.TRUTH if stage.truth.awaits(step) else GradientKind.TARGET
                 told = stage.signal.answer.example(delta)
                 list(stage.learn(Gradient(edge=stage.edge_below, step=step, tensors=told, kind=kind)))
-        return {part: median(times) for part, times in {**early, **timer.seconds}.items()}
+        kept: dict[Part, list[float]] = {**early, **timer.seconds}
+        return {part: median(times) for part, times in kept.items()}
 
 
 def _time_inputs(stage: Stage, inputs: Tensor, delta: Tensor) -> float:
