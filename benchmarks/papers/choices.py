@@ -11,7 +11,7 @@ from rich.table import Table
 from stepahead.launch import Dataset
 
 from .entry import Budget, Entry, Figures, Trial, rows_table
-from .feedforward import LONGER, SHORT, SHORT_CONV, data_for, layers_for
+from .feedforward import SHORT_METHODS, data_for, layers_for, short_course
 from .figures import draw_curves
 from .training import Course, Method, Setting, guessing, train
 
@@ -40,27 +40,27 @@ def _guesses(kinds: Mapping[str, Mapping[str, int]], course: Course, faster: flo
     return {kind: (guessing(kind, labels=True, faster=faster, **options), course) for kind, options in kinds.items()}
 
 
-CONVOLUTIONS, DEEP = SHORT["cifar-cnn"], replace(LONGER["mnist-deep", "cDNI"], points=10)
+def _without_labels(net: str, depth: int) -> Choice:
+    """Return rates of the layers; guesses learn at ten times those."""
+    method, course = SHORT_METHODS[net]["DNI"], replace(short_course(net, depth, "DNI"), steps=2000, points=10)
+    tried = {f"layers at {rate:g}": (method, replace(course, rate=rate)) for rate in (3e-4, 1e-4, 3e-5, 1e-5)}
+    return Choice(net, depth, tried)
+
+
+DEEP = replace(short_course("mnist-deep", 21, "cDNI"), points=10)
 CHOICES = {
     "guesses: CIFAR-10 in three layers": Choice(
         net="cifar-cnn",
         depth=3,
-        tried=_guesses({"conv": {"depth": 0}, "whole": {}, "softmax": {}}, replace(CONVOLUTIONS, steps=400), faster=1),
+        tried=_guesses({"conv": {"depth": 0}, "whole": {}, "softmax": {}}, Course(400, 1e-3, 128, points=10), faster=1),
     ),
     "guesses: MNIST in 21 layers": Choice(
         net="mnist-deep",
         depth=21,
         tried=_guesses({"linear": {}, "low-rank": {"rank": 32}, "softmax": {}}, replace(DEEP, steps=800), faster=10),
     ),
-    "rates: CIFAR-10 in four layers": Choice(
-        net="cifar-cnn",
-        depth=4,
-        tried={
-            f"{method}, all at {rate:g}": (SHORT_CONV[method], replace(CONVOLUTIONS, rate=rate))
-            for method in ("backprop", "cDNI")
-            for rate in (1e-3, 5e-4)
-        },
-    ),
+    "no labels: MNIST in six layers": _without_labels("mnist-fcn", 6),
+    "no labels: CIFAR-10 in four linear layers": _without_labels("cifar-fcn", 4),
     "rates: MNIST in 21 layers": Choice(
         net="mnist-deep",
         depth=21,
