@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from rich.box import MARKDOWN
@@ -12,9 +13,10 @@ from torch.optim import Adam
 from stepahead.pipeline import InputRecipe, synthetic_inputs
 
 from .entry import Budget, Entry, Figures, Trial
+from .feedforward import methods_for, short_course
 from .figures import draw_curves
 from .nets import fcn, images
-from .training import METHODS, Course, Setting, adam, course, train
+from .training import Course, Setting, adam, course, train
 
 __all__ = ["ENTRIES"]
 
@@ -26,7 +28,7 @@ PAPER = {
     },
     "unlocked": {"DNI": "2.2 to 2.4 for p >= 0.2", "cDNI": "2.0 to 2.5"},
 }
-DEPTH = 4
+NET, DEPTH = "mnist-fcn", 4
 STEPS, MORE_STEPS = 8_000, 16_000
 MORE_UP_TO = {"sporadic": 0.2, "unlocked": 0.5}
 """With labels, the chances up to which short runs are twice as long: layers step so rarely."""
@@ -45,14 +47,15 @@ def _steps(name: str, method: str, chance: float) -> int:
 
 
 def _run(name: str, method: str, chance: float, seed: int, budget: Budget, title: str) -> Figures:
-    now = course(budget.full, Course(_steps(name, method, chance)))
+    usual = Course(_steps(name, method, chance))
+    own = replace(usual, rate=short_course(NET, DEPTH, method).rate)
     setting = Setting(
         layers=fcn(DEPTH),
-        method=METHODS[method],
-        course=now,
+        method=methods_for(NET, budget.full)[method],
+        course=course(budget.full, own),
         seed=seed,
         chance=chance,
-        inputs=_inputs(now, budget.full) if name == "unlocked" else None,
+        inputs=_inputs(course(budget.full, usual), budget.full) if name == "unlocked" else None,
     )
     return train(setting, images(budget.data, True), budget, title)
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from stepahead.launch import Dataset
 
 from .entry import Budget, Entry, Figures, Trial, rows_table
-from .feedforward import SHORT_METHODS, data_for, layers_for, short_course
+from .feedforward import data_for, layers_for, methods_for, short_course
 from .figures import draw_curves
 from .training import Course, Method, Setting, guessing, train
 
@@ -42,7 +42,10 @@ def _guesses(kinds: Mapping[str, Mapping[str, int]], course: Course, faster: flo
 
 def _without_labels(net: str, depth: int) -> Choice:
     """Return rates of the layers; guesses learn at ten times those."""
-    method, course = SHORT_METHODS[net]["DNI"], replace(short_course(net, depth, "DNI"), steps=2000, points=10)
+    method, course = (
+        methods_for(net, full=False)["DNI"],
+        replace(short_course(net, depth, "DNI"), steps=2000, points=10),
+    )
     tried = {f"layers at {rate:g}": (method, replace(course, rate=rate)) for rate in (3e-4, 1e-4, 3e-5, 1e-5)}
     return Choice(net, depth, tried)
 

@@ -17,7 +17,7 @@ from .figures import draw_curves
 from .nets import Layers, cifar, cnn, fcn, images
 from .training import METHODS, Course, Method, Setting, course, guessing, train
 
-__all__ = ["ENTRIES", "SHORT_METHODS", "data_for", "layers_for", "short_course"]
+__all__ = ["ENTRIES", "data_for", "layers_for", "methods_for", "short_course"]
 
 CONV: dict[str, Method] = {
     "no backprop": METHODS["no backprop"],
@@ -104,10 +104,15 @@ def short_course(name: str, depth: int, method: str) -> Course:
     return replace(now, steps=2 * now.steps) if (name, depth) in TWICE else now
 
 
+def methods_for(name: str, full: bool) -> Mapping[str, Method]:
+    """Return what the rows of an entry are trained with, by their names."""
+    return (FULL_METHODS if full else SHORT_METHODS)[name]
+
+
 def _run(name: str, depth: int, method: str, seed: int, budget: Budget, title: str) -> Figures:
     setting = Setting(
         layers=layers_for(name, depth, budget.full),
-        method=(FULL_METHODS if budget.full else SHORT_METHODS)[name][method],
+        method=methods_for(name, budget.full)[method],
         course=course(budget.full, short_course(name, depth, method)),
         seed=seed,
     )
