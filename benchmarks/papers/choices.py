@@ -42,11 +42,8 @@ def _guesses(kinds: Mapping[str, Mapping[str, int]], course: Course, faster: flo
 
 def _without_labels(net: str, depth: int) -> Choice:
     """Return rates of the layers; guesses learn at ten times those."""
-    method, course = (
-        methods_for(net, full=False)["DNI"],
-        replace(short_course(net, depth, "DNI"), steps=2000, points=10),
-    )
-    tried = {f"layers at {rate:g}": (method, replace(course, rate=rate)) for rate in (3e-4, 1e-4, 3e-5, 1e-5)}
+    method = methods_for(net, full=False)["DNI"]
+    tried = {f"layers at {rate:g}": (method, Course(2000, rate, points=10)) for rate in (3e-4, 1e-4, 3e-5, 1e-5)}
     return Choice(net, depth, tried)
 
 
