@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 from rich.box import MARKDOWN
@@ -13,10 +12,9 @@ from torch.optim import Adam
 from stepahead.pipeline import InputRecipe, synthetic_inputs
 
 from .entry import Budget, Entry, Figures, Trial
-from .feedforward import methods_for, short_course
 from .figures import draw_curves
 from .nets import fcn, images
-from .training import Course, Setting, adam, course, train
+from .training import METHODS, Course, Setting, adam, course, paced, train
 
 __all__ = ["ENTRIES"]
 
@@ -28,7 +26,7 @@ PAPER = {
     },
     "unlocked": {"DNI": "2.2 to 2.4 for p >= 0.2", "cDNI": "2.0 to 2.5"},
 }
-NET, DEPTH = "mnist-fcn", 4
+DEPTH = 4
 STEPS, MORE_STEPS = 8_000, 16_000
 MORE_UP_TO = {"sporadic": 0.2, "unlocked": 0.5}
 """With labels, the chances up to which short runs are twice as long: layers step so rarely."""
@@ -47,15 +45,14 @@ def _steps(name: str, method: str, chance: float) -> int:
 
 
 def _run(name: str, method: str, chance: float, seed: int, budget: Budget, title: str) -> Figures:
-    usual = Course(_steps(name, method, chance))
-    own = replace(usual, rate=short_course(NET, DEPTH, method).rate)
+    now = course(budget.full, Course(_steps(name, method, chance)))
     setting = Setting(
         layers=fcn(DEPTH),
-        method=methods_for(NET, budget.full)[method],
-        course=course(budget.full, own),
+        method=METHODS[method],
+        course=paced(now, method),
         seed=seed,
         chance=chance,
-        inputs=_inputs(course(budget.full, usual), budget.full) if name == "unlocked" else None,
+        inputs=_inputs(now, budget.full) if name == "unlocked" else None,
     )
     return train(setting, images(budget.data, True), budget, title)
 

@@ -15,7 +15,7 @@ from stepahead.launch import Dataset
 from .entry import Budget, Entry, Figures, Trial, rows_table
 from .figures import draw_curves
 from .nets import Layers, cifar, cnn, fcn, images
-from .training import METHODS, Course, Method, Setting, course, guessing, train
+from .training import METHODS, SLOW, Course, Method, Setting, course, guessing, train
 
 __all__ = ["ENTRIES", "data_for", "layers_for", "methods_for", "short_course"]
 
@@ -38,14 +38,12 @@ FULL_METHODS: dict[str, Mapping[str, Method]] = {
     "cifar-fcn": {**METHODS, "DNI": guessing("mlp", labels=False, hidden=4000, depth=1, norm="batch")},
     "cifar-cnn": CONV,
 }
-quick = partial(guessing, labels=False, faster=10)
-"""Makes guesses that learn at ten times the rate of the layers: they know no label, and have to follow them."""
 SHORT_METHODS: dict[str, Mapping[str, Method]] = {
-    "mnist-fcn": {**METHODS, "DNI": quick("mlp", hidden=256, depth=2, norm="batch")},
+    "mnist-fcn": METHODS,
     "mnist-deep": DEEP,
     "mnist-cnn": SHORT_CONV,
-    "cifar-fcn": {**METHODS, "DNI": quick("mlp", hidden=400, depth=1, norm="batch")},
-    "cifar-cnn": {**SHORT_CONV, "DNI": quick("whole")},
+    "cifar-fcn": {**METHODS, "DNI": guessing("mlp", labels=False, faster=10, hidden=400, depth=1, norm="batch")},
+    "cifar-cnn": {**SHORT_CONV, "DNI": guessing("whole", labels=False, faster=10)},
 }
 
 PAPER = {
@@ -87,8 +85,8 @@ SHORT = {
     "cifar-cnn": Course(14_400, 1e-3, 32, points=12),
 }
 OWN: dict[tuple[str, str], dict[str, Any]] = {
-    ("mnist-fcn", "DNI"): {"rate": 3e-5},
-    ("cifar-fcn", "DNI"): {"rate": 3e-5},
+    ("mnist-fcn", "DNI"): {"rate": SLOW},
+    ("cifar-fcn", "DNI"): {"rate": SLOW},
     ("cifar-cnn", "DNI"): {"rate": 1e-4},
     ("cifar-cnn", "cDNI"): {"rate": 3.5e-4},
     ("mnist-deep", "cDNI"): {"rate": 1e-4, "steps": 6000},

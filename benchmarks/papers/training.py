@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from math import isnan
@@ -33,7 +33,20 @@ from stepahead.pipeline import (
 from .entry import Budget, Figures
 from .nets import CLASSES, Layers
 
-__all__ = ["METHODS", "Course", "Method", "Setting", "adam", "course", "falling", "guessing", "test_error", "train"]
+__all__ = [
+    "METHODS",
+    "SLOW",
+    "Course",
+    "Method",
+    "Setting",
+    "adam",
+    "course",
+    "falling",
+    "guessing",
+    "paced",
+    "test_error",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -52,12 +65,19 @@ class Course:
         return [self.steps * 60 // 100, self.steps * 80 // 100]
 
 
-PAPER_A = Course(500_000, 3e-5)
+SLOW = 3e-5
+"""Paper A's rate. Guesses without labels cannot follow layers that move faster, in a short run either."""
+PAPER_A = Course(500_000, SLOW)
 
 
 def course(full: bool, short: Course, whole: Course = PAPER_A) -> Course:
     """Return a paper's own course, or the short one."""
     return whole if full else short
+
+
+def paced(now: Course, method: str) -> Course:
+    """Return the course of a row: without labels a slow one."""
+    return replace(now, rate=SLOW) if method == "DNI" else now
 
 
 Method = Callable[[Course], SignalRecipe]
@@ -84,8 +104,9 @@ def _fixed(signal: SignalRecipe, now: Course) -> SignalRecipe:
 
 
 def _without_labels(now: Course) -> SignalRecipe:
-    """Paper A's predictor in its own course; a quarter as wide in a short one: it costs more than the net."""
-    return guessing("mlp", labels=False, hidden=1024 if now == PAPER_A else 256, depth=2, norm="batch")(now)
+    """Paper A's predictor in its own course; else a quarter as wide, for it costs more than the net, and faster."""
+    size, faster = (1024, 1.0) if now == PAPER_A else (256, 10.0)
+    return guessing("mlp", labels=False, faster=faster, hidden=size, depth=2, norm="batch")(now)
 
 
 METHODS: dict[str, Method] = {
