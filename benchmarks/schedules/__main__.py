@@ -66,6 +66,12 @@ def _virtual(stages: int, *flags: str, schedules: str = PIPELINES, rounds: int =
     return Case(f"{JOBS}:mlp", [*VIRTUAL, *depth, *flags], schedules, "8", rounds, seconds)
 
 
+def _large(stages: int) -> Case:
+    width, batch = LARGE[stages]
+    size = ["--set", f"options.width={width}", "--set", f"options.batch={batch}", *SELDOM]
+    return _virtual(stages, *size, schedules="ceiling,lockstep,decoupled" if stages < 16 else "ceiling,decoupled")
+
+
 def _real(job: str, *flags: str, **more: Any) -> Case:
     return Case(job, ["--stages", "2", "--device", "cpu", *flags], **more)
 
@@ -76,10 +82,8 @@ ALL_ROWS = ["--set", "options.every=1", "--set", "options.parts=1"]
 """A predictor that learns on all rows of every batch whose truth comes."""
 WIDE = ["--set", "options.width=1024", "--set", "options.batch=512"]
 SELDOM = ["--set", "options.every=16"]
-LARGE = ["--set", "options.width=640", "--set", "options.batch=512", *SELDOM]
-"""Neither the guess nor the optimizer's step, which lockstep overlaps, is much of such a stage."""
-SHORT = ["--set", "options.width=768", "--set", "options.batch=128", *SELDOM]
-"""Nor of this one, which computes so little that sixteen fit on two cores."""
+LARGE = {2: (1024, 512), 4: (768, 512), 8: (640, 512), 16: (768, 128)}
+"""By the number of stages: layers and batches of which a guess is a small part, and that fit on two cores."""
 SMALL = ["--set", "options.batch=32"]
 SLOW = ["--link-latency-ms", "50"]
 MUON = ["--set", "options.optimizer=muon"]
@@ -98,11 +102,7 @@ QUICK_FOUR = ["--stages", "4", "--device", "virtual", "--stage-ms", "60", "--cut
 """For the CNN, whose batches of 32 are soon done."""
 CASES: dict[str, Case] = {
     **{f"virtual-{stages}": _virtual(stages) for stages in (2, 4, 8)},
-    **{
-        f"virtual-{stages}-short": _virtual(stages, *SHORT, schedules="ceiling,lockstep,decoupled") for stages in (2, 4)
-    },
-    "virtual-8-large": _virtual(8, *LARGE, schedules="ceiling,lockstep,decoupled"),
-    "virtual-16": _virtual(16, *SHORT, schedules="ceiling,decoupled"),
+    **{f"virtual-{stages}-large": _large(stages) for stages in LARGE},
     **{f"idle-{stages}": _virtual(stages, *NARROW, schedules="gpipe,1f1b", rounds=3) for stages in (4, 8)},
     "virtual-4-slow": _virtual(4, *SLOW),
     "virtual-8-straggler": _virtual(8, "--slow-stage", "3:1.5", "--jitter", "0.2"),
