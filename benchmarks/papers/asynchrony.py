@@ -14,7 +14,7 @@ from stepahead.pipeline import InputRecipe, synthetic_inputs
 from .entry import Budget, Entry, Figures, Trial
 from .figures import draw_curves
 from .nets import fcn, images
-from .training import METHODS, Course, Setting, adam, course, paced, train
+from .training import METHODS, Course, Setting, adam, course, slow_without_labels, train
 
 __all__ = ["ENTRIES"]
 
@@ -35,7 +35,7 @@ LENGTHS = {False: (2_000, 4_000, 8_000, 16_000), True: (12_500, 25_000, 250_000,
 
 
 def _inputs(now: Course, full: bool) -> InputRecipe:
-    """Return what guesses inputs: of the size of paper A's predictors in a full run."""
+    """Return what guesses inputs, at the rate of guesses: of the size of paper A's predictors in a full run."""
     size = {"hidden": 1024, "depth": 2} if full else {"hidden": 256, "depth": 1}
     return synthetic_inputs(optimizer=partial(Adam, lr=now.rate), lr_schedule=adam(now)["lr_schedule"], **size)  # type: ignore[arg-type]
 
@@ -49,7 +49,7 @@ def _run(name: str, method: str, chance: float, seed: int, budget: Budget, title
     setting = Setting(
         layers=fcn(DEPTH),
         method=METHODS[method],
-        course=paced(now, method),
+        course=slow_without_labels(now, method),
         seed=seed,
         chance=chance,
         inputs=_inputs(now, budget.full) if name == "unlocked" else None,

@@ -40,8 +40,8 @@ def _guesses(kinds: Mapping[str, Mapping[str, int]], course: Course, faster: flo
     return {kind: (guessing(kind, labels=True, faster=faster, **options), course) for kind, options in kinds.items()}
 
 
-def _without_labels(net: str, depth: int, rates: Sequence[float]) -> Choice:
-    """Try rates of the layers; guesses learn at ten times those."""
+def _rates_without_labels(net: str, depth: int, rates: Sequence[float]) -> Choice:
+    """Return a choice among rates of the layers, with guesses at ten times those."""
     method = methods_for(net, full=False)["DNI"]
     tried = {f"layers at {rate:g}": (method, Course(2000, rate, points=10)) for rate in rates}
     return Choice(net, depth, tried)
@@ -59,8 +59,8 @@ CHOICES = {
         depth=21,
         tried=_guesses({"linear": {}, "low-rank": {"rank": 32}, "softmax": {}}, replace(DEEP, steps=800), faster=10),
     ),
-    "no labels: MNIST in six layers": _without_labels("mnist-fcn", 6, (3e-4, 1e-4, 3e-5, 1e-5)),
-    "no labels: CIFAR-10 in four linear layers": _without_labels("cifar-fcn", 4, (3e-4, 3e-5)),
+    "no labels: MNIST in six layers": _rates_without_labels("mnist-fcn", 6, (3e-4, 1e-4, 3e-5, 1e-5)),
+    "no labels: CIFAR-10 in four linear layers": _rates_without_labels("cifar-fcn", 4, (3e-4, 3e-5)),
     "rates: MNIST in 21 layers": Choice(
         net="mnist-deep",
         depth=21,

@@ -22,7 +22,7 @@ from stepahead.pipeline import Group
 from .entry import Budget, Entry, Figures, Trial, mean_of, of_seeds, rows_table
 from .figures import draw_curves, draw_layers
 from .nets import CLASSES, fcn, images
-from .training import METHODS, Course, Setting, course, paced, train
+from .training import METHODS, Course, Setting, course, slow_without_labels, train
 
 __all__ = ["ENTRIES"]
 
@@ -50,7 +50,7 @@ def _run_blocks(blocks: int, method: str, seed: int, budget: Budget, title: str)
     setting = Setting(
         layers=fcn(10, width=WIDTH),
         method=METHODS[method],
-        course=paced(course(budget.full, SHORT, WHOLE), method),
+        course=slow_without_labels(course(budget.full, SHORT, WHOLE), method),
         seed=seed,
         blocks=blocks,
     )

@@ -27,7 +27,7 @@ CONV: dict[str, Method] = {
 }
 """For nets of convolutions: paper A's predictors."""
 SHORT_CONV = {**CONV, "DNI": guessing("whole", labels=False), "cDNI": guessing("whole", labels=True)}
-"""In short runs, those that see an image as a whole: they cost less than a layer, and learn faster."""
+"""In short runs, those that see an image as a whole: they cost less than a layer, and learn in fewer steps."""
 DEEP = {**METHODS, "cDNI": guessing("softmax", labels=True, faster=3)}
 """In a short run of 21 layers guesses must be there soon, and steady, for each is made of the one below: the error of a
 softmax is, a linear map of h and the label is not."""
@@ -77,33 +77,33 @@ def data_for(name: str, folder: Path) -> Dataset:
     return (cifar if name.startswith("cifar") else images)(folder, not name.endswith("cnn"))
 
 
-SHORT = {
+SHORT_COURSES = {
     "mnist-fcn": Course(4000, points=20),
     "mnist-deep": Course(4000, points=20),
     "mnist-cnn": Course(1200, 1e-3, 128, points=10),
     "cifar-fcn": Course(2000, points=20),
     "cifar-cnn": Course(14_400, 1e-3, 32, points=12),
 }
-OWN: dict[tuple[str, str], dict[str, Any]] = {
+OWN_COURSES: dict[tuple[str, str], dict[str, Any]] = {
     ("mnist-fcn", "DNI"): {"rate": SLOW},
     ("cifar-fcn", "DNI"): {"rate": SLOW},
     ("cifar-cnn", "DNI"): {"rate": 1e-4},
     ("cifar-cnn", "cDNI"): {"rate": 3.5e-4},
     ("mnist-deep", "cDNI"): {"rate": 1e-4, "steps": 6000},
 }
-"""What is a row's own. Guesses without labels, and guesses of guesses in 21 layers, cannot follow fast layers."""
+"""What rows have of their own: slower layers where guesses could not follow, and in 21 layers more steps."""
 TWICE = [("cifar-cnn", 4)]
-"""Depths for which a short run is twice as long."""
+"""Entries and depths whose short runs are twice as long."""
 
 
 def short_course(name: str, depth: int, method: str) -> Course:
     """Return the course of a row's short run."""
-    now = replace(SHORT[name], **OWN.get((name, method), {}))
+    now = replace(SHORT_COURSES[name], **OWN_COURSES.get((name, method), {}))
     return replace(now, steps=2 * now.steps) if (name, depth) in TWICE else now
 
 
 def methods_for(name: str, full: bool) -> Mapping[str, Method]:
-    """Return what the rows of an entry are trained with, by their names."""
+    """Return the methods of an entry's rows, by name."""
     return (FULL_METHODS if full else SHORT_METHODS)[name]
 
 

@@ -25,7 +25,7 @@ from stepahead.pipeline import (
 from .entry import Budget, Entry, Figures, Trial, mean_of, of_seeds
 from .figures import draw_curves
 from .nets import CLASSES, cifar, fcn, images, vgg
-from .training import METHODS, Course, Method, Setting, adam, course, guessing, paced, train
+from .training import METHODS, Course, Method, Setting, adam, course, guessing, slow_without_labels, train
 
 __all__ = ["ENTRIES"]
 
@@ -74,7 +74,7 @@ SIGNALS: dict[str, tuple[Method, str, str]] = {
 
 
 def _run(name: str, seed: int, budget: Budget, title: str) -> Figures:
-    now = paced(course(budget.full, Course(STEPS)), name)
+    now = slow_without_labels(course(budget.full, Course(STEPS)), name)
     setting = Setting(layers=fcn(DEPTH), method=SIGNALS[name][0], course=now, seed=seed)
     return train(setting, images(budget.data, True), budget, title)
 

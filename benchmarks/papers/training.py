@@ -43,7 +43,7 @@ __all__ = [
     "course",
     "falling",
     "guessing",
-    "paced",
+    "slow_without_labels",
     "test_error",
     "train",
 ]
@@ -66,7 +66,7 @@ class Course:
 
 
 SLOW = 3e-5
-"""Paper A's rate. Guesses without labels cannot follow layers that move faster, in a short run either."""
+"""Paper A's rate; in short runs too that of linear layers without labels: guesses cannot follow faster ones."""
 PAPER_A = Course(500_000, SLOW)
 
 
@@ -75,8 +75,8 @@ def course(full: bool, short: Course, whole: Course = PAPER_A) -> Course:
     return whole if full else short
 
 
-def paced(now: Course, method: str) -> Course:
-    """Return the course of a row: without labels a slow one."""
+def slow_without_labels(now: Course, method: str) -> Course:
+    """Return the course, at paper A's rate for a method without labels."""
     return replace(now, rate=SLOW) if method == "DNI" else now
 
 
@@ -104,7 +104,10 @@ def _fixed(signal: SignalRecipe, now: Course) -> SignalRecipe:
 
 
 def _without_labels(now: Course) -> SignalRecipe:
-    """Paper A's predictor in its own course; else a quarter as wide, for it costs more than the net, and faster."""
+    """Paper A's predictor in its own course; else a quarter as wide, for it costs more than the net.
+
+    It then learns ten times as fast as the layers.
+    """
     size, faster = (1024, 1.0) if now == PAPER_A else (256, 10.0)
     return guessing("mlp", labels=False, faster=faster, hidden=size, depth=2, norm="batch")(now)
 

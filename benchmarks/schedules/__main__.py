@@ -83,7 +83,7 @@ ALL_ROWS = ["--set", "options.every=1", "--set", "options.parts=1"]
 WIDE = ["--set", "options.width=1024", "--set", "options.batch=512"]
 SELDOM = ["--set", "options.every=16"]
 LARGE = {2: (1024, 512), 4: (768, 512), 8: (640, 512), 16: (768, 128)}
-"""By the number of stages: layers and batches of which a guess is a small part, and that fit on two cores."""
+"""By the number of stages: width and batch with which a guess is a small part of a stage, and two cores suffice."""
 SMALL = ["--set", "options.batch=32"]
 SLOW = ["--link-latency-ms", "50"]
 MUON = ["--set", "options.optimizer=muon"]
