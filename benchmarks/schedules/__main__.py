@@ -32,7 +32,6 @@ JOBS = "benchmarks/schedules/jobs.py"
 MEGA = 1e6
 SETTLED = 10.0
 """Seconds after which a loss falls about as a line over the logarithm of time."""
-VIRTUAL = ["--device", "virtual", "--stage-ms", "240", "--set", "options.width=384", "--set", "options.batch=256"]
 PIPELINES = "ceiling,lockstep,gpipe,1f1b,interleaved-1f1b,interleaved-zb,zbv,replay,stash,decoupled"
 """All but one process alone, which takes as long as all virtual stages together."""
 
@@ -60,6 +59,13 @@ class Case:
         return command
 
 
+def _size(width: int, batch: int) -> list[str]:
+    return ["--set", f"options.width={width}", "--set", f"options.batch={batch}"]
+
+
+VIRTUAL = ["--device", "virtual", "--stage-ms", "240", *_size(384, 256)]
+
+
 def _virtual(stages: int, *flags: str, schedules: str = PIPELINES, rounds: int = 1) -> Case:
     depth = ["--set", f"options.depth={4 * stages}", "--stages", str(stages), "--truth", "off"]
     seconds = 2.0 * max(stages, 8)  # the first steps are slower
@@ -67,9 +73,8 @@ def _virtual(stages: int, *flags: str, schedules: str = PIPELINES, rounds: int =
 
 
 def _large(stages: int) -> Case:
-    width, batch = LARGE[stages]
-    size = ["--set", f"options.width={width}", "--set", f"options.batch={batch}", *SELDOM]
-    return _virtual(stages, *size, schedules="ceiling,lockstep,decoupled" if stages < 16 else "ceiling,decoupled")
+    beside = "ceiling,lockstep" if stages < 16 else "ceiling"  # lockstep of sixteen takes four seconds a step
+    return _virtual(stages, *_size(*LARGE[stages]), *SELDOM, schedules=f"{beside},decoupled")
 
 
 def _real(job: str, *flags: str, **more: Any) -> Case:
@@ -77,10 +82,9 @@ def _real(job: str, *flags: str, **more: Any) -> Case:
 
 
 MLP, CNN, GPT = (f"{JOBS}:{name}" for name in ("mlp", "cnn", "gpt"))
-NARROW = ["--set", "options.width=64", "--set", "options.batch=64"]
+NARROW, WIDE = _size(64, 64), _size(1024, 512)
 ALL_ROWS = ["--set", "options.every=1", "--set", "options.parts=1"]
 """A predictor that learns on all rows of every batch whose truth comes."""
-WIDE = ["--set", "options.width=1024", "--set", "options.batch=512"]
 SELDOM = ["--set", "options.every=16"]
 LARGE = {2: (1024, 512), 4: (768, 512), 8: (640, 512), 16: (768, 128)}
 """By the number of stages: width and batch with which a guess is a small part of a stage, and two cores suffice."""
