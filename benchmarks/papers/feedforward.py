@@ -15,7 +15,7 @@ from stepahead.launch import Dataset
 from .entry import Budget, Entry, Figures, Trial, rows_table
 from .figures import draw_curves
 from .nets import Layers, cifar, cnn, fcn, images
-from .training import METHODS, SLOW, Course, Method, Setting, course, guessing, train
+from .training import METHODS, Course, Method, Setting, course, guessing, slow_without_labels, train
 
 __all__ = ["ENTRIES", "data_for", "layers_for", "methods_for", "short_course"]
 
@@ -85,20 +85,19 @@ SHORT_COURSES = {
     "cifar-cnn": Course(14_400, 1e-3, 32, points=12),
 }
 OWN_COURSES: dict[tuple[str, str], dict[str, Any]] = {
-    ("mnist-fcn", "DNI"): {"rate": SLOW},
-    ("cifar-fcn", "DNI"): {"rate": SLOW},
+    ("mnist-cnn", "DNI"): {"rate": 1e-3},
     ("cifar-cnn", "DNI"): {"rate": 1e-4},
     ("cifar-cnn", "cDNI"): {"rate": 3.5e-4},
     ("mnist-deep", "cDNI"): {"rate": 1e-4, "steps": 6000},
 }
-"""What rows have of their own: slower layers where guesses could not follow, and in 21 layers more steps."""
+"""What rows have of their own: rates that guesses can follow, those of convolutions others than of linear layers."""
 TWICE = [("cifar-cnn", 4)]
 """Entries and depths whose short runs are twice as long."""
 
 
 def short_course(name: str, depth: int, method: str) -> Course:
     """Return the course of a row's short run."""
-    now = replace(SHORT_COURSES[name], **OWN_COURSES.get((name, method), {}))
+    now = replace(slow_without_labels(SHORT_COURSES[name], method), **OWN_COURSES.get((name, method), {}))
     return replace(now, steps=2 * now.steps) if (name, depth) in TWICE else now
 
 

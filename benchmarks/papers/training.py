@@ -35,7 +35,6 @@ from .nets import CLASSES, Layers
 
 __all__ = [
     "METHODS",
-    "SLOW",
     "Course",
     "Method",
     "Setting",
