@@ -102,6 +102,8 @@ EACH_TRUE = ["--truth", "true-up", "--truth-every", "1"]
 TRUE = [*BY_COST, *EACH_TRUE]
 GRAPHS = ["--set", "truth_keep=graph"]
 HALF_TRUE = ["--truth", "true-up", "--truth-every", "2"]
+PATIENT = [*ALL_ROWS, "--truth-every", "4", "--set", "truth_full_rate_lag=2"]
+"""For the GPT behind long ways: stages learn the more slowly the later their truths come."""
 QUICK_FOUR = ["--stages", "4", "--device", "virtual", "--stage-ms", "60", "--cut", "2,3,4"]
 """For the CNN, whose batches of 32 are soon done."""
 CASES: dict[str, Case] = {
@@ -143,8 +145,13 @@ CASES: dict[str, Case] = {
         )
         for every in (2, 4)
     },
-    "gpt-to-loss-slow-softmax": Case(
-        GPT, [*FAR, *ALL_ROWS, "--truth-every", "4"], schedules="gpipe,stash,decoupled", rounds=1, seconds=90.0
+    "gpt-to-loss-slow-softmax": Case(GPT, [*FAR, *PATIENT], schedules="gpipe,stash,decoupled", rounds=1, seconds=90.0),
+    "gpt-to-loss-slow-quick": Case(
+        GPT,
+        ["--stages", "4", "--device", "virtual", "--stage-ms", "120", *SLOW, *PATIENT],
+        schedules="gpipe,1f1b,stash,decoupled",
+        rounds=1,
+        seconds=90.0,
     ),
     "gpt-to-loss-uncut": _real("chars", microbatches="1", rounds=1, seconds=60.0),
     "gpt-to-loss-uncut-4": _real(
