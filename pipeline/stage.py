@@ -270,15 +270,16 @@ class Stage:
                 self._not_finite(step, [("the gradient of its signal", d)])
             retain = waited is None and self._hindsight.keeps_graph(step)
             self.passes.backward(forward, d, step, batch.label, self.signal.term, retain=retain)
-        up = torch.zeros_like(forward.h_in) if forward.h_in.grad is None else forward.h_in.grad
-        forward.h_in.grad = None
-        owes, remains = waited is None and self.truth.owes(step), None
+        asked, owes, remains = self.answers.have_use(step), waited is None and self.truth.owes(step), None
+        up, forward.h_in.grad = forward.h_in.grad, None
+        if up is None and (asked or owes):  # of the first stage's input, which can be large, nobody asks
+            up = torch.zeros_like(forward.h_in)
         if waited is None:
             remains = self._hindsight.remains(step, batch, forward, d, up if owes else None)
             self._keep(step, remains)
-        if not self.answers.have_use(step):
+        if not asked:
             yield from self.answers.say_nothing(step)
-        elif not owes:
+        elif up is not None and not owes:
             # sent before the optimizer's step: a locked stage above waits for it, and will see if it is not finite
             worth = kind if self.signal.passes_truth else GradientKind.TARGET
             yield from self.answers.tell(step, worth, up, d, partial(self.signal.values, batch.h, batch.label))
