@@ -270,16 +270,18 @@ class Stage:
                 self._not_finite(step, [("the gradient of its signal", d)])
             retain = waited is None and self._hindsight.keeps_graph(step)
             self.passes.backward(forward, d, step, batch.label, self.signal.term, retain=retain)
-        asked, owes, remains = self.answers.have_use(step), waited is None and self.truth.owes(step), None
+        asked, owes = self.answers.have_use(step), waited is None and self.truth.owes(step)
+        remains: KeptBatch | None = None
         up, forward.h_in.grad = forward.h_in.grad, None
-        if up is None and (asked or owes):  # of the first stage's input, which can be large, nobody asks
+        if up is None and (asked or owes):  # zeros only where they are used: the first stage's input can be large
             up = torch.zeros_like(forward.h_in)
         if waited is None:
             remains = self._hindsight.remains(step, batch, forward, d, up if owes else None)
             self._keep(step, remains)
         if not asked:
             yield from self.answers.say_nothing(step)
-        elif up is not None and not owes:
+        elif not owes:
+            assert up is not None
             # sent before the optimizer's step: a locked stage above waits for it, and will see if it is not finite
             worth = kind if self.signal.passes_truth else GradientKind.TARGET
             yield from self.answers.tell(step, worth, up, d, partial(self.signal.values, batch.h, batch.label))

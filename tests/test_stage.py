@@ -177,6 +177,21 @@ def test_what_is_not_sent_makes_no_difference(truth: Truth) -> None:
     assert_equal(*weights)
 
 
+def test_no_gradient_is_made_of_an_input_that_nobody_asks_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass of zeros over the data, at each step."""
+    made: list[torch.Size] = []
+    zeros_like = torch.zeros_like
+
+    def noting(tensor: Tensor, **options: Any) -> Tensor:
+        made.append(tensor.shape)
+        return zeros_like(tensor, **options)
+
+    monkeypatch.setattr(torch, "zeros_like", noting)
+    batch = activation()
+    list(first_stage().step_ahead(batch))
+    assert batch.tensors[0].shape not in made
+
+
 def test_a_silent_stage_keeps_its_weights() -> None:
     stages = make_stages(cut_model(mlp(), 3), rows(1)[0], signal=silent)
     before = [state([stage.group]) for stage in stages]

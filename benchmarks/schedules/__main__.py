@@ -77,6 +77,10 @@ def _large(stages: int) -> Case:
     return _virtual(stages, *_size(*LARGE[stages]), *SELDOM, schedules=f"{beside},decoupled")
 
 
+def _four(milliseconds: int) -> list[str]:
+    return ["--stages", "4", "--device", "virtual", "--stage-ms", str(milliseconds)]
+
+
 def _real(job: str, *flags: str, **more: Any) -> Case:
     return Case(job, ["--stages", "2", "--device", "cpu", *flags], **more)
 
@@ -96,15 +100,16 @@ WHOLE = ["--set", "options.predictor=whole"]
 BY_COST = ["--cut", "cost"]
 ONE_GUESS = ["--truth", "off", *BY_COST, *SMALL, *SLOWER_MUON, *WHOLE]
 """Cut by cost it is made early, where it is good: behind the first convolution."""
-FOUR = ["--stages", "4", "--device", "virtual", "--stage-ms", "240"]
+FOUR = _four(240)
 FAR = [*FOUR, *SLOW]
 EACH_TRUE = ["--truth", "true-up", "--truth-every", "1"]
 TRUE = [*BY_COST, *EACH_TRUE]
 GRAPHS = ["--set", "truth_keep=graph"]
 HALF_TRUE = ["--truth", "true-up", "--truth-every", "2"]
-PATIENT = [*ALL_ROWS, "--truth-every", "4", "--set", "truth_full_rate_lag=2"]
-"""For the GPT behind long ways: stages learn the more slowly the later their truths come."""
-QUICK_FOUR = ["--stages", "4", "--device", "virtual", "--stage-ms", "60", "--cut", "2,3,4"]
+FOURTH_TRUE = ["--truth-every", "4"]
+LOWER_ABOVE = ["--set", "truth_full_rate_lag=2"]
+"""Of four stages the first learns at a third of the rate, the second at half."""
+QUICK_FOUR = [*_four(60), "--cut", "2,3,4"]
 """For the CNN, whose batches of 32 are soon done."""
 CASES: dict[str, Case] = {
     **{f"virtual-{stages}": _virtual(stages) for stages in (2, 4, 8)},
@@ -145,14 +150,19 @@ CASES: dict[str, Case] = {
         )
         for every in (2, 4)
     },
-    "gpt-to-loss-slow-softmax": Case(GPT, [*FAR, *PATIENT], schedules="gpipe,stash,decoupled", rounds=1, seconds=90.0),
-    "gpt-to-loss-slow-quick": Case(
-        GPT,
-        ["--stages", "4", "--device", "virtual", "--stage-ms", "120", *SLOW, *PATIENT],
-        schedules="gpipe,1f1b,stash,decoupled",
-        rounds=1,
-        seconds=90.0,
+    "gpt-to-loss-slow-softmax": Case(
+        GPT, [*FAR, *ALL_ROWS, *FOURTH_TRUE], schedules="gpipe,stash,decoupled", rounds=1, seconds=90.0
     ),
+    **{
+        f"gpt-to-loss-slow-{milliseconds}ms": Case(
+            GPT,
+            [*_four(milliseconds), *SLOW, *ALL_ROWS, *FOURTH_TRUE, *LOWER_ABOVE],
+            schedules=schedules,
+            rounds=1,
+            seconds=90.0,
+        )
+        for milliseconds, schedules in ((240, "gpipe,stash,decoupled"), (120, "gpipe,1f1b,stash,decoupled"))
+    },
     "gpt-to-loss-uncut": _real("chars", microbatches="1", rounds=1, seconds=60.0),
     "gpt-to-loss-uncut-4": _real(
         "chars",
@@ -175,7 +185,7 @@ CASES: dict[str, Case] = {
     ),
     "gpt-to-loss-uncut-virtual": Case(
         GPT,
-        [*FOUR, *ALL_ROWS, "--truth-every", "4"],
+        [*FOUR, *ALL_ROWS, *FOURTH_TRUE],
         schedules="lockstep,interleaved-zb,zbv,stash,decoupled",
         microbatches="1",
         rounds=1,
