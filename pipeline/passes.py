@@ -41,6 +41,11 @@ class Pass:
     copied: bool = False
     """Whether the weights are copies, which stay as they are while the group steps on."""
 
+    @property
+    def input_gradient(self) -> Tensor:
+        """What the backward pass left at the input; zeros, made only when asked for, where nothing depends on it."""
+        return torch.zeros_like(self.h_in) if self.h_in.grad is None else self.h_in.grad
+
 
 @dataclass(frozen=True, slots=True)
 class Before:

@@ -270,21 +270,18 @@ class Stage:
                 self._not_finite(step, [("the gradient of its signal", d)])
             retain = waited is None and self._hindsight.keeps_graph(step)
             self.passes.backward(forward, d, step, batch.label, self.signal.term, retain=retain)
-        asked, owes = self.answers.have_use(step), waited is None and self.truth.owes(step)
-        remains: KeptBatch | None = None
-        up, forward.h_in.grad = forward.h_in.grad, None
-        if up is None and (asked or owes):  # zeros only where they are used: the first stage's input can be large
-            up = torch.zeros_like(forward.h_in)
+        owes, remains = waited is None and self.truth.owes(step), None
         if waited is None:
-            remains = self._hindsight.remains(step, batch, forward, d, up if owes else None)
+            remains = self._hindsight.remains(step, batch, forward, d, forward.input_gradient if owes else None)
             self._keep(step, remains)
-        if not asked:
+        if not self.answers.have_use(step):
             yield from self.answers.say_nothing(step)
         elif not owes:
-            assert up is not None
             # sent before the optimizer's step: a locked stage above waits for it, and will see if it is not finite
             worth = kind if self.signal.passes_truth else GradientKind.TARGET
-            yield from self.answers.tell(step, worth, up, d, partial(self.signal.values, batch.h, batch.label))
+            values = partial(self.signal.values, batch.h, batch.label)
+            yield from self.answers.tell(step, worth, forward.input_gradient, d, values)
+        forward.h_in.grad = None
         if (moves or self._repair.is_due) and self.updater is not None:
             with self.span("optimizer"):
                 stepped = self._update(step, self.updater, d, batch.before)
