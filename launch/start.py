@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -66,7 +67,8 @@ def work_at(place: Place, plan: Plan) -> int:
 def fork(work: Callable[[], int], *, tied: bool = True) -> int:
     """Run `work` in a child process, which ends with what it returns, and dies with this one if `tied`.
 
-    Signals that ask to stop are for this process to judge; the child ignores them from its first moment.
+    Signals that ask to stop are for this process to judge; the child ignores them from its first moment. Nor does it
+    collect what this process left for Python to collect: a gloo group, say, cannot end where its threads are not.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -75,6 +77,7 @@ def fork(work: Callable[[], int], *, tied: bool = True) -> int:
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
+        gc.freeze()
         if tied:
             die_with(parent)
         ignore_stop_signals()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from launcher import FAULTY, all_gone, faulty, fork, gone, launched, note, obey_
 
 from stepahead.launch.export import export_weights
 from stepahead.launch.recording import replay
+from stepahead.launch.start import fork as fork_worker
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -196,6 +198,28 @@ def test_no_permission_is_one_sentence(arguments: list[str], said: str, tmp_path
     assert code == 2
     assert said.format(shut=shut) in text
     assert text.count("\n") == 1
+
+
+def test_a_worker_does_not_end_what_its_parent_left() -> None:
+    parent = os.getpid()
+
+    class Left:
+        """As a gloo group, it cannot end in a process without its threads."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            if os.getpid() != parent:
+                os._exit(1)
+
+    gc.disable()
+    try:
+        Left()
+        pid = fork_worker(lambda: gc.collect() * 0)
+    finally:
+        gc.enable()
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_a_worker_that_is_already_dead_is_gone() -> None:

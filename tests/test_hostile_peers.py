@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import resource
 import socket
@@ -10,6 +11,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from itertools import count
+from threading import Event
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
 
 from stepahead.pipeline import Activation, FrameError, LinkTimeoutError, Message, PeerEndedError, PeerGoneError
-from stepahead.workers import SharedReceiver, SharedSender, Waiter, make_sockets
+from stepahead.workers import SharedReceiver, SharedSender, Waiter, distributed, make_sockets
 from stepahead.workers.distributed import BEAT, FRONT, FRONT_BYTES, DistributedCarrier
 from stepahead.workers.guard import Guard
 from stepahead.workers.pairs import GlooPair
@@ -230,6 +232,25 @@ def test_a_beat_is_no_message() -> None:
             receiver.receive(timeout=0.05)
         send(FRONT.pack(len(HEAD), 2, 48, 32, *[0] * 15) + b"".join(PARTS))
         assert received(receiver) is not None
+
+
+def test_a_broken_connection_leaves_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = Event()
+
+    class Pair(GlooPair):
+        def __del__(self) -> None:
+            ended.set()
+
+    gc.disable()
+    try:
+        monkeypatch.setattr(distributed, "GlooPair", Pair)
+        with over_gloo() as (receiver, send):
+            send(b"\x7f" * 8)
+            with pytest.raises(FrameError):
+                receiver.receive(timeout=5)
+        assert ended.wait(5)
+    finally:
+        gc.enable()
 
 
 @many

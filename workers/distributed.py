@@ -20,6 +20,7 @@ from contextlib import suppress
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
+from traceback import clear_frames
 
 import torch
 from torch import Tensor
@@ -133,10 +134,9 @@ class DistributedCarrier(Carrier):
     def _receive(self) -> None:
         """Join the other end, and receive until the connection is over."""
         try:
-            pairs = self._join()
-            self._pairs.put(pairs)
-            self._receive_all(*pairs)
+            self._receive_all(*self._join())
         except StepaheadError as error:
+            clear_frames(error.__traceback__)  # they hold the pairs, and a pair lives on threads and sockets
             self._error = error
         except RuntimeError:  # torch.distributed has no better word for it
             pass
@@ -157,12 +157,14 @@ class DistributedCarrier(Carrier):
                 os.eventfd_write(self._bell, 1)
 
     def _join(self) -> tuple[Pair, Pair]:
-        """Wait until the other end is there too: from then on, silence counts."""
+        """Wait until the other end is there too: from then on, silence counts, and what is to be sent can be."""
         self._store.set(str(self._rank), "here")
         self._store.wait([str(1 - self._rank)], timedelta(seconds=self._patience))
         silence = timedelta(seconds=SILENCE) if self._beats else FOREVER
         fronts = GlooPair(self._store, self._rank, self._host, silence)
-        return fronts, fronts if self._make_pair is None else self._make_pair(self._store, self._rank)
+        pairs = fronts, fronts if self._make_pair is None else self._make_pair(self._store, self._rank)
+        self._pairs.put(pairs)
+        return pairs
 
     def _send_all(self, fronts: Pair, rest: Pair) -> None:
         while True:
