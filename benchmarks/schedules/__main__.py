@@ -117,7 +117,7 @@ CASES: dict[str, Case] = {
     **{f"idle-{stages}": _virtual(stages, *NARROW, schedules="gpipe,1f1b", rounds=3) for stages in (4, 8)},
     "virtual-4-slow": _virtual(4, *SLOW),
     "virtual-8-straggler": _virtual(8, "--slow-stage", "3:1.5", "--jitter", "0.2"),
-    "mlp-512": _real(MLP, "--truth", "off"),
+    "mlp-512": _real(MLP, *SELDOM, "--truth", "off"),
     "mlp-512-truth": _real(MLP, "--truth", "true-up", schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"),
     "mlp-1024": _real(MLP, *WIDE, "--truth", "off"),
     "mlp-1024-truth": _real(
