@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 from .causes import CAUSES
@@ -326,14 +325,13 @@ class Monitor:
         return (known[0], known[-1]) if known else (None, None)
 
     def _rate(self, index: int, name: str) -> float:
-        """Return how much a count grows in a second, over the window, from one change of it to another."""
-        known = [sample for _, samples in self._window if (sample := samples[index]) is not None]
-        changes = [after for before, after in pairwise(known) if after[name] != before[name]]
-        if len(changes) < 2:
+        """Return how much a count grows in a second, over the window, from the end of one step to that of another."""
+        known = [sample for _, samples in self._window if (sample := samples[index]) is not None and sample[name]]
+        if not known:
             return 0.0
-        first, last = changes[0], changes[-1]
-        rate: float = (last[name] - first[name]) / (last["time"] - first["time"])
-        return rate
+        first, last = known[0], known[-1]
+        seconds: float = last["counted"] - first["counted"]
+        return (last[name] - first[name]) / seconds if seconds else 0.0
 
 
 def _shares(first: Sample | None, last: Sample) -> dict[str, float]:

@@ -37,6 +37,7 @@ def sample(time: float, stage: int = 0, *, last: bool = False, **more: Any) -> d
         "gpu": None,
         "steps": steps,
         "samples": 720 * steps,
+        "counted": time,
         "skipped": 0,
         "unanswered": 0 if last else 2,
         "held": 0 if last else 2 * 64 * 128 * 4,

@@ -41,13 +41,22 @@ def test_rates_and_shares_are_those_of_the_last_seconds() -> None:
     fast = sample(14.5, steps=880, samples=633_600)
     fast["seconds"] = sample(9.5)["seconds"] | {"useful": sample(9.5)["seconds"]["useful"] + 5.0}
     made.take(14.5, [fast])
-    state = made.state()
-    assert state.stages[0].steps_per_second == pytest.approx(0.0)  # one change says nothing of a pace
-    made.take(15.5, [{**fast, "time": 15.5, "steps": 980, "samples": 705_600}])
+    made.take(15.5, [{**fast, "time": 15.5, "counted": 15.5, "steps": 980, "samples": 705_600}])
     state = made.state()
     assert state.stages[0].steps_per_second == pytest.approx(100.0)
     assert state.samples_per_second == pytest.approx(72_000)
     assert (state.stages[0].useful, state.stages[0].tax) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.2])
+def test_a_rate_does_not_depend_on_when_it_was_told(late: float) -> None:
+    """A worker tells its count four times a second, and is looked at as often, but not at the same times."""
+    made = Monitor(facts(1))
+    for tick in range(12):
+        done = 0.255 * tick - late * (tick > 6)
+        steps = int(40 * done)
+        made.take(tick / 4, [sample(tick / 4, steps=steps, samples=720 * steps, counted=steps / 40)])
+    assert made.state().samples_per_second == pytest.approx(40 * 720)
 
 
 def test_shares_add_up_to_one() -> None:
@@ -57,11 +66,11 @@ def test_shares_add_up_to_one() -> None:
 
 
 def test_slow_steps_have_a_rate_too() -> None:
-    """Steps of 12 s: the window grows until it has some, and the rate is from one change to another."""
+    """Steps of 12 s: the window grows until it has some, and the rate is from the end of one to that of another."""
     made = Monitor(facts(1))
     for tick in range(4 * 130):
         steps = tick // 48
-        made.take(tick / 4, [sample(tick / 4, steps=steps, samples=720 * steps)])
+        made.take(tick / 4, [sample(tick / 4, steps=steps, samples=720 * steps, counted=12.0 * steps)])
     state = made.state()
     assert state.samples_per_second == pytest.approx(60.0)
     assert state.eta == pytest.approx(12 * (800 - state.step), rel=0.15)

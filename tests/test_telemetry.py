@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from stepahead.launch import causes
 from stepahead.pipeline import TAX, USEFUL
 from stepahead.workers import Spans, Telemetry, read_sample
+from stepahead.workers.loop import Progress
+from stepahead.workers.samples import write_sample
 from stepahead.workers.spans import CAUSES, NAMES, parts_of
 
 
@@ -83,6 +86,17 @@ def test_what_is_open_counts_until_now(clock: Clock) -> None:
     assert (sample["doing"], sample["doing_seconds"]) == ("wait_input", 3.0)
     assert sample["seconds"]["wait_input"] == 3.0
     assert sample["wall"] == 3.0
+
+
+def test_a_count_is_told_with_its_time() -> None:
+    telemetry, progress = Telemetry(8), Progress()
+    before = time.perf_counter_ns()
+    progress.count(16)
+    after = time.perf_counter_ns()
+    write_sample(telemetry, progress, None, None)
+    sample = read_sample(telemetry)
+    assert (sample["steps"], sample["samples"]) == (1, 16)
+    assert before / 1e9 <= sample["counted"] <= after / 1e9
 
 
 def test_time_in_which_it_was_stopped_is_other(clock: Clock) -> None:

@@ -171,8 +171,7 @@ class LockedLoop:
         self._note_gap("send")
         with self._part("optimizer", 1.0):
             self.stage.update(batch.step)
-        self.progress.steps += 1
-        self.progress.samples += rows
+        self.progress.count(rows)
         if losses:
             self.progress.recent.append(torch.stack(losses).mean().detach())
 

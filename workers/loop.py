@@ -14,6 +14,7 @@ nothing until something comes: whoever drives it waits then, or lets another loo
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -93,6 +94,8 @@ class Progress:
 
     steps: int = 0
     samples: int = 0
+    counted: int = 0
+    """When the last of them were done, in nanoseconds of the machine's clock: from one such time to another is a pace."""
     recent: deque[Tensor] = field(default_factory=lambda: deque[Tensor](maxlen=RECENT))
     """The signal's objective on the last batches: the loss itself at the last stage."""
     lags: Counter[int] = field(default_factory=Counter[int])
@@ -101,6 +104,12 @@ class Progress:
     """At the last stage: after how many steps, and what came out."""
     told: int = 0
     """How many of the evaluations the supervisor has heard of."""
+
+    def count(self, rows: int) -> None:
+        """Count a batch that has just been done."""
+        self.steps += 1
+        self.samples += rows
+        self.counted = time.perf_counter_ns()
 
     @property
     def lag_p50(self) -> int | None:
@@ -242,8 +251,7 @@ class Loop:
         yield from self._send_all(stage.step_ahead(batch))
         if not stage.is_last:
             self._unanswered[batch.step] = batch.step + self.lag.of(stage, batch.step)
-        self.progress.steps += 1
-        self.progress.samples += batch.tensors[0].shape[0]
+        self.progress.count(len(batch.tensors[0]))
         if stage.loss is not None:
             self.progress.recent.append(stage.loss)
 

@@ -31,7 +31,7 @@ def write_sample(
     telemetry: Telemetry, progress: Progress, stage: Stage | LockedStage | None, links: Links | None
 ) -> None:
     """Write how far a worker is; reading a stage's figures waits for its device."""
-    telemetry["steps"], telemetry["samples"] = progress.steps, progress.samples
+    telemetry["steps"], telemetry["samples"], telemetry["counted"] = progress.steps, progress.samples, progress.counted
     if progress.lags:
         telemetry["lag_p50"], telemetry["lag_max"] = progress.lag_p50 or 0, max(progress.lags)
     if links is not None:
@@ -51,6 +51,7 @@ def read_sample(telemetry: Telemetry, now: int | None = None) -> dict[str, Any]:
     return {
         **{name: int(telemetry[name]) for name in PLAIN},
         **{name: value if math.isfinite(value) else None for name, value in reals.items()},
+        "counted": int(telemetry["counted"]) / 1e9,
         "lag": [int(telemetry["lag_p50"]), int(telemetry["lag_max"])],
         "queue_in": [int(telemetry["in_waiting"]), int(telemetry["in_capacity"])],
         "queue_out": [int(telemetry["out_waiting"]), int(telemetry["out_capacity"])],

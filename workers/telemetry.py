@@ -28,6 +28,7 @@ FIGURES = (
     "written",
     "steps",
     "samples",
+    "counted",
     "expected",
     "skipped",
     "unanswered",
@@ -40,8 +41,9 @@ FIGURES = (
     "out_waiting",
     "out_capacity",
 )
-"""Whole numbers: when it began and ended (ns), what it does since when (ns), how many events there were, and so on;
-of the data process, how many steps there will be, once it knows."""
+"""Whole numbers: when it began and ended (ns), what it does since when (ns), how many events there were, how many
+steps and samples, when the last of these were done (ns), and so on; of the data process, how many steps there will be,
+once it knows."""
 REALS = ("loss", "cosine", "relative_error", "sign_error", "gradient_norm", "missed", "inputs_error", "windows_cosine")
 INDEX = {name: index for index, name in enumerate((*FIGURES, *REALS))}
 TOTALS = 64
@@ -54,7 +56,7 @@ NOTHING = -1
 """What it does between spans."""
 WRITTEN = INDEX["written"]
 LOW = 0xFFFFFFFF
-TIMES = ("begun", "ended", "since")
+TIMES = ("begun", "ended", "since", "counted")
 """Figures that are times of the machine's clock; 0 for none."""
 
 

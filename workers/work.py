@@ -178,8 +178,7 @@ def _feed(feed: Feed, post: Post, link: Sender) -> Iterator[Wait | None]:
         while not link.try_send(message):
             yield "wait_credit"
         if isinstance(message, Activation) and message.training:
-            post.progress.steps += 1
-            post.progress.samples += message.tensors[0].shape[0]
+            post.progress.count(len(message.tensors[0]))
         yield None
 
 
