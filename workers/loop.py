@@ -95,7 +95,7 @@ class Progress:
     steps: int = 0
     samples: int = 0
     counted: int = 0
-    """When the last of them were done, in nanoseconds of the machine's clock: from one such time to another is a pace."""
+    """When the last of them were done, in nanoseconds of the machine's clock: paces are from one to another."""
     recent: deque[Tensor] = field(default_factory=lambda: deque[Tensor](maxlen=RECENT))
     """The signal's objective on the last batches: the loss itself at the last stage."""
     lags: Counter[int] = field(default_factory=Counter[int])
