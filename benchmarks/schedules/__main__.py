@@ -97,6 +97,7 @@ SLOW = ["--link-latency-ms", "50"]
 MUON = ["--set", "options.optimizer=muon"]
 SLOWER_MUON = [*MUON, "--set", "options.muon_rate=1.5e-3"]
 WHOLE = ["--set", "options.predictor=whole"]
+CHEAPER = ["--set", "options.predictor=cheaper"]
 BY_COST = ["--cut", "cost"]
 ONE_GUESS = ["--truth", "off", *BY_COST, *SMALL, *SLOWER_MUON, *WHOLE]
 """Cut by cost it is made early, where it is good: behind the first convolution."""
@@ -123,7 +124,7 @@ CASES: dict[str, Case] = {
     "mlp-1024-truth": _real(
         MLP, *WIDE, "--truth", "true-up", schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"
     ),
-    "cnn": _real(CNN, "--truth", "off", *BY_COST),
+    "cnn": _real(CNN, *CHEAPER, "--truth", "off", *BY_COST),
     "gpt": _real(GPT, "--truth", "off"),
     "gpt-truth": _real("chars", schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"),
     "gpt-to-loss": _real("chars", "--truth-every", "4", rounds=1, seconds=60.0),

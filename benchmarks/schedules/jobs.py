@@ -19,6 +19,7 @@ CLASSES = 10
 BATCHES = 32
 IMAGE_PREDICTORS: dict[str, dict[str, Any]] = {
     "cheap": {"predictor": "conv", "hidden": 8, "kernel": 1, "every": 4, "rows": 1 / 4},
+    "cheaper": {"predictor": "conv", "hidden": 4, "kernel": 1, "every": 16, "rows": 1 / 4},
     "whole": {"predictor": "whole", "hidden": 16},
 }
 
@@ -71,7 +72,8 @@ def cnn(
     """Convolutions, in two stages of about equal cost; on noise if no folder with CIFAR-10's binaries is given.
 
     With `optimizer="muon"` filters and matrices have the optimizer for gradients that come late, at `muon_rate`. The
-    cheap predictor is a small convolution that learns from some rows of some batches, "whole" learns from all of them.
+    cheap predictor is a small convolution that learns from some rows of some batches, "cheaper" a smaller one that learns
+    from fewer, and "whole" learns from all of them.
     """
     adam = partial(Adam, lr=1e-3, fused=True)
     if data:
