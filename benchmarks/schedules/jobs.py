@@ -72,8 +72,8 @@ def cnn(
     """Convolutions, in two stages of about equal cost; on noise if no folder with CIFAR-10's binaries is given.
 
     With `optimizer="muon"` filters and matrices have the optimizer for gradients that come late, at `muon_rate`. The
-    cheap predictor is a small convolution that learns from some rows of some batches, "cheaper" a smaller one that learns
-    from fewer, and "whole" learns from all of them.
+    cheap predictor is a small convolution that learns from some rows of some batches, the cheaper one is smaller and
+    learns from fewer, and "whole" learns from all of them.
     """
     adam = partial(Adam, lr=1e-3, fused=True)
     if data:
