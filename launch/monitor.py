@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from .causes import CAUSES
@@ -325,13 +326,17 @@ class Monitor:
         return (known[0], known[-1]) if known else (None, None)
 
     def _rate(self, index: int, name: str) -> float:
-        """Return how much a count grows in a second, over the window, from the end of one step to that of another."""
-        known = [sample for _, samples in self._window if (sample := samples[index]) is not None and sample[name]]
-        if not known:
+        """Return how much a count grows in a second, over the window, from the end of one step to that of another.
+
+        Of steps that ended in it: the count that is told first may be from before a stop.
+        """
+        known = [sample for _, samples in self._window if (sample := samples[index]) is not None]
+        changes = [after for before, after in pairwise(known) if after[name] != before[name]]
+        if len(changes) < 2:
             return 0.0
-        first, last = known[0], known[-1]
-        seconds: float = last["counted"] - first["counted"]
-        return (last[name] - first[name]) / seconds if seconds else 0.0
+        first, last = changes[0], changes[-1]
+        seconds = _done_at(last) - _done_at(first)
+        return (last[name] - first[name]) / seconds if seconds > 0 else 0.0
 
 
 def _shares(first: Sample | None, last: Sample) -> dict[str, float]:
@@ -344,6 +349,11 @@ def _shares(first: Sample | None, last: Sample) -> dict[str, float]:
     if total <= 0:
         return {name: float(name == "other") for name in PARTS}
     return {name: seconds / total for name, seconds in parts.items()}
+
+
+def _done_at(sample: Sample) -> float:
+    """Return when the last step that is counted was done; older recordings have the time of the look alone."""
+    return float(sample["counted"] / 1e9 if "counted" in sample else sample["time"])
 
 
 def _state_of(sample: Sample) -> str:

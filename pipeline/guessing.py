@@ -21,11 +21,6 @@ class Predictor(nn.Module, ABC):
     @abstractmethod
     def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor: ...
 
-    def share(self, h: Tensor, y: Tensor | None, samples: Tensor | int) -> Tensor:
-        """Return the guess, divided by the samples that a loss is the mean of."""
-        guess: Tensor = self(h, y)
-        return guess / samples
-
 
 class LabelTable(nn.Module):
     """Adds one row of a table for each label: a one-hot label times a matrix, without the zeros.

@@ -89,21 +89,13 @@ class Softmax(Predictor):
         return cls(h.shape[-1] if h.dim() in (2, 3) else h[0].numel(), classes=classes, **options)
 
     def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor:
-        mapped: Tensor = self.out(self._error(h, y).t())
-        return mapped.view_as(h)
-
-    def share(self, h: Tensor, y: Tensor | None, samples: Tensor | int) -> Tensor:
-        weight, bias = self.out.parameters()
-        return F.linear((self._error(h, y) / samples).t(), weight, bias / samples).view_as(h)  # the few are divided
-
-    def _error(self, h: Tensor, y: Tensor | None) -> Tensor:
-        """Return what the classifier says less the label, a column for each row and place."""
         parts = h if h.dim() in (2, 3) else h.flatten(1)
         rows = parts.flatten(0, -2)
         # a row for each class: with ten of them that is several times as fast as a column for each
         weight, bias = self.scores.parameters()
         said = torch.addmm(bias.unsqueeze(1), weight, rows.t()).softmax(dim=0)
-        return _less_truth(said, _for_places(required(y), parts))
+        mapped: Tensor = self.out(_less_truth(said, _for_places(required(y), parts)).t())
+        return mapped.view_as(h)
 
 
 def _for_places(y: Tensor, parts: Tensor) -> Tensor:
@@ -334,10 +326,7 @@ def make_predictor(kind: PredictorRecipe, h: Tensor, *, classes: int | None = No
     "auto" takes softmax for rows if there are labels, else linear; token for sequences, conv for images.
     """
     if not isinstance(kind, str):
-        made: object = kind(h)
-        if not isinstance(made, Predictor):
-            raise UsageError(f"a predictor must be a subclass of Predictor, which {type(made).__name__} is not")
-        return made.to(h.device)
+        return kind(h).to(h.device)
     for name, value in {"classes": classes, **options}.items():
         if isinstance(value, int) and value < LEAST.get(name, value):
             raise UsageError(f"a {kind} predictor's {name} is {value}; it must be at least {LEAST[name]}")

@@ -68,7 +68,7 @@ class Synthetic(Signal):
     def gradient(self, h: Tensor, y: Tensor | None, waited: Tensor | None = None) -> Tensor:
         samples = samples_of(h, y, self.classes)
         with torch.no_grad():
-            return self.predictor.share(*self._seen(h, y), self._scale(samples)).to(h.dtype)
+            return (self._guess(h, y) / self._scale(samples)).to(h.dtype)
 
     def wants(self, step: int) -> bool:
         return step % self.every == 0
@@ -83,7 +83,7 @@ class Synthetic(Signal):
             return None
         samples = samples_of(h, y, self.classes)
         h_part, y_part = h[part].detach().requires_grad_(self.propagates), None if y is None else y[part]
-        guess: Tensor = self.predictor(*self._seen(h_part, y_part))
+        guess = self._guess(h_part, y_part)
         target = (delta[part] * self._scale(samples)).to(guess.dtype)
         counted = samples * len(h_part) // len(h) if isinstance(samples, int) else samples_of(h_part, y_part, None)
         error = F.mse_loss(guess, target, reduction="sum") / counted
@@ -104,9 +104,9 @@ class Synthetic(Signal):
     def quality(self) -> QualityReading | None:
         return self._quality.read()
 
-    def _seen(self, h: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return what the predictor is to see of a batch."""
-        return h.to(self._dtype), y if self.classes else None
+    def _guess(self, h: Tensor, y: Tensor | None) -> Tensor:
+        guess: Tensor = self.predictor(h.to(self._dtype), y if self.classes else None)
+        return guess
 
     def _scale(self, samples: Tensor | int) -> Tensor | int:
         """Return how many times as large a sample's own gradient is as its share of the batch's."""

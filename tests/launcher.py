@@ -48,13 +48,13 @@ class Launched:
 def fork(how: Callable[[], Any] = os.fork) -> Any:
     """Fork; that torch has threads by then, of which newer Pythons warn, does not matter to the children here.
 
-    They collect nothing of what earlier tests have left: a gloo group cannot end where its threads are not.
+    The children collect nothing of what earlier tests left: a gloo group cannot end where its threads are not.
     """
     parent = os.getpid()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         forked = how()
-    if os.getpid() != parent:
+    if os.getpid() != parent:  # what a fork returns differs
         gc.freeze()
     return forked
 

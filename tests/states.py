@@ -37,7 +37,7 @@ def sample(time: float, stage: int = 0, *, last: bool = False, **more: Any) -> d
         "gpu": None,
         "steps": steps,
         "samples": 720 * steps,
-        "counted": time,
+        "counted": steps * 25_000_000,
         "skipped": 0,
         "unanswered": 0 if last else 2,
         "held": 0 if last else 2 * 64 * 128 * 4,

@@ -204,10 +204,10 @@ def test_a_worker_does_not_end_what_its_parent_left() -> None:
     parent = os.getpid()
 
     class Left:
-        """As a gloo group, it cannot end in a process without its threads."""
+        """Like a gloo group, it cannot end in a process without its threads."""
 
         def __init__(self) -> None:
-            self.itself = self
+            self.itself = self  # so that only the collector ends it
 
         def __del__(self) -> None:
             if os.getpid() != parent:
@@ -216,7 +216,7 @@ def test_a_worker_does_not_end_what_its_parent_left() -> None:
     gc.disable()
     try:
         Left()
-        pid = fork_worker(lambda: gc.collect() * 0)
+        pid = fork_worker(lambda: min(gc.collect(), 0))
     finally:
         gc.enable()
     assert os.waitpid(pid, 0)[1] == 0

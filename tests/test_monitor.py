@@ -38,10 +38,11 @@ def test_rates_and_shares_are_those_of_the_last_seconds() -> None:
     made = Monitor(facts(1))
     for now in (0.0, 4.0, 9.0, 9.5):
         made.take(now, [sample(now)])
-    fast = sample(14.5, steps=880, samples=633_600)
+    fast = sample(14.5, steps=880, samples=633_600, counted=14.5e9)
     fast["seconds"] = sample(9.5)["seconds"] | {"useful": sample(9.5)["seconds"]["useful"] + 5.0}
     made.take(14.5, [fast])
-    made.take(15.5, [{**fast, "time": 15.5, "counted": 15.5, "steps": 980, "samples": 705_600}])
+    assert made.state().samples_per_second == pytest.approx(0.0)  # one change says nothing of a pace
+    made.take(15.5, [{**fast, "time": 15.5, "counted": 15.5e9, "steps": 980, "samples": 705_600}])
     state = made.state()
     assert state.stages[0].steps_per_second == pytest.approx(100.0)
     assert state.samples_per_second == pytest.approx(72_000)
@@ -49,13 +50,31 @@ def test_rates_and_shares_are_those_of_the_last_seconds() -> None:
 
 
 @pytest.mark.parametrize("late", [0.0, 0.2])
-def test_a_rate_does_not_depend_on_when_it_was_told(late: float) -> None:
+def test_a_rate_does_not_depend_on_when_a_count_was_told(late: float) -> None:
     """A worker tells its count four times a second, and is looked at as often, but not at the same times."""
     made = Monitor(facts(1))
     for tick in range(12):
-        done = 0.255 * tick - late * (tick > 6)
-        steps = int(40 * done)
-        made.take(tick / 4, [sample(tick / 4, steps=steps, samples=720 * steps, counted=steps / 40)])
+        told = 0.24 * tick - late * (tick > 6)  # ever longer ago, and once by much
+        made.take(tick / 4, [sample(told) | {"time": tick / 4}])
+    assert made.state().samples_per_second == pytest.approx(40 * 720)
+
+
+def test_a_count_told_before_a_stop_is_no_part_of_the_pace_after_it() -> None:
+    made = Monitor(facts(1))
+    made.take(10.0, [sample(10.0)])
+    made.forget()
+    for now in (100.0, 100.25, 100.5, 100.75):
+        worked = 10.0 if now == 100.0 else now - 90.0
+        made.take(now, [sample(worked) | {"time": now, "counted": round((worked + 90.0 * (now > 100)) * 1e9)}])
+    assert made.state().samples_per_second == pytest.approx(40 * 720)
+
+
+def test_a_recording_without_the_times_of_steps_has_a_pace_too() -> None:
+    made = Monitor(facts(1))
+    for tick in range(12):
+        told = sample(tick / 4)
+        del told["counted"]
+        made.take(tick / 4, [told])
     assert made.state().samples_per_second == pytest.approx(40 * 720)
 
 
@@ -66,11 +85,11 @@ def test_shares_add_up_to_one() -> None:
 
 
 def test_slow_steps_have_a_rate_too() -> None:
-    """Steps of 12 s: the window grows until it has some, and the rate is from the end of one to that of another."""
+    """Steps of 12 s: the window grows until it has some, and the rate is from the end of one step to another's."""
     made = Monitor(facts(1))
     for tick in range(4 * 130):
         steps = tick // 48
-        made.take(tick / 4, [sample(tick / 4, steps=steps, samples=720 * steps, counted=12.0 * steps)])
+        made.take(tick / 4, [sample(tick / 4, steps=steps, samples=720 * steps, counted=12e9 * steps)])
     state = made.state()
     assert state.samples_per_second == pytest.approx(60.0)
     assert state.eta == pytest.approx(12 * (800 - state.step), rel=0.15)

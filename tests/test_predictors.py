@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from nets import CLASSES, adam
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
@@ -105,19 +105,6 @@ def test_a_label_as_a_vector_is_a_one_hot_label(kind: str, shape: tuple[int, ...
     h, y = torch.randn(shape), label_for(shape)
     predictor = shake(make_predictor(kind, h, classes=CLASSES, **options))
     assert torch.allclose(predictor(h, y), predictor(h, F.one_hot(y, CLASSES).float()), atol=1e-6)
-
-
-@each_kind
-def test_a_share_is_the_guess_over_the_samples(kind: str, shape: tuple[int, ...], options: dict[str, Any]) -> None:
-    h, y = torch.randn(shape), label_for(shape)
-    predictor = shake(make_predictor(kind, h, classes=CLASSES, **options))
-    assert torch.allclose(predictor.share(h, y, 5) * 5, predictor(h, y), atol=1e-6)
-    assert torch.allclose(predictor.share(h, y, torch.tensor(5)) * 5, predictor(h, y), atol=1e-6)
-
-
-def test_a_predictor_of_ones_own_is_a_predictor() -> None:
-    with pytest.raises(UsageError, match="a predictor must be a subclass of Predictor, which Bilinear is not"):
-        make_predictor(lambda h: nn.Bilinear(8, 8, 8), torch.randn(ROWS))  # type: ignore[arg-type, return-value]
 
 
 def test_linear_with_a_label_is_linear_on_the_label_beside() -> None:

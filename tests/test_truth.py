@@ -27,7 +27,6 @@ from stepahead.pipeline import (
     Group,
     MessageError,
     NonFiniteError,
-    Predictor,
     Recipe,
     Reference,
     Signal,
@@ -82,22 +81,17 @@ class Gathering(SGD):
                 total.zero_()
 
 
-class Wrong(Predictor):
+class Wrong(nn.Linear):
     """A predictor that guesses at random, and is never right."""
 
     classes = None
 
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.map = nn.Linear(features, features)
-
-    def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor:
-        guess: Tensor = self.map(h)
-        return guess
+    def forward(self, input: Tensor, y: Tensor | None = None) -> Tensor:
+        return super().forward(input)
 
 
 frozen_guess = synthetic(
-    lambda h: Wrong(h.shape[1]),
+    lambda h: Wrong(h.shape[1], h.shape[1]),  # type: ignore[arg-type, return-value]
     optimizer=partial(SGD, lr=0.0),
 )
 
@@ -508,14 +502,14 @@ class Spoilt(Wrong):
 
     calls = 0
 
-    def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, y: Tensor | None = None) -> Tensor:
         self.calls += not torch.is_grad_enabled()  # to guess, not to learn
-        return super().forward(h) * (torch.inf if self.calls == 9 and not torch.is_grad_enabled() else 0.01)
+        return super().forward(input) * (torch.inf if self.calls == 9 and not torch.is_grad_enabled() else 0.01)
 
 
 @pytest.mark.parametrize("options", [{}, {"spread": 2.0}, {"keep": "graph"}])
 def test_a_guess_that_is_not_finite_costs_its_own_batch_alone(options: dict[str, Any]) -> None:
-    batches, predictors = rows(60), synthetic(lambda h: Spoilt(h.shape[1]), optimizer=partial(SGD, lr=0.0))
+    batches, predictors = rows(60), synthetic(lambda h: Spoilt(h.shape[1], h.shape[1]), optimizer=partial(SGD, lr=0.0))  # type: ignore[arg-type, return-value]
     truth = Truth(use="true-up", every=2, **options)
     groups = cut_model(quiet(), 4)
     stages = make_stages(groups, batches[0], signal=predictors, truth=truth, on_non_finite="skip")

@@ -134,9 +134,9 @@ class DistributedCarrier(Carrier):
     def _receive(self) -> None:
         """Join the other end, and receive until the connection is over."""
         try:
-            self._receive_all(*self._join())
+            self._receive_all(*self._join())  # in no variable of this frame, which is not cleared below
         except StepaheadError as error:
-            clear_frames(error.__traceback__)  # they hold the pairs, and a pair lives on threads and sockets
+            clear_frames(error.__traceback__)  # or they would keep the pairs, and these their threads and sockets
             self._error = error
         except RuntimeError:  # torch.distributed has no better word for it
             pass
@@ -157,7 +157,7 @@ class DistributedCarrier(Carrier):
                 os.eventfd_write(self._bell, 1)
 
     def _join(self) -> tuple[Pair, Pair]:
-        """Wait until the other end is there too: from then on, silence counts, and what is to be sent can be."""
+        """Wait until the other end is there too, and let the sending thread begin: from then on, silence counts."""
         self._store.set(str(self._rank), "here")
         self._store.wait([str(1 - self._rank)], timedelta(seconds=self._patience))
         silence = timedelta(seconds=SILENCE) if self._beats else FOREVER

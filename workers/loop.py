@@ -95,7 +95,7 @@ class Progress:
     steps: int = 0
     samples: int = 0
     counted: int = 0
-    """When the last of them were done, in nanoseconds of the machine's clock: paces are from one to another."""
+    """When the last of them was done, in nanoseconds of the machine's clock; with a GPU, when it was handed over."""
     recent: deque[Tensor] = field(default_factory=lambda: deque[Tensor](maxlen=RECENT))
     """The signal's objective on the last batches: the loss itself at the last stage."""
     lags: Counter[int] = field(default_factory=Counter[int])

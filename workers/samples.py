@@ -24,7 +24,7 @@ from .telemetry import REALS, Telemetry
 __all__ = ["PREDICTOR", "read_sample", "write_sample"]
 
 PREDICTOR = ("cosine", "relative_error", "sign_error")
-PLAIN = ("steps", "samples", "skipped", "unanswered", "held", "memory")
+PLAIN = ("steps", "samples", "counted", "skipped", "unanswered", "held", "memory")
 
 
 def write_sample(
@@ -51,7 +51,6 @@ def read_sample(telemetry: Telemetry, now: int | None = None) -> dict[str, Any]:
     return {
         **{name: int(telemetry[name]) for name in PLAIN},
         **{name: value if math.isfinite(value) else None for name, value in reals.items()},
-        "counted": int(telemetry["counted"]) / 1e9,
         "lag": [int(telemetry["lag_p50"]), int(telemetry["lag_max"])],
         "queue_in": [int(telemetry["in_waiting"]), int(telemetry["in_capacity"])],
         "queue_out": [int(telemetry["out_waiting"]), int(telemetry["out_capacity"])],

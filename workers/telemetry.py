@@ -41,9 +41,8 @@ FIGURES = (
     "out_waiting",
     "out_capacity",
 )
-"""Whole numbers: when it began and ended (ns), what it does since when (ns), how many events there were, how many
-steps and samples, when the last of these were done (ns), and so on; of the data process, how many steps there will be,
-once it knows."""
+"""Whole numbers: when it began, ended and was done with its last step (ns), what it does since when (ns), how many
+events, steps and samples there were, and so on; of the data process, how many steps there will be, once it knows."""
 REALS = ("loss", "cosine", "relative_error", "sign_error", "gradient_norm", "missed", "inputs_error", "windows_cosine")
 INDEX = {name: index for index, name in enumerate((*FIGURES, *REALS))}
 TOTALS = 64
