@@ -67,8 +67,8 @@ def work_at(place: Place, plan: Plan) -> int:
 def fork(work: Callable[[], int], *, tied: bool = True) -> int:
     """Run `work` in a child process, which ends with what it returns, and dies with this one if `tied`.
 
-    Signals that ask to stop are for this process to judge; the child ignores them from its first moment. What is garbage
-    here stays uncollected there: a gloo group, say, cannot end where its threads are not.
+    Signals that ask to stop are for this process to judge; the child ignores them from its first moment. What is
+    garbage here stays uncollected there: a gloo group, say, cannot end where its threads are not.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -64,8 +64,9 @@ def test_a_count_told_before_a_stop_is_no_part_of_the_pace_after_it() -> None:
     made.take(10.0, [sample(10.0)])
     made.forget()
     for now in (100.0, 100.25, 100.5, 100.75):
-        worked = 10.0 if now == 100.0 else now - 90.0
-        made.take(now, [sample(worked) | {"time": now, "counted": round((worked + 90.0 * (now > 100)) * 1e9)}])
+        told = now > 100.25
+        worked = now - 90.0 if told else 10.0
+        made.take(now, [sample(worked) | {"time": now, "counted": round((now if told else 10.0) * 1e9)}])
     assert made.state().samples_per_second == pytest.approx(40 * 720)
 
 

@@ -119,6 +119,7 @@ CASES: dict[str, Case] = {
     "virtual-4-slow": _virtual(4, *SLOW),
     "virtual-8-straggler": _virtual(8, "--slow-stage", "3:1.5", "--jitter", "0.2"),
     "mlp-512": _real(MLP, *SELDOM, "--truth", "off"),
+    "mlp-512-ceiling": _real(MLP, *SELDOM, "--truth", "off", schedules="ceiling,decoupled", rounds=9),
     "mlp-512-truth": _real(MLP, "--truth", "true-up", schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"),
     "mlp-1024": _real(MLP, *WIDE, "--truth", "off"),
     "mlp-1024-truth": _real(
