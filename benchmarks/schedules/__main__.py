@@ -90,6 +90,8 @@ NARROW, WIDE = _size(64, 64), _size(1024, 512)
 ALL_ROWS = ["--set", "options.every=1", "--set", "options.parts=1"]
 """A predictor that learns on all rows of every batch whose truth comes."""
 SELDOM = ["--set", "options.every=16"]
+SPIN = ["--set", "spin_us=2500"]
+"""For so long workers look before they sleep, so that nobody need wake them."""
 LARGE = {2: (1024, 512), 4: (768, 512), 8: (640, 512), 16: (768, 128)}
 """By the number of stages: width and batch with which a guess is a small part of a stage, and two cores suffice."""
 SMALL = ["--set", "options.batch=32"]
@@ -119,7 +121,7 @@ CASES: dict[str, Case] = {
     "virtual-4-slow": _virtual(4, *SLOW),
     "virtual-8-straggler": _virtual(8, "--slow-stage", "3:1.5", "--jitter", "0.2"),
     "mlp-512": _real(MLP, *SELDOM, "--truth", "off"),
-    "mlp-512-ceiling": _real(MLP, *SELDOM, "--truth", "off", schedules="ceiling,decoupled", rounds=9),
+    "mlp-512-ceiling": _real(MLP, *SELDOM, *SPIN, "--truth", "off", schedules="ceiling,decoupled", rounds=25),
     "mlp-512-truth": _real(MLP, "--truth", "true-up", schedules="ceiling,lockstep,1f1b,zbv,replay,stash,decoupled"),
     "mlp-1024": _real(MLP, *WIDE, "--truth", "off"),
     "mlp-1024-truth": _real(
