@@ -132,7 +132,7 @@ class Watch:
             self.moments = self.moments or [[] for _ in new]
             for kept, more in zip(self.moments, new, strict=True):
                 kept += more
-            if changed:  # so that shares are of whole steps, nearly
+            if changed:  # so that shares are of whole steps
                 self.monitor.take(now, samples)
         self._reached = self._note_loss(samples[self.with_loss]) or self._reached
         reached = self._reached and now >= self._begun + limits.warm_up + LEAST_SECONDS  # so that there is a rate

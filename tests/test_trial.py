@@ -71,6 +71,20 @@ def test_slow_steps_keep_all_their_spans(step: float) -> None:
         assert stage.useful == pytest.approx(stage.wall)
 
 
+def test_shares_are_of_whole_steps() -> None:
+    class Halves(Supervised):
+        """The first half of each step is useful, the other one is not."""
+
+        def samples(self) -> list[dict[str, Any]]:
+            done, begun = divmod(self.worked, self._step)
+            useful = done * self._step / 2 + min(begun, self._step / 2)
+            seconds = {"useful": useful, "other": self.worked - useful}
+            return [{**each, "seconds": seconds} for each in super().samples()]
+
+    state = Halves(0, 0.0, step=2.0).run(Limits(seconds=4.0, least_steps=1)).monitor.state()
+    assert [stage.useful for stage in state.stages] == [0.5, 0.5]
+
+
 def test_a_trial_ends_when_the_loss_is_where_it_is_to_be() -> None:
     losses = chain([3.0, 2.5, 2.0], repeat(1.5))
 
