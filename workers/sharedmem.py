@@ -48,6 +48,8 @@ def make_sockets() -> tuple[socket.socket, socket.socket]:
 class _SharedEnd(LinkEnd):
     """What both ends do alike: ring, and hear the other end ring."""
 
+    rings = False
+
     def __init__(self, edge: str, peer: str, capacity: int, bell: socket.socket) -> None:
         super().__init__(edge, peer, capacity)
         self.memory: Memory | None = None

@@ -2,6 +2,9 @@
 
 Some of what can happen rings at a descriptor. The rest is only seen by looking, at a number in shared memory for
 example, until one says that one dozes: from then on it rings too. So nobody rings for whoever is awake.
+
+To ring and to be woken takes several times as long as all else that a small message needs. So whoever waited briefly
+the last time looks for a while before it dozes, unless all rings anyway: then somebody else needs the core to bring it.
 """
 
 from __future__ import annotations
@@ -13,9 +16,15 @@ from collections.abc import Iterable, Iterator
 
 __all__ = ["Waitable", "Waiter"]
 
+LOOK = 0.0001
+"""Seconds: about what it takes to be woken, and so at most twice as much is lost."""
+
 
 class Waitable(ABC):
     """One thing to wait for, with somebody at its other side."""
+
+    rings = True
+    """Whether all that happens rings, dozing or not."""
 
     @abstractmethod
     def fileno(self) -> int:
@@ -34,7 +43,7 @@ class Waitable(ABC):
         """Return a number that changes with what happens and may not ring."""
         return 0
 
-    def doze(self, dozing: bool) -> None:  # noqa: B027  there are things that always ring
+    def doze(self, dozing: bool) -> None:  # noqa: B027  most things always ring
         """Say whether all that happens must ring."""
 
 
@@ -43,12 +52,16 @@ class Waiter:
 
     Args:
         ends: What to wait for.
-        spin: Seconds for which it keeps looking, with the whole of its core, before it dozes.
+        spin: Seconds for which it always looks before it dozes.
+        look: Seconds for which it looks after a wait that was not longer than twice that, if there are ends that do
+            not always ring.
     """
 
-    def __init__(self, ends: Iterable[Waitable], spin: float = 0.0) -> None:
+    def __init__(self, ends: Iterable[Waitable], spin: float = 0.0, look: float = LOOK) -> None:
         self._ends = list(ends)
         self._spin = spin
+        self._look = 0.0 if all(end.rings for end in self._ends) else look
+        self._was_brief = False
         self._by_descriptor = {end.fileno(): end for end in self._ends}
         self._known = [end.news() for end in self._ends]
         self._poll = select.epoll()
@@ -69,12 +82,11 @@ class Waiter:
         """Wait for at most `timeout` seconds, let the ends take note, and return whether anything happened."""
         if self._is_news():
             self.look()
-            happened = True
-        elif self._spin and self._is_news_within(min(self._spin, timeout)):
-            happened = True  # what rings besides is heard when there is nothing to do
-        else:
-            happened = self._doze(timeout)
-        self._is_news()  # whoever waited looks at all the ends now
+            return True
+        begun = time.monotonic()
+        looking = min(max(self._spin, self._look if self._was_brief else 0.0), timeout)
+        happened = self._is_news_before(begun + looking) or self._doze(timeout)
+        self._was_brief = happened and time.monotonic() - begun < 2 * self._look
         return happened
 
     def rounds(self, timeout: float) -> Iterator[None]:
@@ -99,8 +111,8 @@ class Waiter:
             for end in self._ends:
                 end.doze(False)
 
-    def _is_news_within(self, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
+    def _is_news_before(self, deadline: float) -> bool:
+        """Look until then; what rings besides is heard when there is nothing to do."""
         while time.monotonic() < deadline:
             if self._is_news():
                 return True
@@ -117,4 +129,5 @@ class Waiter:
             end.refresh()
             if end.gone:
                 self._poll.unregister(descriptor)  # it would report that for ever
+        self._is_news()  # what was noted is none: whoever waited looks at all the ends now
         return bool(events)

@@ -20,6 +20,7 @@ from stepahead.workers import Guard, Receiver, Sender, SharedReceiver, SharedSen
 from stepahead.workers.distributed import DistributedCarrier
 from stepahead.workers.pairs import GlooPair
 from stepahead.workers.parcels import Carrier, ParcelReceiver, ParcelSender
+from stepahead.workers.waiting import LOOK
 
 __all__ = ["TRANSPORTS", "Talker"]
 
@@ -45,9 +46,10 @@ class Linked:
     receiver: Receiver
     in_place: bool = False
     spin: float = 0.0
+    look: float = LOOK
 
     def __post_init__(self) -> None:
-        self.waiter = Waiter([self.sender, self.receiver], self.spin)
+        self.waiter = Waiter([self.sender, self.receiver], self.spin, self.look)
         self.step = 0
 
     def send(self, values: Tensor) -> None:
@@ -68,14 +70,14 @@ Make = Callable[[bool, Meet], Talker]
 """Makes one side, after the fork: the parent's if True. To meet is to wait for the other."""
 
 
-def shared_memory(folder: Path, *, in_place: bool = False, spin: float = 0.0) -> Make:
+def shared_memory(folder: Path, *, in_place: bool = False, spin: float = 0.0, look: float = LOOK) -> Make:
     pairs = [make_sockets(), make_sockets()]
 
     def make(parent: bool, meet: Meet) -> Talker:
         out, back = (0, 1) if parent else (1, 0)
         sender = SharedSender(EDGES[out], "the other", CAPACITY, pairs[out][0])
         receiver = SharedReceiver(EDGES[back], "the other", CAPACITY, pairs[back][1])
-        return Linked(sender, receiver, in_place, spin)
+        return Linked(sender, receiver, in_place, spin, look)
 
     return make
 
@@ -177,6 +179,7 @@ def queue(folder: Path) -> Make:
 TRANSPORTS: dict[str, Callable[[Path], Make]] = {
     "shared memory": shared_memory,
     "shared memory, in place": lambda folder: shared_memory(folder, in_place=True),
+    "shared memory, in place, by its bell": lambda folder: shared_memory(folder, in_place=True, look=0.0),
     "shared memory, in place, spinning": lambda folder: shared_memory(folder, in_place=True, spin=SPIN),
     "ZeroMQ, ipc": zeromq,
     "ZeroMQ, TCP": lambda folder: zeromq(folder, tcp=True, guard=Guard(SECRET)),
