@@ -115,8 +115,10 @@ def test_more_messages_than_there_are_credits_for() -> None:
     with over_zeromq() as (receiver, peer):
         for sequence in range(3):
             peer.send_multipart([pack_header(header_of(BATCH, sequence)), *PARTS[1:]])
-        with pytest.raises(FrameError, match="on edge 0>1 the peer sent more than the 2 messages it may"):
-            drain(receiver)
+        more = "on edge 0>1 the peer sent more than the 2 messages it may"
+        with Waiter([receiver]) as waiter, pytest.raises(FrameError, match=more):
+            for _ in waiter.rounds(5):
+                pass  # and take none of them
 
 
 OTHER_EDGE = pack_header(header_of(replace(BATCH, edge="1>2"), 0))
@@ -143,7 +145,7 @@ def test_what_a_message_is_not(parts: list[bytes], said: str) -> None:
 def test_too_many_parts() -> None:
     with over_zeromq() as (receiver, peer):
         peer.send_multipart([HEAD] * 30)
-        with pytest.raises(FrameError, match="it has 29 parts; 17 are allowed"):
+        with pytest.raises(FrameError, match="it has more than the 17 values that are allowed"):
             receiver.receive(timeout=5)
 
 

@@ -172,8 +172,7 @@ class FakeCarrier(Carrier):
         self.sent.append(head)
 
     def take(self) -> Any:
-        taken, self.parcels = self.parcels, []
-        return taken
+        return self.parcels.pop(0) if self.parcels else None
 
     def close(self) -> None:
         pass

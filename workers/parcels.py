@@ -41,8 +41,8 @@ class Carrier(Waitable):
         """Send a parcel, as its values are now, without waiting for anybody."""
 
     @abstractmethod
-    def take(self) -> list[Parcel]:
-        """Return the parcels that have come since; they are the caller's own."""
+    def take(self) -> Parcel | None:
+        """Return the next parcel, if it has come; it is the caller's own."""
 
     @property
     def stirs(self) -> bool:
@@ -76,7 +76,7 @@ class _ParcelEnd(LinkEnd):
     def news(self) -> int:
         if not self.closed and self.carrier.stirs:  # its descriptor may tell once only, perhaps while we sent
             self._take_in()
-        return self._news
+        return self._news + self._lost
 
     @property
     def gone(self) -> bool:
@@ -91,16 +91,19 @@ class _ParcelEnd(LinkEnd):
         self.carrier.close()
 
     def _take_in(self) -> None:
-        lost = self.carrier.gone  # before what it sent is taken: then all that came before its end is there
-        for head, values in self.carrier.take():
-            self._news += 1
-            if head == END:
-                self._ended = True
-            else:
-                self._hear(head, values)
-        if lost and not self._lost:
-            self._lost = True
-            self._news += 1
+        """Take note of the next thing that the other end sent, or of its being gone."""
+        parcel = self.carrier.take()
+        if parcel is None and self.carrier.gone:
+            parcel = self.carrier.take()  # only now all that came before its end is there
+            self._lost = parcel is None
+        if parcel is None:
+            return
+        head, values = parcel
+        self._news += 1
+        if head == END:
+            self._ended = True
+        else:
+            self._hear(head, values)
 
     @abstractmethod
     def _hear(self, head: bytes, values: Sequence[Tensor]) -> None:
@@ -125,7 +128,7 @@ class ParcelSender(_ParcelEnd, Sender):
     def try_send(self, message: Message) -> bool:
         self._check_open("send")
         header = self.header_for(message)
-        if self.carrier.stirs:
+        if self.full and self.carrier.stirs:
             self._take_in()
         if self._lost or self._ended:
             raise self._over(self._ended, "send")
@@ -184,8 +187,9 @@ class ParcelReceiver(_ParcelEnd, Receiver):
 
     def _hear(self, head: bytes, values: Sequence[Tensor]) -> None:
         header = header_in(head)
-        self._check_turn(header, self._messages + len(self._inbox))
-        if len(self._inbox) + self._lent >= self.capacity:
+        due = self._messages + len(self._inbox)
+        self._check_turn(header, due)
+        if due >= self._told + self.capacity:
             raise FrameError(f"on edge {self.edge} {self.peer} sent more than the {self.capacity} messages it may")
         check_sizes(header, [len(value) for value in values])
         self._inbox.append((header, _typed(values, header.form)))
