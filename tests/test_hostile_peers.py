@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import mmap
+import os
 import resource
 import socket
 from collections.abc import Callable, Generator, Sequence
@@ -119,6 +120,15 @@ def test_more_messages_than_there_are_credits_for() -> None:
         with Waiter([receiver]) as waiter, pytest.raises(FrameError, match=more):
             for _ in waiter.rounds(5):
                 pass  # and take none of them
+
+
+def test_a_peer_that_came_and_went_without_a_word_is_gone() -> None:
+    with over_zeromq() as (receiver, peer):
+        while receiver.carrier.stirs:  # as long as nobody is there
+            os.sched_yield()
+        peer.close()
+        with Waiter([receiver]) as waiter:
+            assert any(receiver.gone for _ in waiter.rounds(5))
 
 
 OTHER_EDGE = pack_header(header_of(replace(BATCH, edge="1>2"), 0))

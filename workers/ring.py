@@ -74,7 +74,8 @@ class Memory:
         """Whether GPUs copy to and from it directly."""
         self._known: dict[tuple[int, Form], tuple[Tensor, ...]] = {}
         self._numbers: memoryview[int] = memoryview(self._map).cast("Q")
-        self._lock = Lock()
+        lock = Lock()
+        self._take, self._let_go = lock.acquire, lock.release
         self.closed = False
 
     @classmethod
@@ -104,7 +105,7 @@ class Memory:
         return value
 
     def glimpse(self, which: int) -> int:
-        """Return a counter to see whether it changes; who acts on it must `get` it."""
+        """Return a counter or a word; who then reads what the other end wrote before it must `get` it."""
         return self._numbers[which]
 
     def set(self, which: int, value: int) -> None:
@@ -156,10 +157,9 @@ class Memory:
 
     def _fence(self) -> None:
         """Keep what comes before and what comes after apart, as other processes see it."""
-        with self._lock:
-            pass
-        with self._lock:  # between letting go and taking again nothing passes, in either direction
-            pass
+        self._take(False)  # it is held, unless an interrupt has come where it is not
+        self._let_go()
+        self._take(False)  # between letting go and taking again nothing passes, in either direction
 
     def _start(self, number: int) -> int:
         return CONTROL_BYTES + number % self.slots * self._stride

@@ -188,7 +188,7 @@ class SharedSender(_SharedEnd, Sender):
         assert self.memory is not None
         self.memory.write(self._messages, header, message)
         self._count(header, message)
-        if self.memory.get(RECEIVER_DOZES):
+        if self.memory.glimpse(RECEIVER_DOZES):
             self._wake()
         return True
 
@@ -266,7 +266,7 @@ class SharedReceiver(_SharedEnd, Receiver):
             return
         self._lent = False
         self.memory.set(TAKEN, self._messages)
-        if self.memory.get(SENDER_DOZES) and self.waiting <= max(self.capacity // 4, 1):
+        if self.memory.glimpse(SENDER_DOZES) and self.waiting <= max(self.capacity // 4, 1):
             self._wake()
 
     def adopt(self, bell: socket.socket) -> None:
