@@ -59,34 +59,6 @@ def child(work: Callable[[], None]) -> Generator[int]:
     os.waitpid(pid, 0)
 
 
-def test_the_memory_can_neither_shrink_nor_grow_nor_be_found() -> None:
-    memory = Memory.create(2, 100, "0>1")
-    assert fcntl.fcntl(memory.descriptor, fcntl.F_GET_SEALS) & SEALS == SEALS
-    with pytest.raises(PermissionError):
-        os.ftruncate(memory.descriptor, 10)
-    status = os.fstat(memory.descriptor)
-    assert status.st_nlink == 0
-    assert status.st_blocks * 512 >= status.st_size  # allocated to the last byte: writing cannot fail any more
-    memory.close()
-
-
-def test_an_interrupt_inside_of_a_fence_spoils_none_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = Memory.create(2, 100, "0>1")
-    let_go = memory._let_go
-
-    def interrupted() -> None:
-        let_go()
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(memory, "_let_go", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            memory.set(SENT, 1)
-    memory.set(SENT, 2)
-    assert memory.get(SENT) == 2
-    memory.close()
-
-
 def test_no_memory_left_is_said_before_anything_is_written(link: tuple[SharedSender, SharedReceiver]) -> None:
     sender, _ = link
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
