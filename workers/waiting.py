@@ -4,7 +4,7 @@ Some of what can happen rings at a descriptor. The rest is only seen by looking,
 example, until one says that one dozes: from then on it rings too. So nobody rings for whoever is awake.
 
 To ring and to be woken takes several times as long as all else that a small message needs. So whoever waited briefly
-the last time looks for a while before it dozes, unless all rings anyway: then somebody else needs the core to bring it.
+the last time looks for a while before it dozes; unless all rings anyway, for then others need the core to bring it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 __all__ = ["Waitable", "Waiter"]
 
 LOOK = 0.0001
-"""Seconds: about what it takes to be woken, and so at most twice as much is lost."""
+"""Seconds: twice what it takes to be woken, so that little is lost where one looked in vain."""
 
 
 class Waitable(ABC):
