@@ -74,8 +74,7 @@ class _ParcelEnd(LinkEnd):
         self._take_in()
 
     def news(self) -> int:
-        if not self.closed and self.carrier.stirs:  # its descriptor may tell once only, perhaps while we sent
-            self._take_in()
+        self._ask()  # its descriptor may tell once only, perhaps while we sent
         return self._news + self._lost
 
     @property
@@ -89,6 +88,11 @@ class _ParcelEnd(LinkEnd):
         if not self._lost:
             self.carrier.send(END)
         self.carrier.close()
+
+    def _ask(self) -> None:
+        """Take in what may have come."""
+        if not self.closed and self.carrier.stirs:
+            self._take_in()
 
     def _take_in(self) -> None:
         """Take note of the next thing that the other end sent, or of its being gone."""
@@ -122,17 +126,22 @@ class ParcelSender(_ParcelEnd, Sender):
         return self._messages - self._taken
 
     @property
+    def full(self) -> bool:
+        if super().full:  # as far as is known; it takes time to ask
+            self._ask()
+        return super().full
+
+    @property
     def settled(self) -> bool:
         return self._ended or self._lost  # a receiver that has all that it wants says so
 
     def try_send(self, message: Message) -> bool:
         self._check_open("send")
         header = self.header_for(message)
-        if self.full and self.carrier.stirs:
-            self._take_in()
+        full = self.full
         if self._lost or self._ended:
             raise self._over(self._ended, "send")
-        if self.full:
+        if full:
             return False
         self.carrier.send(pack_header(header), message.values)
         self._count(header, message)
