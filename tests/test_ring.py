@@ -13,7 +13,7 @@ from stepahead.workers.ring import SEALS, SENT, Memory
 
 
 class InterruptedLock:
-    """A lock that is let go of when Ctrl-C comes."""
+    """A lock whose release is followed by Ctrl-C."""
 
     coming = False
 

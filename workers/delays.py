@@ -110,7 +110,7 @@ class DelayedReceiver(Receiver):
     def _hold(self) -> None:
         """Take in what comes, and let it through when it is due."""
         try:
-            with Waiter([self._inner], look=0.0) as waiter:  # it would take Python's lock from who computes
+            with Waiter([self._inner], look=0.0) as waiter:  # looking keeps Python's lock from who computes
                 while not self.closed:
                     self._take_in()
                     self._let_through()

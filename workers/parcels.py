@@ -89,25 +89,30 @@ class _ParcelEnd(LinkEnd):
             self.carrier.send(END)
         self.carrier.close()
 
-    def _ask(self) -> None:
-        """Take in what may have come."""
-        if not self.closed and self.carrier.stirs:
-            self._take_in()
+    def _catch_up(self) -> None:
+        """Take in all that has come."""
+        while self._ask():
+            pass
 
-    def _take_in(self) -> None:
-        """Take note of the next thing that the other end sent, or of its being gone."""
+    def _ask(self) -> bool:
+        """Take in the next thing if there may be one, and return whether there was."""
+        return not self.closed and self.carrier.stirs and self._take_in()
+
+    def _take_in(self) -> bool:
+        """Take note of the next thing from the other end, or of its being gone; return whether there was one."""
         parcel = self.carrier.take()
         if parcel is None and self.carrier.gone:
             parcel = self.carrier.take()  # only now all that came before its end is there
             self._lost = parcel is None
         if parcel is None:
-            return
+            return False
         head, values = parcel
         self._news += 1
         if head == END:
             self._ended = True
         else:
             self._hear(head, values)
+        return True
 
     @abstractmethod
     def _hear(self, head: bytes, values: Sequence[Tensor]) -> None:
@@ -123,13 +128,14 @@ class ParcelSender(_ParcelEnd, Sender):
 
     @property
     def waiting(self) -> int:
+        self._catch_up()
         return self._messages - self._taken
 
     @property
     def full(self) -> bool:
-        if super().full:  # as far as is known; it takes time to ask
+        if self._messages - self._taken >= self.capacity:  # as far as is known: only now it is worth asking
             self._ask()
-        return super().full
+        return self._messages - self._taken >= self.capacity
 
     @property
     def settled(self) -> bool:
@@ -138,7 +144,7 @@ class ParcelSender(_ParcelEnd, Sender):
     def try_send(self, message: Message) -> bool:
         self._check_open("send")
         header = self.header_for(message)
-        full = self.full
+        full = self.full  # first, for to ask may also tell that the other end is over
         if self._lost or self._ended:
             raise self._over(self._ended, "send")
         if full:
@@ -166,6 +172,7 @@ class ParcelReceiver(_ParcelEnd, Receiver):
 
     @property
     def waiting(self) -> int:
+        self._catch_up()
         return len(self._inbox)
 
     def try_receive(self, *, own: bool = True) -> Message | None:

@@ -5,7 +5,7 @@ has no memory left whoever makes it hears of that before anything is written.
 
 Each counter is written by one end only. Python promises no order between what one process writes and another reads, and
 not every processor keeps it: a lock that is let go and taken again does, on x86-64 and on ARMv8, with the locks of
-CPython and glibc. So every access to a counter has one.
+CPython and glibc. So every access to a counter on which something else depends has one; a glimpse has none.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Memory:
     """A ring of slots in a memfd, mapped.
 
     The first page says how many slots there are and how large, and has the counters and words. Each slot is a
-    header and a payload.
+    header and a payload. One thread uses it at a time.
     """
 
     slots: int
@@ -105,7 +105,7 @@ class Memory:
         return value
 
     def glimpse(self, which: int) -> int:
-        """Return a counter or a word; who then reads what the other end wrote before it must `get` it."""
+        """Return a counter or a word, without a fence; who goes on to read what the other end wrote must `get` it."""
         return self._numbers[which]
 
     def set(self, which: int, value: int) -> None:
@@ -157,7 +157,7 @@ class Memory:
 
     def _fence(self) -> None:
         """Keep what comes before and what comes after apart, as other processes see it."""
-        self._take(False)  # it is held, unless an interrupt has come where it is not
+        self._take(False)  # fails, for it is held; unless an interrupt came between the next two lines
         self._let_go()
         self._take(False)  # between letting go and taking again nothing passes, in either direction
 

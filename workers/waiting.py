@@ -4,7 +4,8 @@ Some of what can happen rings at a descriptor. The rest is only seen by looking,
 example, until one says that one dozes: from then on it rings too. So nobody rings for whoever is awake.
 
 To ring and to be woken takes several times as long as all else that a small message needs. So whoever waited briefly
-the last time looks for a while before it dozes; unless all rings anyway, for then others need the core to bring it.
+the last time looks for a while before it dozes. Where all rings anyway it does not: a thread of ZeroMQ's or gloo's
+has to bring the message, and needs the core for that.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Waitable(ABC):
     """One thing to wait for, with somebody at its other side."""
 
     rings = True
-    """Whether all that happens rings, dozing or not."""
+    """Whether all that happens always rings, dozing or not."""
 
     @abstractmethod
     def fileno(self) -> int:
@@ -52,9 +53,9 @@ class Waiter:
 
     Args:
         ends: What to wait for.
-        spin: Seconds for which it always looks before it dozes.
-        look: Seconds for which it looks after a wait that was not longer than twice that, if there are ends that do
-            not always ring.
+        spin: Seconds for which it looks before it dozes, each time; that keeps a core busy.
+        look: Seconds for which it looks when the last wait took less than twice that, if there are ends that do not
+            always ring.
     """
 
     def __init__(self, ends: Iterable[Waitable], spin: float = 0.0, look: float = LOOK) -> None:
@@ -85,7 +86,7 @@ class Waiter:
             return True
         begun = time.monotonic()
         looking = min(max(self._spin, self._look if self._was_brief else 0.0), timeout)
-        happened = self._is_news_before(begun + looking) or self._doze(timeout)
+        happened = self._is_news_before(begun + looking) or self._doze(timeout - looking)
         self._was_brief = happened and time.monotonic() - begun < 2 * self._look
         return happened
 

@@ -94,7 +94,8 @@ class ZeroCarrier(Carrier):
     @property
     def gone(self) -> bool:
         if self._monitor is None:
-            self._gone = self._gone or (not self._events() & OUT and self._joined)
+            events = self._events()  # which notes whether somebody has joined
+            self._gone = self._gone or (self._joined and not events & OUT)
         elif self._is_told():
             recv_monitor_message(self._monitor)
             self._gone = True
