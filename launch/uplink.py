@@ -37,8 +37,7 @@ class Uplink:
     def take(self) -> list[Word]:
         """Return the words that have come."""
         self._carrier.refresh()
-        parcels = iter(self._carrier.take, None)
-        return [(_word(head), [bytes_of(value) for value in values]) for head, values in parcels]
+        return [(_word(head), [bytes_of(value) for value in values]) for head, values in self._carrier.take()]
 
     def close(self) -> None:
         self._carrier.close()

@@ -116,13 +116,11 @@ def test_more_messages_than_there_are_credits_for() -> None:
     with over_zeromq() as (receiver, peer):
         for sequence in range(3):
             peer.send_multipart([pack_header(header_of(BATCH, sequence)), *PARTS[1:]])
-        more = "on edge 0>1 the peer sent more than the 2 messages it may"
-        with Waiter([receiver]) as waiter, pytest.raises(FrameError, match=more):
-            for _ in waiter.rounds(5):
-                pass  # and take none of them
+        with pytest.raises(FrameError, match="on edge 0>1 the peer sent more than the 2 messages it may"):
+            drain(receiver)
 
 
-def test_a_peer_that_came_and_went_without_a_word_is_gone() -> None:
+def test_a_peer_that_was_seen_and_went_without_a_word_is_gone() -> None:
     with over_zeromq() as (receiver, peer):
         deadline = time.monotonic() + 5
         while receiver.carrier.stirs:  # until somebody is there; then nothing more is asked
@@ -156,7 +154,7 @@ def test_what_a_message_is_not(parts: list[bytes], said: str) -> None:
 def test_too_many_parts() -> None:
     with over_zeromq() as (receiver, peer):
         peer.send_multipart([HEAD] * 30)
-        with pytest.raises(FrameError, match="it has more than the 17 values that are allowed"):
+        with pytest.raises(FrameError, match="it has 29 parts; 17 are allowed"):
             receiver.receive(timeout=5)
 
 

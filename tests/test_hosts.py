@@ -172,7 +172,8 @@ class FakeCarrier(Carrier):
         self.sent.append(head)
 
     def take(self) -> Any:
-        return self.parcels.pop(0) if self.parcels else None
+        taken, self.parcels = self.parcels, []
+        return taken
 
     def close(self) -> None:
         pass

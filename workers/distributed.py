@@ -117,13 +117,11 @@ class DistributedCarrier(Carrier):
         parcel = head, [_bytes_in(value, self._device) for value in values]
         self._outbox.put((parcel, point_in_queue(self._device)))
 
-    def take(self) -> Parcel | None:
-        error = self._error  # before what came is looked at: then all of it is there
-        if self._inbox:
-            return self._inbox.popleft()
-        if error is not None:
-            raise error
-        return None
+    def take(self) -> list[Parcel]:
+        parcels = [self._inbox.popleft() for _ in range(len(self._inbox))]
+        if self._error is not None and not parcels:
+            raise self._error
+        return parcels
 
     def close(self) -> None:
         with self._lock:

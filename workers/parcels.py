@@ -41,8 +41,8 @@ class Carrier(Waitable):
         """Send a parcel, as its values are now, without waiting for anybody."""
 
     @abstractmethod
-    def take(self) -> Parcel | None:
-        """Return the next parcel, if it has come; it is the caller's own."""
+    def take(self) -> list[Parcel]:
+        """Return the parcels that have come since; they are the caller's own."""
 
     @property
     def stirs(self) -> bool:
@@ -74,8 +74,9 @@ class _ParcelEnd(LinkEnd):
         self._take_in()
 
     def news(self) -> int:
-        self._ask()  # its descriptor may tell once only, perhaps while we sent
-        return self._news + self._lost
+        if not self.closed and self.carrier.stirs:  # its descriptor may tell once only, perhaps while we sent
+            self._take_in()
+        return self._news
 
     @property
     def gone(self) -> bool:
@@ -89,30 +90,17 @@ class _ParcelEnd(LinkEnd):
             self.carrier.send(END)
         self.carrier.close()
 
-    def _catch_up(self) -> None:
-        """Take in all that has come."""
-        while self._ask():
-            pass
-
-    def _ask(self) -> bool:
-        """Take in the next thing if there may be one, and return whether there was."""
-        return not self.closed and self.carrier.stirs and self._take_in()
-
-    def _take_in(self) -> bool:
-        """Take note of the next thing from the other end, or of its being gone; return whether there was one."""
-        parcel = self.carrier.take()
-        if parcel is None and self.carrier.gone:
-            parcel = self.carrier.take()  # only now all that came before its end is there
-            self._lost = parcel is None
-        if parcel is None:
-            return False
-        head, values = parcel
-        self._news += 1
-        if head == END:
-            self._ended = True
-        else:
-            self._hear(head, values)
-        return True
+    def _take_in(self) -> None:
+        lost = self.carrier.gone  # before what it sent is taken: then all that came before its end is there
+        for head, values in self.carrier.take():
+            self._news += 1
+            if head == END:
+                self._ended = True
+            else:
+                self._hear(head, values)
+        if lost and not self._lost:
+            self._lost = True
+            self._news += 1
 
     @abstractmethod
     def _hear(self, head: bytes, values: Sequence[Tensor]) -> None:
@@ -128,14 +116,7 @@ class ParcelSender(_ParcelEnd, Sender):
 
     @property
     def waiting(self) -> int:
-        self._catch_up()
         return self._messages - self._taken
-
-    @property
-    def full(self) -> bool:
-        if self._messages - self._taken >= self.capacity:  # as far as is known: only now it is worth asking
-            self._ask()
-        return self._messages - self._taken >= self.capacity
 
     @property
     def settled(self) -> bool:
@@ -144,10 +125,11 @@ class ParcelSender(_ParcelEnd, Sender):
     def try_send(self, message: Message) -> bool:
         self._check_open("send")
         header = self.header_for(message)
-        full = self.full  # first, for to ask may also tell that the other end is over
+        if self.carrier.stirs:
+            self._take_in()
         if self._lost or self._ended:
             raise self._over(self._ended, "send")
-        if full:
+        if self.full:
             return False
         self.carrier.send(pack_header(header), message.values)
         self._count(header, message)
@@ -172,7 +154,6 @@ class ParcelReceiver(_ParcelEnd, Receiver):
 
     @property
     def waiting(self) -> int:
-        self._catch_up()
         return len(self._inbox)
 
     def try_receive(self, *, own: bool = True) -> Message | None:
@@ -203,9 +184,8 @@ class ParcelReceiver(_ParcelEnd, Receiver):
 
     def _hear(self, head: bytes, values: Sequence[Tensor]) -> None:
         header = header_in(head)
-        due = self._messages + len(self._inbox)
-        self._check_turn(header, due)
-        if due >= self._told + self.capacity:
+        self._check_turn(header, self._messages + len(self._inbox))
+        if len(self._inbox) + self._lent >= self.capacity:
             raise FrameError(f"on edge {self.edge} {self.peer} sent more than the {self.capacity} messages it may")
         check_sizes(header, [len(value) for value in values])
         self._inbox.append((header, _typed(values, header.form)))

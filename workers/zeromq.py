@@ -10,6 +10,7 @@ from __future__ import annotations
 import select
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 import zmq
@@ -33,7 +34,6 @@ MOST_WAITING = 256
 NEVER = 2**30
 """Milliseconds until a new attempt to connect. With -1, which means none, ZeroMQ drops what came before the end."""
 IN, OUT, EVENTS, NOBLOCK = int(zmq.POLLIN), int(zmq.POLLOUT), int(zmq.EVENTS), int(zmq.NOBLOCK)
-ANY, MORE = IN | OUT, int(zmq.NOBLOCK | zmq.SNDMORE)
 """As plain numbers: to ask an enumeration takes as long as to ask the socket."""
 OVER = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
 """What the monitor of a socket that connects tells when it is not, or no longer, connected."""
@@ -108,7 +108,7 @@ class ZeroCarrier(Carrier):
 
     def _events(self) -> int:
         events = int(self.socket.getsockopt(EVENTS))
-        self._joined = self._joined or bool(events & ANY)
+        self._joined = self._joined or events != 0
         return events
 
     def _is_told(self) -> bool:
@@ -117,26 +117,19 @@ class ZeroCarrier(Carrier):
 
     def send(self, head: bytes, values: Sequence[Tensor] = ()) -> None:
         plain = [plain_of(value).cpu() for value in values]
-        *parts, last = head, *map(memory_of, plain)
+        parts: list[Any] = [head, *map(memory_of, plain)]
         with suppress(zmq.Again):  # nobody is there any more
-            for part in parts:  # copied, or a thread of Python's would have to give them back
-                self.socket.send(part, MORE)
-            self.socket.send(last, NOBLOCK)
+            self.socket.send_multipart(parts, NOBLOCK)  # copied, or a thread of Python's would have to give them back
 
-    def take(self) -> Parcel | None:
-        if not self._events() & IN:  # to ask is quicker than to be told by an exception
-            return None
-        try:
-            part = head = self.socket.recv(NOBLOCK, copy=False)
-        except zmq.Again:  # what made it stir may have been no message, the end of a connection for example
-            return None
-        values: list[Tensor] = []
-        while part.more:
-            part = self.socket.recv(NOBLOCK, copy=False)
-            values.append(_tensor(part))
-            if len(values) > MOST_TENSORS + 1:
-                raise FrameError(f"a link frame lies: it has more than the {MOST_TENSORS + 1} values that are allowed")
-        return head.bytes, values
+    def take(self) -> list[Parcel]:
+        parcels: list[Parcel] = []
+        with suppress(zmq.Again):  # what made it stir may have been no message, the end of a connection for example
+            while self._events() & IN:  # to ask is quicker than to be told by an exception
+                head, *values = self.socket.recv_multipart(NOBLOCK, copy=False)
+                if len(values) > MOST_TENSORS + 1:
+                    raise FrameError(f"a link frame lies: it has {len(values)} parts; {MOST_TENSORS + 1} are allowed")
+                parcels.append((head.bytes, [_tensor(value) for value in values]))
+        return parcels
 
     def close(self) -> None:
         self._poll.close()
