@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
+import torch
 
+from stepahead.pipeline import Gradient, GradientKind
+from stepahead.workers import SharedReceiver, SharedSender, make_sockets
 from stepahead.workers import waiting as waiting_module
-from stepahead.workers.waiting import LOOK, Waitable, Waiter
+from stepahead.workers.waiting import LOOK, MOST_REST, Waitable, Waiter
 
 TICK = LOOK / 100
+SHORT, LONG = LOOK / 2, 2.5 * LOOK
 
 
 class Clock:
@@ -20,9 +24,11 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.on_tick: Callable[[], None] = lambda: None
 
     def monotonic(self) -> float:
         self.now += TICK
+        self.on_tick()
         return self.now
 
 
@@ -59,102 +65,173 @@ class End(Waitable):
                 os.eventfd_write(self.bell, 1)
 
 
+class Rung(End):
+    """An end for which all rings."""
+
+    rings = True
+
+
+class Hasty(End):
+    """Something comes just before it says that it dozes, so nobody rings."""
+
+    def doze(self, dozing: bool) -> None:
+        if dozing:
+            self.due = self.clock.now
+
+
 class Poll:
     """Hears nothing, and notes for how long it was to listen."""
 
-    def __init__(self, heard: list[float]) -> None:
-        self.heard = heard
+    def __init__(self, listened: list[float]) -> None:
+        self.listened = listened
 
     def register(self, *_: object) -> None: ...
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
-        self.heard.append(timeout)
+        self.listened.append(timeout)
         return []
 
     def close(self) -> None: ...
 
 
-class Waiting:
-    """One who waits for one end."""
-
-    def __init__(self, clock: Clock, *others: Waitable, **options: float) -> None:
-        self.end = End(clock)
-        self.waiter = Waiter([self.end, *others], **options)
-
-    def close(self) -> None:
-        self.waiter.close()
-        os.close(self.end.bell)
-
-    def naps(self, *waits: float) -> list[int]:
-        """Return how often it dozed in each of these waits, when something comes after so many seconds."""
-        counts: list[int] = []
-        for seconds in waits:
-            self.end.due, self.end.naps = None, 0
-            self.waiter.look()
-            self.end.due = self.end.clock.now + seconds
-            assert self.waiter.wait(10.0)
-            counts.append(self.end.naps)
-        return counts
-
-
-Make = Callable[..., Waiting]
+@pytest.fixture
+def kept() -> Iterator[ExitStack]:
+    """Closes what a test has made."""
+    with ExitStack() as stack:
+        yield stack
 
 
 @pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(waiting_module, "time", clock)
-    with ExitStack() as kept:
-
-        def make_waiting(*others: Waitable, **options: float) -> Waiting:
-            made = Waiting(clock, *others, **options)
-            kept.callback(made.close)
-            return made
-
-        yield make_waiting
+    return clock
 
 
-SHORT, MIDDLE, LONG = LOOK / 2, 1.5 * LOOK, 2.5 * LOOK
+@pytest.fixture
+def make(clock: Clock, kept: ExitStack) -> Callable[[type[End]], End]:
+    def make_end(kind: type[End]) -> End:
+        end = kind(clock)
+        kept.callback(os.close, end.bell)
+        return end
+
+    return make_end
 
 
-def test_it_looks_after_a_brief_wait_and_dozes_at_once_after_a_long_one(make: Make) -> None:
-    assert make().naps(SHORT, MIDDLE, SHORT, LONG, SHORT, SHORT) == [1, 1, 0, 1, 1, 0]
+Make = Callable[[type[End]], End]
 
 
-def test_a_wait_in_which_nothing_came_was_not_brief(make: Make) -> None:
-    waiting = make()
-    waiting.naps(SHORT)
-    waiting.end.due = None
-    waiting.waiter.look()
-    assert not waiting.waiter.wait(0.0)
-    assert waiting.naps(SHORT) == [1]
+def naps(waiter: Waiter, end: End, *waits: float) -> list[int]:
+    """Return how often an end dozed in each of these waits, when something comes after so many seconds."""
+    counts: list[int] = []
+    for seconds in waits:
+        end.due, end.naps = None, 0
+        waiter.wait(0.0)  # what was news is none any more
+        end.naps, end.due = 0, end.clock.now + seconds
+        assert waiter.wait(10.0)
+        counts.append(end.naps)
+    return counts
 
 
-def test_it_does_not_look_where_all_rings(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(End, "rings", True)
-    assert make().naps(SHORT, SHORT) == [1, 1]
+def test_it_looks_before_it_dozes(make: Make) -> None:
+    end = make(End)
+    with Waiter([end]) as waiter:
+        assert naps(waiter, end, SHORT, SHORT) == [0, 0]
 
 
-def test_it_looks_where_one_of_several_does_not_always_ring(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_bell = End(make().end.clock)
-    monkeypatch.setattr(with_bell, "rings", True, raising=False)
-    assert make(with_bell).naps(SHORT, SHORT) == [1, 0]
+def test_after_a_look_in_vain_it_dozes_at_once_for_some_time(make: Make) -> None:
+    end = make(End)
+    with Waiter([end]) as waiter:
+        assert naps(waiter, end, 1.1 * LOOK, SHORT) == [1, 1]
+        end.clock.now += LOOK
+        assert naps(waiter, end, SHORT) == [0]
+
+
+def rests(waiter: Waiter, end: End, number: int) -> list[float]:
+    """Return for how many times as long as it looked it then does not, after each of so many looks in vain."""
+    found: list[float] = []
+    end.due, begun = None, 0.0
+    waiter.wait(0.0)  # what was news is none any more
+    while len(found) < number:
+        before = end.clock.now
+        assert not waiter.wait(2 * LOOK)
+        if end.clock.now - before > LOOK:
+            found.append((before - begun) / LOOK)
+            begun = end.clock.now
+        end.clock.now += LOOK / 10
+    return found[1:]
+
+
+def test_it_rests_for_longer_with_each_look_in_vain_until_one_is_not(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "epoll", lambda: Poll([]))
+    end = make(End)
+    waiter = Waiter([end])
+    assert rests(waiter, end, 9) == pytest.approx([1, 3, 7, 15, 31, 63, MOST_REST, MOST_REST], abs=0.2)
+    end.clock.now += MOST_REST * LOOK
+    assert naps(waiter, end, SHORT) == [0]
+    assert rests(waiter, end, 3) == pytest.approx([1, 3], abs=0.2)
+
+
+def test_it_does_not_look_where_all_rings(make: Make) -> None:
+    end = make(Rung)
+    with Waiter([end]) as waiter:
+        assert naps(waiter, end, SHORT, SHORT) == [1, 1]
+
+
+def test_it_looks_where_one_of_several_does_not_always_ring(make: Make) -> None:
+    end = make(End)
+    with Waiter([make(Rung), end]) as waiter:
+        assert naps(waiter, end, SHORT) == [0]
 
 
 def test_looking_can_be_left_out_or_always_be_done(make: Make) -> None:
-    assert make(look=0.0).naps(SHORT, SHORT) == [1, 1]
-    assert make(spin=2 * LONG).naps(LONG, SHORT, LONG) == [0, 0, 0]
+    end = make(End)
+    with Waiter([end], look=0.0) as waiter:
+        assert naps(waiter, end, SHORT, SHORT) == [1, 1]
+    with Waiter([end], spin=2 * LONG) as waiter:
+        assert naps(waiter, end, LONG, SHORT, LONG) == [0, 0, 0]
+
+
+def test_shared_memory_is_looked_at(clock: Clock, kept: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    bells = make_sockets()
+    sender, receiver = SharedSender("0>1", "b", 2, bells[0]), SharedReceiver("0>1", "a", 2, bells[1])
+    kept.callback(receiver.close)
+    kept.callback(sender.close)
+    sender.send(Gradient(edge="0>1", step=0, tensors=(torch.ones(1),), kind=GradientKind.TARGET), timeout=1)
+    receiver.receive(timeout=1)
+    naps: list[bool] = []
+    monkeypatch.setattr(receiver, "doze", naps.append)
+    with Waiter([receiver]) as waiter:
+        due = clock.now + SHORT
+
+        def send_when_due() -> None:
+            if clock.now >= due and sender.statistics().messages == 1:
+                sender.try_send(Gradient(edge="0>1", step=1, tensors=(torch.ones(1),), kind=GradientKind.TARGET))
+
+        clock.on_tick = send_when_due
+        assert waiter.wait(10.0)
+    assert not naps
 
 
 def test_who_has_looked_dozes_for_the_rest_of_its_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    dozed: list[float] = []
-    monkeypatch.setattr(select, "epoll", lambda: Poll(dozed))
-    assert not make(spin=LOOK).waiter.wait(LONG)
-    assert dozed == [pytest.approx(LONG - LOOK)]
+    listened: list[float] = []
+    monkeypatch.setattr(select, "epoll", lambda: Poll(listened))
+    assert not Waiter([make(End)]).wait(LONG)
+    assert listened == [pytest.approx(LONG - LOOK)]
 
 
 def test_who_looks_does_not_look_for_longer_than_it_waits(make: Make) -> None:
-    waiting = make(spin=1.0)
-    begun = waiting.end.clock.now
-    assert not waiting.waiter.wait(SHORT)
-    assert waiting.end.clock.now - begun < LOOK
+    end = make(End)
+    with Waiter([end], spin=1.0) as waiter:
+        begun = end.clock.now
+        assert not waiter.wait(SHORT)
+        assert end.clock.now - begun < LOOK
+
+
+def test_what_came_just_before_it_dozed_is_not_slept_through(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    listened: list[float] = []
+    monkeypatch.setattr(select, "epoll", lambda: Poll(listened))
+    assert Waiter([make(Hasty)], look=0.0).wait(10.0)
+    assert listened == [0.0]

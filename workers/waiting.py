@@ -3,9 +3,10 @@
 Some of what can happen rings at a descriptor. The rest is only seen by looking, at a number in shared memory for
 example, until one says that one dozes: from then on it rings too. So nobody rings for whoever is awake.
 
-To ring and to be woken takes several times as long as all else that a small message needs. So whoever waited briefly
-the last time looks for a while before it dozes. Where all rings anyway it does not: a thread of ZeroMQ's or gloo's
-has to bring the message, and needs the core for that.
+To ring and to be woken takes several times as long as all else that a small message needs. So whoever waits looks for a
+while before it dozes. Where that was in vain it does not look again for some time, each time for longer: the other side
+may need this core. Nor does it where all rings anyway: a thread of ZeroMQ's or gloo's, which brings the message, needs
+the core too.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from collections.abc import Iterable, Iterator
 
 __all__ = ["Waitable", "Waiter"]
 
-LOOK = 0.0001
-"""Seconds: twice what it takes to be woken, so that little is lost where one looked in vain."""
+LOOK = 0.0002
+"""Seconds: about twice what it takes to be woken on a machine with neighbours."""
+MOST_REST = 100
+"""Times as long nobody looks after many looks in vain, which so take a hundredth of the time."""
 
 
 class Waitable(ABC):
@@ -54,15 +57,14 @@ class Waiter:
     Args:
         ends: What to wait for.
         spin: Seconds for which it looks before it dozes, each time; that keeps a core busy.
-        look: Seconds for which it looks when the last wait took less than twice that, if there are ends that do not
-            always ring.
+        look: Seconds for which it looks before it dozes, unless it rests from looks in vain, or all ends always ring.
     """
 
     def __init__(self, ends: Iterable[Waitable], spin: float = 0.0, look: float = LOOK) -> None:
         self._ends = list(ends)
         self._spin = spin
         self._look = 0.0 if all(end.rings for end in self._ends) else look
-        self._was_brief = False
+        self._rest = self._rests_until = 0.0
         self._by_descriptor = {end.fileno(): end for end in self._ends}
         self._known = [end.news() for end in self._ends]
         self._poll = select.epoll()
@@ -85,10 +87,15 @@ class Waiter:
             self.look()
             return True
         begun = time.monotonic()
-        looking = min(max(self._spin, self._look if self._was_brief else 0.0), timeout)
-        happened = self._is_news_before(begun + looking) or self._doze(timeout - looking)
-        self._was_brief = happened and time.monotonic() - begun < 2 * self._look
-        return happened
+        rested = begun >= self._rests_until
+        looking = min(max(self._spin, self._look if rested else 0.0), timeout)
+        if self._is_news_before(begun + looking):
+            self._rest = 0.0  # whoever sent it did not need this core
+            return True
+        if rested and looking < timeout:
+            self._rest = min(2 * self._rest + self._look, MOST_REST * self._look)
+            self._rests_until = begun + looking + self._rest
+        return self._doze(timeout - looking)
 
     def rounds(self, timeout: float) -> Iterator[None]:
         """Yield at once, and again whenever something happened, until `timeout` seconds are over."""
@@ -130,5 +137,6 @@ class Waiter:
             end.refresh()
             if end.gone:
                 self._poll.unregister(descriptor)  # it would report that for ever
-        self._is_news()  # what was noted is none: whoever waited looks at all the ends now
+        if events:
+            self._is_news()  # what was taken note of is no news any more: the caller looks at all the ends now
         return bool(events)
