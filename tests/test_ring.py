@@ -12,10 +12,10 @@ from stepahead.workers import ring
 from stepahead.workers.ring import SEALS, SENT, Memory
 
 
-class InterruptedLock:
-    """A lock whose release is followed by Ctrl-C."""
+class WatchedLock:
+    """A lock after whose release something happens: Ctrl-C for example."""
 
-    coming = False
+    def on_release(self) -> None: ...
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -23,8 +23,11 @@ class InterruptedLock:
 
     def release(self) -> None:
         self.lock.release()
-        if self.coming:
-            raise KeyboardInterrupt
+        self.on_release()
+
+
+def interrupt(_: WatchedLock) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_memory_can_neither_shrink_nor_grow_nor_be_found() -> None:
@@ -39,12 +42,24 @@ def test_the_memory_can_neither_shrink_nor_grow_nor_be_found() -> None:
 
 
 def test_an_interrupt_inside_of_a_fence_spoils_none_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ring, "Lock", InterruptedLock)
+    monkeypatch.setattr(ring, "Lock", WatchedLock)
     memory = Memory.create(2, 100, "0>1")
-    monkeypatch.setattr(InterruptedLock, "coming", True)
-    with pytest.raises(KeyboardInterrupt):
-        memory.set(SENT, 1)
-    monkeypatch.setattr(InterruptedLock, "coming", False)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(WatchedLock, "on_release", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            memory.set(SENT, 1)
     memory.set(SENT, 2)
     assert memory.get(SENT) == 2
+    memory.close()
+
+
+def test_a_fence_lets_go_of_its_lock_and_takes_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = WatchedLock()
+    monkeypatch.setattr(ring, "Lock", lambda: lock)
+    memory = Memory.create(2, 100, "0>1")
+    held: list[bool] = []
+    monkeypatch.setattr(WatchedLock, "on_release", lambda _: held.append(lock.lock.locked()))
+    memory.get(SENT)
+    assert held == [False]
+    assert lock.lock.locked()
     memory.close()

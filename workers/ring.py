@@ -46,7 +46,7 @@ class Memory:
     """A ring of slots in a memfd, mapped.
 
     The first page says how many slots there are and how large, and has the counters and words. Each slot is a
-    header and a payload. One thread uses it at a time.
+    header and a payload. Only one thread may use it: a fence lets go of a lock that it takes to be its own.
     """
 
     slots: int
@@ -75,6 +75,7 @@ class Memory:
         self._known: dict[tuple[int, Form], tuple[Tensor, ...]] = {}
         self._numbers: memoryview[int] = memoryview(self._map).cast("Q")
         lock = Lock()
+        lock.acquire()
         self._take, self._let_go = lock.acquire, lock.release
         self.closed = False
 
@@ -157,7 +158,7 @@ class Memory:
 
     def _fence(self) -> None:
         """Keep what comes before and what comes after apart, as other processes see it."""
-        self._take(False)  # fails, for it is held; unless an interrupt came between the next two lines
+        self._take(False)  # fails, for it is held, unless an interrupt came between the next two lines
         self._let_go()
         self._take(False)  # between letting go and taking again nothing passes, in either direction
 

@@ -188,7 +188,7 @@ class SharedSender(_SharedEnd, Sender):
         assert self.memory is not None
         self.memory.write(self._messages, header, message)
         self._count(header, message)
-        if self.memory.glimpse(RECEIVER_DOZES):
+        if self.memory.glimpse(RECEIVER_DOZES):  # after the fence behind the counter, or both might miss each other
             self._wake()
         return True
 
