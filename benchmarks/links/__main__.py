@@ -1,4 +1,4 @@
-"""Every link beside the bare libraries: latency and stream of three sizes, idle and with both cores busy.
+"""Every link beside the bare libraries: latency and stream of three sizes, idle, with both cores busy, and on one core.
 
     python -m benchmarks.links [--rounds 7]
 
@@ -37,6 +37,7 @@ PINGS = {"4 KiB": 400, "256 KiB": 200, "4 MiB": 40}
 STREAM_BYTES = 2**27
 MOST_STREAMED = 2000
 LIMIT = "memcpy into a slot"
+ONE_CORE = "one core 4 KiB"
 FORK = get_context("fork")
 
 
@@ -114,6 +115,18 @@ def pairs(cores: list[int]) -> Generator[dict[str, Pair]]:
 
 
 @contextmanager
+def beside(core: int) -> Generator[None]:
+    """Let this process, with all its threads, run on the core of the other ones."""
+    threads = [int(each) for each in os.listdir("/proc/self/task")]
+    before = {each: os.sched_getaffinity(each) for each in threads}
+    for each in threads:
+        os.sched_setaffinity(each, {core})
+    yield
+    for each, own in before.items():
+        os.sched_setaffinity(each, own)
+
+
+@contextmanager
 def busy(cores: list[int]) -> Generator[None]:
     """Keep every core busy with products of matrices."""
     processes = [FORK.Process(target=_multiply, args=(core,), daemon=True) for core in cores]
@@ -160,6 +173,9 @@ def measure(rounds: int, cores: list[int]) -> dict[str, dict[str, list[float]]]:
                     note(number, name, label, pair.latency, size, PINGS[label])
                     note(number, name, f"stream {label}", pair.stream, size, messages)
                 note(number, LIMIT, label, memcpy, size)
+            with beside(cores[1]):
+                for name, pair in made.items():
+                    note(number, name, ONE_CORE, pair.latency, SIZES["4 KiB"], PINGS["4 KiB"])
             with busy(cores):
                 for name, pair in made.items():
                     note(number, name, "busy 256 KiB", pair.latency, SIZES["256 KiB"], 100)
@@ -169,7 +185,7 @@ def measure(rounds: int, cores: list[int]) -> dict[str, dict[str, list[float]]]:
 
 
 def tables(found: dict[str, dict[str, list[float]]]) -> Iterator[Table]:
-    names = [*SIZES, "busy 256 KiB"]
+    names = [*SIZES, ONE_CORE, "busy 256 KiB"]
     yield _table("one way, us", found, names, ".1f")
     yield _table("GB/s", found, [f"stream {label}" for label in SIZES] + ["busy stream"], ".2f")
 
@@ -186,7 +202,7 @@ def _spread(figures: list[float], form: str) -> str:
     if not figures:
         return ""
     low, middle, high = quantiles(figures, n=4) if len(figures) > 1 else figures * 3
-    return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
 def main() -> None:
@@ -202,7 +218,7 @@ def main() -> None:
     found = measure(options.rounds, cores)
     about = {"torch": torch.__version__, "python": platform.python_version(), "kernel": platform.release()}
     options.out.write_text(json.dumps({"about": about, "figures": found}, indent=1) + "\n")
-    console = Console(width=160)
+    console = Console(width=200)
     for each in tables(found):
         console.print(each)
 
