@@ -166,9 +166,10 @@ def test_what_was_received_is_its_receivers_own(link: Ends) -> None:
         torch.randn(700, 1000),
         torch.randn(4, requires_grad=True),
         torch.randn(4, dtype=torch.complex64).conj(),
+        torch.randn(4, dtype=torch.complex64).conj().imag,
         torch.tensor([True, False]),
     ],
-    ids=["transposed", "strided", "one number", "empty", "2.8 MB", "attached", "conjugated", "truths"],
+    ids=["transposed", "strided", "one number", "empty", "2.8 MB", "attached", "conjugated", "negated", "truths"],
 )
 def test_tensors_of_all_sizes_travel(link: Ends, tensor: torch.Tensor) -> None:
     sender, receiver = link

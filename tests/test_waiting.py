@@ -41,7 +41,7 @@ class End(Waitable):
         self.clock = clock
         self.bell = os.eventfd(0, os.EFD_NONBLOCK)
         self.due: float | None = None
-        self.naps = 0
+        self.naps = self.asked = 0
 
     def fileno(self) -> int:
         return self.bell
@@ -54,11 +54,16 @@ class End(Waitable):
     def gone(self) -> bool:
         return False
 
+    @property
+    def came(self) -> bool:
+        return self.due is not None and self.clock.now >= self.due
+
     def news(self) -> int:
-        return int(self.due is not None and self.clock.now >= self.due)
+        self.asked += 1
+        return int(self.came)
 
     def doze(self, dozing: bool) -> None:
-        if dozing and not self.news():
+        if dozing and not self.came:
             self.naps += 1
             if self.due is not None:
                 self.clock.now = self.due
@@ -178,6 +183,16 @@ def test_it_does_not_look_where_all_rings(make: Make) -> None:
     end = make(Rung)
     with Waiter([end]) as waiter:
         assert naps(waiter, end, SHORT, SHORT) == [1, 1]
+
+
+def test_where_all_rings_it_is_asked_once_before_and_once_when_it_has_rung(make: Make) -> None:
+    """To ask a socket of ZeroMQ takes as long as much of the rest."""
+    idle, end = make(Rung), make(Rung)
+    with Waiter([idle, end]) as waiter:
+        idle.asked = end.asked = 0
+        end.due = end.clock.now + SHORT
+        assert waiter.wait(10.0)
+    assert (idle.asked, end.asked) == (1, 2)
 
 
 def test_it_looks_where_one_of_several_does_not_always_ring(make: Make) -> None:

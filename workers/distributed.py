@@ -18,9 +18,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from itertools import accumulate, pairwise
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from traceback import clear_frames
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +33,7 @@ from stepahead.pipeline.devices import Point, point_in_queue
 
 from .pairs import GlooPair, Pair
 from .parcels import Carrier, Parcel
-from .wire import HEADER_LIMIT, MOST_TENSORS, MOST_VALUES, bytes_of, check_sizes, header_in, plain_of
+from .wire import HEADER_LIMIT, MOST_TENSORS, MOST_VALUES, check_sizes, header_in, memory_of, plain_of
 
 __all__ = ["DistributedCarrier"]
 
@@ -87,8 +89,8 @@ class DistributedCarrier(Carrier):
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lock = Lock()
         """Held while the bell is rung or closed: a closed descriptor's number may soon be another one's."""
-        self._outbox: SimpleQueue[tuple[Parcel, Point | None] | None] = SimpleQueue()
-        """Parcels, and from when on their values are there; None for no more."""
+        self._outbox: SimpleQueue[tuple[Tensor, list[Tensor], Point | None] | None] = SimpleQueue()
+        """Fronts, the values behind them, and from when on these are there; None for no more."""
         self._inbox: deque[Parcel] = deque()
         self._error: StepaheadError | None = None
         self._gone = self._closed = False
@@ -114,8 +116,13 @@ class DistributedCarrier(Carrier):
             os.eventfd_read(self._bell)
 
     def send(self, head: bytes, values: Sequence[Tensor] = ()) -> None:
-        parcel = head, [_bytes_in(value, self._device) for value in values]
-        self._outbox.put((parcel, point_in_queue(self._device)))
+        sizes = [value.nbytes for value in values]
+        if self._is_inline(len(head), sizes):
+            plain = [plain_of(value) for value in values]
+            self._outbox.put((_front(len(head), sizes, head, *map(memory_of, plain)), [], None))
+        else:
+            copies = [_bytes_in(value, self._device) for value in values]
+            self._outbox.put((_front(len(head), sizes, head), copies, point_in_queue(self._device)))
 
     def take(self) -> list[Parcel]:
         parcels = [self._inbox.popleft() for _ in range(len(self._inbox))]
@@ -176,38 +183,34 @@ class DistributedCarrier(Carrier):
             if sent is None:
                 fronts.put(_front(GOODBYE))
                 return
-            self._send_parcel(*sent, fronts, rest)
-
-    def _send_parcel(self, parcel: Parcel, after: Point | None, fronts: Pair, rest: Pair) -> None:
-        head, values = parcel
-        sizes = [len(value) for value in values]
-        front = _front(len(head), sizes, head)
-        inline = self._is_inline(len(head), sizes)
-        if inline:
-            for place, value in zip(_places(front, len(head), sizes), values, strict=True):
-                place.copy_(value)
-        fronts.put(front)
-        for value in () if inline else filter(len, values):
-            rest.put(value, after)
+            front, values, after = sent
+            fronts.put(front)
+            for value in filter(len, values):
+                rest.put(value, after)
 
     def _receive_all(self, fronts: Pair, rest: Pair) -> None:
-        front = _front(BEAT)
-        while (length := _length(front)) != GOODBYE:
+        front = bytearray(FRONT_BYTES)
+        place = torch.frombuffer(front, dtype=torch.uint8)
+        while True:
+            fronts.get(place)
+            length = _length(front)
+            if length == GOODBYE:
+                return
             if length != BEAT:
                 self._inbox.append(self._rest_of(front, length, rest))
                 self._ring()
             if len(self._inbox) > MOST_WAITING:
                 raise FrameError(f"a link frame lies: {len(self._inbox)} parcels wait, more than a link has credits")
-            fronts.get(front)
 
-    def _rest_of(self, front: Tensor, length: int, rest: Pair) -> Parcel:
+    def _rest_of(self, front: bytearray, length: int, rest: Pair) -> Parcel:
         """Return the parcel that a front announces."""
         sizes = _sizes(front)
-        head = bytes_of(front[FRONT.size : FRONT.size + length])
+        ends = list(accumulate(sizes, initial=FRONT.size + length))
+        head = bytes(front[FRONT.size : ends[0]])
         if sizes:
             check_sizes(header_in(head), sizes)  # before there is memory for them
         if self._is_inline(length, sizes):
-            return head, [place.clone() for place in _places(front, length, sizes)]
+            return head, [memoryview(front[start:end]) for start, end in pairwise(ends)]
         values = [rest.room(size) for size in sizes]
         for value in filter(len, values):
             rest.get(value)
@@ -218,37 +221,31 @@ class DistributedCarrier(Carrier):
         return self._make_pair is None and FRONT.size + length + sum(sizes) <= FRONT_BYTES
 
 
-def _front(length: int, sizes: Sequence[int] = (), head: bytes = b"") -> Tensor:
-    front = torch.zeros(FRONT_BYTES, dtype=torch.uint8)
-    packed = bytearray(FRONT.pack(length, len(sizes), *sizes, *[0] * (MOST_PARTS - len(sizes))) + head)
-    front[: len(packed)] = torch.frombuffer(packed, dtype=torch.uint8)
-    return front
+def _front(length: int, sizes: Sequence[int] = (), *parts: Any) -> Tensor:
+    """Return a front, with what goes in it."""
+    numbers = FRONT.pack(length, len(sizes), *sizes, *[0] * (MOST_PARTS - len(sizes)))
+    front = bytearray(b"".join((numbers, *parts)).ljust(FRONT_BYTES, b"\0"))
+    return torch.frombuffer(front, dtype=torch.uint8)
 
 
-def _length(front: Tensor) -> int:
+def _length(front: bytearray) -> int:
     """Return the length of the head behind a front, or what stands in its place."""
-    length = int(front[:4].view(torch.int32))
+    length = int(FRONT.unpack_from(front)[0])
     if not GOODBYE <= length <= HEADER_LIMIT:
         raise FrameError(f"a link frame lies: its header has {length} bytes, at most {HEADER_LIMIT} are allowed")
     return length
 
 
-def _sizes(front: Tensor) -> list[int]:
+def _sizes(front: bytearray) -> list[int]:
     """Return the bytes of each value that a front announces."""
-    _, count, *sizes = FRONT.unpack(bytes_of(front[: FRONT.size]))
+    _, count, *sizes = FRONT.unpack_from(front)
     if not 0 <= count <= MOST_PARTS or not all(0 <= size <= MOST_VALUES for size in sizes[:count]):
         raise FrameError(f"a link frame lies: it announces {count} values of {max(sizes)} bytes")
     return sizes[:count]
 
 
-def _places(front: Tensor, length: int, sizes: Sequence[int]) -> Sequence[Tensor]:
-    """Return where in a front the values are."""
-    begin = FRONT.size + length
-    return front[begin : begin + sum(sizes)].split(list(sizes)) if sizes else ()
-
-
 def _bytes_in(value: Tensor, device: torch.device) -> Tensor:
     """Return a tensor's values as bytes on a device, a copy in any case."""
-    plain = plain_of(value).to(device)
+    plain = plain_of(value, device)
     flat = plain.view(-1).view(torch.uint8)
     return flat.clone() if plain.data_ptr() == value.data_ptr() else flat

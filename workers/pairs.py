@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -50,14 +51,14 @@ class GlooPair:
         self._group = gloo(PrefixStore("gloo", store), rank, 2, options)
 
     def put(self, values: Tensor, after: Point | None = None) -> None:
-        for piece in values.split(PIECE):
+        for piece in _pieces(values):
             self._group.send([piece], self._other, 0).wait()
 
     def room(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.uint8)
 
     def get(self, values: Tensor) -> None:
-        for piece in values.split(PIECE):
+        for piece in _pieces(values):
             self._group.recv([piece], self._other, 0).wait()
 
 
@@ -95,3 +96,7 @@ class NcclPair:
         with torch.cuda.device(self._device), torch.cuda.stream(self._in):
             self._group.recv([values], self._other, 0).wait()
         self._in.synchronize()
+
+
+def _pieces(values: Tensor) -> Sequence[Tensor]:
+    return values.split(PIECE) if len(values) > PIECE else (values,)

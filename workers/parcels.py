@@ -7,7 +7,7 @@
 
 A clean run's receiver ends first: what was sent would be lost with its sender, if it had not been taken by then.
 
-A parcel is a head of some bytes, and values: tensors of bytes. `zeromq.py` and `distributed.py` carry them.
+A parcel is a head of some bytes, and values, which come as bytes. `zeromq.py` and `distributed.py` carry them.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from stepahead.pipeline import FrameError, Message
 
 from .channels import LinkEnd, Receiver, Sender
 from .waiting import Waitable
-from .wire import Form, Header, check_sizes, header_in, load, pack_header
+from .wire import Header, Raw, check_sizes, header_in, load, pack_header, tensor_of
 
 __all__ = ["Carrier", "Parcel", "ParcelReceiver", "ParcelSender"]
 
-Parcel = tuple[bytes, Sequence[Tensor]]
+Parcel = tuple[bytes, Sequence[Raw]]
+"""What came."""
 END = b"!"
 COUNT_BYTES = 8
-ALIGNMENT = 16
 
 
 class Carrier(Waitable):
@@ -103,7 +102,7 @@ class _ParcelEnd(LinkEnd):
             self._news += 1
 
     @abstractmethod
-    def _hear(self, head: bytes, values: Sequence[Tensor]) -> None:
+    def _hear(self, head: bytes, values: Sequence[Raw]) -> None:
         """Take note of what the other end sent."""
 
 
@@ -135,7 +134,7 @@ class ParcelSender(_ParcelEnd, Sender):
         self._count(header, message)
         return True
 
-    def _hear(self, head: bytes, values: Sequence[Tensor]) -> None:
+    def _hear(self, head: bytes, values: Sequence[Raw]) -> None:
         taken = int.from_bytes(head, "little")
         if len(head) != COUNT_BYTES or values or not self._taken <= taken <= self._messages:
             what = f"{taken} of {self._messages} messages" if len(head) == COUNT_BYTES else f"{len(head)} bytes"
@@ -159,7 +158,7 @@ class ParcelReceiver(_ParcelEnd, Receiver):
     def try_receive(self, *, own: bool = True) -> Message | None:
         self._check_open("receive")
         self.give_back()
-        if not self._inbox:
+        if not self._inbox and self.carrier.stirs:
             self._take_in()
         if not self._inbox:
             if self._ended or self._lost:
@@ -182,20 +181,11 @@ class ParcelReceiver(_ParcelEnd, Receiver):
             if not (self._ended or self._lost):
                 self.carrier.send(self._told.to_bytes(COUNT_BYTES, "little"))
 
-    def _hear(self, head: bytes, values: Sequence[Tensor]) -> None:
+    def _hear(self, head: bytes, values: Sequence[Raw]) -> None:
         header = header_in(head)
         self._check_turn(header, self._messages + len(self._inbox))
         if len(self._inbox) + self._lent >= self.capacity:
             raise FrameError(f"on edge {self.edge} {self.peer} sent more than the {self.capacity} messages it may")
         check_sizes(header, [len(value) for value in values])
-        self._inbox.append((header, _typed(values, header.form)))
-
-
-def _typed(values: Sequence[Tensor], form: Form) -> tuple[Tensor, ...]:
-    """Return the tensors that these bytes are."""
-    return tuple(
-        (value.clone() if value.data_ptr() % ALIGNMENT else value).view(spec.dtype).view(spec.shape)
-        if len(value)
-        else torch.empty(spec.shape, dtype=spec.dtype, device=value.device)
-        for value, (_, _, spec) in zip(values, form.places, strict=True)
-    )
+        places = zip(values, header.form.places, strict=True)
+        self._inbox.append((header, tuple([tensor_of(value, spec) for value, (_, _, spec) in places])))

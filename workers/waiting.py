@@ -14,7 +14,7 @@ from __future__ import annotations
 import select
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["Waitable", "Waiter"]
 
@@ -63,10 +63,11 @@ class Waiter:
     def __init__(self, ends: Iterable[Waitable], spin: float = 0.0, look: float = LOOK) -> None:
         self._ends = list(ends)
         self._spin = spin
-        self._look = 0.0 if all(end.rings for end in self._ends) else look
+        self._silent = [end for end in self._ends if not end.rings]
+        self._look = look if self._silent else 0.0
         self._rest = self._rests_until = 0.0
         self._by_descriptor = {end.fileno(): end for end in self._ends}
-        self._known = [end.news() for end in self._ends]
+        self._known = {end: end.news() for end in self._ends}
         self._poll = select.epoll()
         for descriptor in self._by_descriptor:
             self._poll.register(descriptor, select.EPOLLIN)
@@ -83,7 +84,7 @@ class Waiter:
 
     def wait(self, timeout: float) -> bool:
         """Wait for at most `timeout` seconds, let the ends take note, and return whether anything happened."""
-        if self._is_news():
+        if self._is_news(self._ends):
             self.look()
             return True
         begun = time.monotonic()
@@ -113,7 +114,7 @@ class Waiter:
         try:
             for end in self._ends:
                 end.doze(True)
-            news = self._is_news()  # what happened before we dozed has not rung
+            news = self._is_news(self._silent)  # what happened before we dozed has not rung
             return self._hear(0.0 if news else timeout) or news
         finally:
             for end in self._ends:
@@ -122,21 +123,25 @@ class Waiter:
     def _is_news_before(self, deadline: float) -> bool:
         """Look until then; what rings besides is heard when there is nothing to do."""
         while time.monotonic() < deadline:
-            if self._is_news():
+            if self._is_news(self._ends):
                 return True
         return False
 
-    def _is_news(self) -> bool:
-        before, self._known = self._known, [end.news() for end in self._ends]
-        return self._known != before
+    def _is_news(self, ends: Sequence[Waitable]) -> bool:
+        """Take note of what happened at these, and return whether anything had."""
+        before = [self._known[end] for end in ends]
+        now = [end.news() for end in ends]
+        if now == before:
+            return False
+        self._known.update(zip(ends, now, strict=True))
+        return True
 
     def _hear(self, timeout: float) -> bool:
-        events = self._poll.poll(timeout)
-        for descriptor, _ in events:
-            end = self._by_descriptor[descriptor]
+        rung = [self._by_descriptor[descriptor] for descriptor, _ in self._poll.poll(timeout)]
+        for end in rung:
             end.refresh()
             if end.gone:
-                self._poll.unregister(descriptor)  # it would report that for ever
-        if events:
-            self._is_news()  # what was taken note of is no news any more: the caller looks at all the ends now
-        return bool(events)
+                self._poll.unregister(end.fileno())  # it would report that for ever
+        if rung:
+            self._is_news([*rung, *self._silent])  # no news any more: the caller looks at all the ends now
+        return bool(rung)

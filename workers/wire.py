@@ -43,6 +43,7 @@ __all__ = [
     "MOST_TENSORS",
     "Form",
     "Header",
+    "Raw",
     "bytes_of",
     "check_sizes",
     "header_from",
@@ -54,6 +55,7 @@ __all__ = [
     "places_in",
     "plain_of",
     "store",
+    "tensor_of",
 ]
 
 VERSION = 1
@@ -65,6 +67,9 @@ MOST_TENSORS, MOST_DIMENSIONS, MOST_VALUES, MOST_COUNT = 16, 16, 2**40, 2**62
 MOST_FORMS = 1024
 STRIDED = torch.strided
 CPU = torch.device("cpu")
+
+Raw = memoryview | Tensor
+"""Values as bytes: a tensor of bytes that is nobody else's, or any memory of the processor's."""
 
 DTYPES = (
     torch.float32,
@@ -181,9 +186,12 @@ def load(header: Header, places: tuple[Tensor, ...], own: torch.device | None = 
     return Activation(edge=form.edge, step=step, tensors=tensors, label=label, training=bool(form.flag))
 
 
-def plain_of(tensor: Tensor) -> Tensor:
-    """Return a tensor with the same values, which lie one behind the other in its memory."""
-    return tensor.detach().resolve_conj().resolve_neg().contiguous()
+def plain_of(tensor: Tensor, device: torch.device = CPU) -> Tensor:
+    """Return a tensor with the same values, which lie one behind the other in a device's memory."""
+    plain = tensor.detach() if tensor.requires_grad else tensor  # whatever torch need not be asked for is left out
+    if plain.is_conj() or plain.is_neg():
+        plain = plain.resolve_conj().resolve_neg()
+    return (plain if plain.device == device else plain.to(device)).contiguous()
 
 
 def memory_of(plain: Tensor) -> Any:
@@ -191,10 +199,22 @@ def memory_of(plain: Tensor) -> Any:
     return (ctypes.c_char * plain.nbytes).from_address(plain.data_ptr()) if plain.nbytes else b""
 
 
-def bytes_of(tensor: Tensor) -> bytes:
-    """Return a tensor's values as they would lie in a payload."""
-    plain = plain_of(tensor).cpu()
+def bytes_of(values: Raw) -> bytes:
+    """Return values as they would lie in a payload."""
+    if isinstance(values, memoryview):
+        return bytes(values)
+    plain = plain_of(values)
     return bytes(memory_of(plain))
+
+
+def tensor_of(raw: Raw, spec: TensorSpec) -> Tensor:
+    """Return the tensor that these bytes are: where they lie if they are a tensor, else a copy of them."""
+    if isinstance(raw, Tensor) and len(raw):
+        return raw.view(spec.dtype).view(spec.shape)
+    made = torch.empty(spec.shape, dtype=spec.dtype, device=raw.device if isinstance(raw, Tensor) else CPU)
+    if len(raw):
+        memory_of(made).raw = raw
+    return made
 
 
 def places_in(region: Tensor, form: Form) -> tuple[Tensor, ...]:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import select
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
-import torch
 import zmq
 from torch import Tensor
 from zmq.utils.monitor import recv_monitor_message
@@ -33,7 +31,8 @@ MOST_WAITING = 256
 """Parcels that have come and were not taken; more than any link has credits."""
 NEVER = 2**30
 """Milliseconds until a new attempt to connect. With -1, which means none, ZeroMQ drops what came before the end."""
-IN, OUT, EVENTS, NOBLOCK = int(zmq.POLLIN), int(zmq.POLLOUT), int(zmq.EVENTS), int(zmq.NOBLOCK)
+IN, OUT, EVENTS = int(zmq.POLLIN), int(zmq.POLLOUT), int(zmq.EVENTS)
+NOBLOCK, MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 """As plain numbers: to ask an enumeration takes as long as to ask the socket."""
 OVER = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
 """What the monitor of a socket that connects tells when it is not, or no longer, connected."""
@@ -116,19 +115,24 @@ class ZeroCarrier(Carrier):
         return self._monitor is not None and bool(int(self._monitor.getsockopt(EVENTS)) & IN)
 
     def send(self, head: bytes, values: Sequence[Tensor] = ()) -> None:
-        plain = [plain_of(value).cpu() for value in values]
-        parts: list[Any] = [head, *map(memory_of, plain)]
+        plain = [plain_of(value) for value in values]
+        *parts, last = head, *map(memory_of, plain)
         with suppress(zmq.Again):  # nobody is there any more
-            self.socket.send_multipart(parts, NOBLOCK)  # copied, or a thread of Python's would have to give them back
+            for part in parts:  # copied, or a thread of Python's would have to give them back
+                self.socket.send(part, MORE)
+            self.socket.send(last, NOBLOCK)
 
     def take(self) -> list[Parcel]:
         parcels: list[Parcel] = []
         with suppress(zmq.Again):  # what made it stir may have been no message, the end of a connection for example
             while self._events() & IN:  # to ask is quicker than to be told by an exception
-                head, *values = self.socket.recv_multipart(NOBLOCK, copy=False)
+                parts = [self.socket.recv(NOBLOCK, copy=False)]
+                while parts[-1].more:
+                    parts.append(self.socket.recv(NOBLOCK, copy=False))
+                head, *values = parts
                 if len(values) > MOST_TENSORS + 1:
                     raise FrameError(f"a link frame lies: it has {len(values)} parts; {MOST_TENSORS + 1} are allowed")
-                parcels.append((head.bytes, [_tensor(value) for value in values]))
+                parcels.append((head.bytes, [value.buffer for value in values]))
         return parcels
 
     def close(self) -> None:
@@ -140,8 +144,3 @@ class ZeroCarrier(Carrier):
         if self._judge is not None:
             self._judge.stop()
         self._context.term()
-
-
-def _tensor(frame: zmq.Frame) -> Tensor:
-    """Return the bytes of a frame, where they are."""
-    return torch.frombuffer(frame.buffer, dtype=torch.uint8) if len(frame) else torch.empty(0, dtype=torch.uint8)
