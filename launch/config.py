@@ -83,7 +83,10 @@ class Config:
     window: int = 2
     """Messages that a link holds."""
     spin_us: float = 0.0
-    """Microseconds for which a worker that waits keeps its core and looks again and again, before it sleeps."""
+    """Microseconds for which a worker that waits keeps its core and looks again and again before it sleeps, each time.
+
+    On shared memory it looks for 200 in any case, but less often where that is in vain.
+    """
     ledger: bool = False
     """Whether workers write down every message that they send or receive."""
     telemetry: bool = True

@@ -123,7 +123,7 @@ def test_more_messages_than_there_are_credits_for() -> None:
 def test_a_peer_that_was_seen_and_went_without_a_word_is_gone() -> None:
     with over_zeromq() as (receiver, peer):
         deadline = time.monotonic() + 5
-        while receiver.carrier.stirs:  # until somebody is there; then nothing more is asked
+        while receiver.carrier.stirs:  # as long as nobody has joined; then nothing more is asked
             assert time.monotonic() < deadline
         peer.close()
         with Waiter([receiver]) as waiter:

@@ -15,11 +15,11 @@ from stepahead.workers.ring import SEALS, SENT, Memory
 class WatchedLock:
     """A lock after whose release something happens: Ctrl-C for example."""
 
-    def on_release(self) -> None: ...
-
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.acquire = self.lock.acquire
+
+    def on_release(self) -> None: ...
 
     def release(self) -> None:
         self.lock.release()
@@ -50,6 +50,23 @@ def test_an_interrupt_inside_of_a_fence_spoils_none_after_it(monkeypatch: pytest
             memory.set(SENT, 1)
     memory.set(SENT, 2)
     assert memory.get(SENT) == 2
+    memory.close()
+
+
+def test_numbers_are_written_between_two_fences_and_read_before_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory.create(2, 100, "0>1")
+    seen: list[int] = []
+
+    def fence(_: Memory) -> None:
+        """Note what the number is, and let another process change it."""
+        seen.append(memory.glimpse(SENT))
+        os.pwrite(memory.descriptor, (seen[-1] + 1).to_bytes(8, "little"), SENT * 8)
+
+    monkeypatch.setattr(Memory, "_fence", fence)
+    memory.set(SENT, 5)
+    assert seen == [0, 5]
+    assert memory.get(SENT) == 6
+    assert seen == [0, 5, 6]
     memory.close()
 
 

@@ -32,12 +32,11 @@ from stepahead.pipeline import FrameError, StepaheadError
 from stepahead.pipeline.devices import Point, point_in_queue
 
 from .pairs import GlooPair, Pair
-from .parcels import Carrier, Parcel
-from .wire import HEADER_LIMIT, MOST_TENSORS, MOST_VALUES, check_sizes, header_in, memory_of, plain_of
+from .parcels import MOST_WAITING, Carrier, Parcel
+from .wire import HEADER_LIMIT, MOST_PARTS, MOST_VALUES, check_sizes, header_in, memory_of, plain_of
 
 __all__ = ["DistributedCarrier"]
 
-MOST_PARTS = MOST_TENSORS + 1
 FRONT = struct.Struct(f"<ii{MOST_PARTS}q")
 FRONT_BYTES = 8192
 """Room for the longest of heads, and for some values."""
@@ -50,8 +49,6 @@ LINGER = 2.0
 """Seconds for which what was sent may still go out after an end was closed."""
 PATIENCE = 300.0
 """Seconds to wait for the other end to come, unless said otherwise."""
-MOST_WAITING = 256
-"""Parcels that have come and were not taken; more than any link has credits."""
 FOREVER = timedelta(days=365)
 CPU = torch.device("cpu")
 
@@ -210,7 +207,7 @@ class DistributedCarrier(Carrier):
         if sizes:
             check_sizes(header_in(head), sizes)  # before there is memory for them
         if self._is_inline(length, sizes):
-            return head, [memoryview(front[start:end]) for start, end in pairwise(ends)]
+            return head, [memoryview(front[start:end]) for start, end in pairwise(ends)]  # a slice is a copy
         values = [rest.room(size) for size in sizes]
         for value in filter(len, values):
             rest.get(value)
@@ -222,7 +219,7 @@ class DistributedCarrier(Carrier):
 
 
 def _front(length: int, sizes: Sequence[int] = (), *parts: Any) -> Tensor:
-    """Return a front, with what goes in it."""
+    """Return a front: the length of a head or what stands in its place, sizes of values, and the parts behind these."""
     numbers = FRONT.pack(length, len(sizes), *sizes, *[0] * (MOST_PARTS - len(sizes)))
     front = bytearray(b"".join((numbers, *parts)).ljust(FRONT_BYTES, b"\0"))
     return torch.frombuffer(front, dtype=torch.uint8)

@@ -99,4 +99,5 @@ class NcclPair:
 
 
 def _pieces(values: Tensor) -> Sequence[Tensor]:
+    """Return what goes at a time."""
     return values.split(PIECE) if len(values) > PIECE else (values,)

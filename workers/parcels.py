@@ -24,10 +24,12 @@ from .channels import LinkEnd, Receiver, Sender
 from .waiting import Waitable
 from .wire import Header, Raw, check_sizes, header_in, load, pack_header, tensor_of
 
-__all__ = ["Carrier", "Parcel", "ParcelReceiver", "ParcelSender"]
+__all__ = ["MOST_WAITING", "Carrier", "Parcel", "ParcelReceiver", "ParcelSender"]
 
 Parcel = tuple[bytes, Sequence[Raw]]
-"""What came."""
+"""A head and values, as they have come."""
+MOST_WAITING = 256
+"""Parcels that have come and were not taken; more than any link has credits."""
 END = b"!"
 COUNT_BYTES = 8
 

@@ -5,7 +5,8 @@ has no memory left whoever makes it hears of that before anything is written.
 
 Each counter is written by one end only. Python promises no order between what one process writes and another reads, and
 not every processor keeps it: a lock that is let go and taken again does, on x86-64 and on ARMv8, with the locks of
-CPython and glibc. So every access to a counter on which something else depends has one; a glimpse has none.
+CPython and glibc. So `get` and `set` have one; `glimpse` has none, for what need not be in order or comes right behind
+a `set`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Memory:
     """A ring of slots in a memfd, mapped.
 
     The first page says how many slots there are and how large, and has the counters and words. Each slot is a
-    header and a payload. Only one thread may use it: a fence lets go of a lock that it takes to be its own.
+    header and a payload. Only one thread at a time may use it: a fence lets go of a lock that nobody else can hold.
     """
 
     slots: int
@@ -75,7 +76,7 @@ class Memory:
         self._known: dict[tuple[int, Form], tuple[Tensor, ...]] = {}
         self._numbers: memoryview[int] = memoryview(self._map).cast("Q")
         lock = Lock()
-        lock.acquire()
+        lock.acquire()  # held but inside of a fence
         self._take, self._let_go = lock.acquire, lock.release
         self.closed = False
 
@@ -106,7 +107,7 @@ class Memory:
         return value
 
     def glimpse(self, which: int) -> int:
-        """Return a counter or a word, without a fence; who goes on to read what the other end wrote must `get` it."""
+        """Return a counter or a word, without a fence; to go on and read what the other end wrote, `get` it."""
         return self._numbers[which]
 
     def set(self, which: int, value: int) -> None:

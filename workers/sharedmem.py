@@ -188,7 +188,7 @@ class SharedSender(_SharedEnd, Sender):
         assert self.memory is not None
         self.memory.write(self._messages, header, message)
         self._count(header, message)
-        if self.memory.glimpse(RECEIVER_DOZES):  # after the fence behind the counter, or both might miss each other
+        if self.memory.glimpse(RECEIVER_DOZES):  # behind a set, whose fence keeps both from missing each other
             self._wake()
         return True
 
@@ -265,7 +265,7 @@ class SharedReceiver(_SharedEnd, Receiver):
         if not self._lent or self.memory is None:
             return
         self._lent = False
-        self.memory.set(TAKEN, self._messages)
+        self.memory.set(TAKEN, self._messages)  # whose fence keeps both from missing each other
         if self.memory.glimpse(SENDER_DOZES) and self.waiting <= max(self.capacity // 4, 1):
             self._wake()
 

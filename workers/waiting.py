@@ -4,9 +4,9 @@ Some of what can happen rings at a descriptor. The rest is only seen by looking,
 example, until one says that one dozes: from then on it rings too. So nobody rings for whoever is awake.
 
 To ring and to be woken takes several times as long as all else that a small message needs. So whoever waits looks for a
-while before it dozes. Where that was in vain it does not look again for some time, each time for longer: the other side
-may need this core. Nor does it where all rings anyway: a thread of ZeroMQ's or gloo's, which brings the message, needs
-the core too.
+while before it dozes. After a look in vain it does not look again for some time, longer after each: the other side may
+need this core. Where everything rings anyway it never looks: a thread of ZeroMQ's or gloo's that brings the message
+needs the core.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["Waitable", "Waiter"]
 LOOK = 0.0002
 """Seconds: about twice what it takes to be woken on a machine with neighbours."""
 MOST_REST = 100
-"""Times as long nobody looks after many looks in vain, which so take a hundredth of the time."""
+"""The longest rest from looking, in looks: so looks in vain soon take a hundredth of the time."""
 
 
 class Waitable(ABC):
     """One thing to wait for, with somebody at its other side."""
 
     rings = True
-    """Whether all that happens always rings, dozing or not."""
+    """Whether whatever comes while one sleeps rings, without `doze`."""
 
     @abstractmethod
     def fileno(self) -> int:
@@ -44,7 +44,7 @@ class Waitable(ABC):
         """Whether the other side is no more, and all that it did before has been noted."""
 
     def news(self) -> int:
-        """Return a number that changes with what happens and may not ring."""
+        """Return a number that changes with what happens, whether it rang or not."""
         return 0
 
     def doze(self, dozing: bool) -> None:  # noqa: B027  most things always ring
@@ -57,13 +57,13 @@ class Waiter:
     Args:
         ends: What to wait for.
         spin: Seconds for which it looks before it dozes, each time; that keeps a core busy.
-        look: Seconds for which it looks before it dozes, unless it rests from looks in vain, or all ends always ring.
+        look: Seconds for which it looks first, if some end does not always ring, unless it rests from looks in vain.
     """
 
     def __init__(self, ends: Iterable[Waitable], spin: float = 0.0, look: float = LOOK) -> None:
         self._ends = list(ends)
         self._spin = spin
-        self._silent = [end for end in self._ends if not end.rings]
+        self._silent = [end for end in self._ends if not end.rings]  # until one dozes
         self._look = look if self._silent else 0.0
         self._rest = self._rests_until = 0.0
         self._by_descriptor = {end.fileno(): end for end in self._ends}
@@ -84,16 +84,16 @@ class Waiter:
 
     def wait(self, timeout: float) -> bool:
         """Wait for at most `timeout` seconds, let the ends take note, and return whether anything happened."""
-        if self._is_news(self._ends):
+        if self._catch_up(self._ends):
             self.look()
             return True
         begun = time.monotonic()
-        rested = begun >= self._rests_until
-        looking = min(max(self._spin, self._look if rested else 0.0), timeout)
-        if self._is_news_before(begun + looking):
+        may_look = begun >= self._rests_until
+        looking = min(max(self._spin, self._look if may_look else 0.0), timeout)
+        if self._look_until(begun + looking):
             self._rest = 0.0  # whoever sent it did not need this core
             return True
-        if rested and looking < timeout:
+        if may_look and looking < timeout:
             self._rest = min(2 * self._rest + self._look, MOST_REST * self._look)
             self._rests_until = begun + looking + self._rest
         return self._doze(timeout - looking)
@@ -114,21 +114,21 @@ class Waiter:
         try:
             for end in self._ends:
                 end.doze(True)
-            news = self._is_news(self._silent)  # what happened before we dozed has not rung
+            news = self._catch_up(self._silent)  # what happened before we dozed has not rung
             return self._hear(0.0 if news else timeout) or news
         finally:
             for end in self._ends:
                 end.doze(False)
 
-    def _is_news_before(self, deadline: float) -> bool:
-        """Look until then; what rings besides is heard when there is nothing to do."""
+    def _look_until(self, deadline: float) -> bool:
+        """Look at the numbers until then, and return whether one has changed; the next wait hears what only rings."""
         while time.monotonic() < deadline:
-            if self._is_news(self._ends):
+            if self._catch_up(self._ends):
                 return True
         return False
 
-    def _is_news(self, ends: Sequence[Waitable]) -> bool:
-        """Take note of what happened at these, and return whether anything had."""
+    def _catch_up(self, ends: Sequence[Waitable]) -> bool:
+        """Remember these ends' numbers, and return whether any has changed."""
         before = [self._known[end] for end in ends]
         now = [end.news() for end in ends]
         if now == before:
@@ -143,5 +143,5 @@ class Waiter:
             if end.gone:
                 self._poll.unregister(end.fileno())  # it would report that for ever
         if rung:
-            self._is_news([*rung, *self._silent])  # no news any more: the caller looks at all the ends now
+            self._catch_up([*rung, *self._silent])  # no news any more: the caller looks at all the ends now
         return bool(rung)

@@ -40,7 +40,7 @@ from .packing import pack, unpack
 __all__ = [
     "FORM_LIMIT",
     "HEADER_LIMIT",
-    "MOST_TENSORS",
+    "MOST_PARTS",
     "Form",
     "Header",
     "Raw",
@@ -64,12 +64,14 @@ FORM_LIMIT = 4096
 HEADER_LIMIT = FORM_LIMIT + 64
 ALIGNMENT = 64
 MOST_TENSORS, MOST_DIMENSIONS, MOST_VALUES, MOST_COUNT = 16, 16, 2**40, 2**62
+MOST_PARTS = MOST_TENSORS + 1
+"""Tensors, and a label."""
 MOST_FORMS = 1024
 STRIDED = torch.strided
 CPU = torch.device("cpu")
 
 Raw = memoryview | Tensor
-"""Values as bytes: a tensor of bytes that is nobody else's, or any memory of the processor's."""
+"""Values as bytes: a tensor of bytes that is nobody else's, or any of the processor's memory, to be copied from."""
 
 DTYPES = (
     torch.float32,
@@ -188,7 +190,7 @@ def load(header: Header, places: tuple[Tensor, ...], own: torch.device | None = 
 
 def plain_of(tensor: Tensor, device: torch.device = CPU) -> Tensor:
     """Return a tensor with the same values, which lie one behind the other in a device's memory."""
-    plain = tensor.detach() if tensor.requires_grad else tensor  # whatever torch need not be asked for is left out
+    plain = tensor.detach() if tensor.requires_grad else tensor  # after a sleep a call of torch takes 10 us
     if plain.is_conj() or plain.is_neg():
         plain = plain.resolve_conj().resolve_neg()
     return (plain if plain.device == device else plain.to(device)).contiguous()
@@ -200,7 +202,7 @@ def memory_of(plain: Tensor) -> Any:
 
 
 def bytes_of(values: Raw) -> bytes:
-    """Return values as they would lie in a payload."""
+    """Return values as bytes, as they would lie in a payload."""
     if isinstance(values, memoryview):
         return bytes(values)
     plain = plain_of(values)
@@ -208,7 +210,7 @@ def bytes_of(values: Raw) -> bytes:
 
 
 def tensor_of(raw: Raw, spec: TensorSpec) -> Tensor:
-    """Return the tensor that these bytes are: where they lie if they are a tensor, else a copy of them."""
+    """Return the tensor that these bytes are: where they lie if they are a tensor, and not empty; else a copy."""
     if isinstance(raw, Tensor) and len(raw):
         return raw.view(spec.dtype).view(spec.shape)
     made = torch.empty(spec.shape, dtype=spec.dtype, device=raw.device if isinstance(raw, Tensor) else CPU)

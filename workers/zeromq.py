@@ -18,8 +18,8 @@ from zmq.utils.monitor import recv_monitor_message
 from stepahead.pipeline import FrameError, LinkError
 
 from .guard import Guard
-from .parcels import Carrier, Parcel
-from .wire import MOST_TENSORS, memory_of, plain_of
+from .parcels import MOST_WAITING, Carrier, Parcel
+from .wire import MOST_PARTS, memory_of, plain_of
 
 __all__ = ["ZeroCarrier"]
 
@@ -27,13 +27,11 @@ LINGER = 2000
 """Milliseconds for which what was sent may still go out after an end was closed."""
 MOST_BYTES = 2**34
 """That one value may have."""
-MOST_WAITING = 256
-"""Parcels that have come and were not taken; more than any link has credits."""
 NEVER = 2**30
 """Milliseconds until a new attempt to connect. With -1, which means none, ZeroMQ drops what came before the end."""
+# as plain numbers: to ask an enumeration takes as long as to ask the socket
 IN, OUT, EVENTS = int(zmq.POLLIN), int(zmq.POLLOUT), int(zmq.EVENTS)
 NOBLOCK, MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
-"""As plain numbers: to ask an enumeration takes as long as to ask the socket."""
 OVER = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
 """What the monitor of a socket that connects tells when it is not, or no longer, connected."""
 
@@ -93,7 +91,7 @@ class ZeroCarrier(Carrier):
     @property
     def gone(self) -> bool:
         if self._monitor is None:
-            events = self._events()  # which notes whether somebody has joined
+            events = self._events()
             self._gone = self._gone or (self._joined and not events & OUT)
         elif self._is_told():
             recv_monitor_message(self._monitor)
@@ -106,6 +104,7 @@ class ZeroCarrier(Carrier):
         return bool(events & IN) or (not events & OUT if self._monitor is None else self._is_told())
 
     def _events(self) -> int:
+        """Return what the socket can do now, and note if it can do anything: then the other end has joined."""
         events = int(self.socket.getsockopt(EVENTS))
         self._joined = self._joined or events != 0
         return events
@@ -116,9 +115,9 @@ class ZeroCarrier(Carrier):
 
     def send(self, head: bytes, values: Sequence[Tensor] = ()) -> None:
         plain = [plain_of(value) for value in values]
-        *parts, last = head, *map(memory_of, plain)
+        *parts, last = head, *map(memory_of, plain)  # one by one and copied: pyzmq's other ways take longer
         with suppress(zmq.Again):  # nobody is there any more
-            for part in parts:  # copied, or a thread of Python's would have to give them back
+            for part in parts:
                 self.socket.send(part, MORE)
             self.socket.send(last, NOBLOCK)
 
@@ -130,8 +129,8 @@ class ZeroCarrier(Carrier):
                 while parts[-1].more:
                     parts.append(self.socket.recv(NOBLOCK, copy=False))
                 head, *values = parts
-                if len(values) > MOST_TENSORS + 1:
-                    raise FrameError(f"a link frame lies: it has {len(values)} parts; {MOST_TENSORS + 1} are allowed")
+                if len(values) > MOST_PARTS:
+                    raise FrameError(f"a link frame lies: it has {len(values)} parts; {MOST_PARTS} are allowed")
                 parcels.append((head.bytes, [value.buffer for value in values]))
         return parcels
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.links [--rounds 7]
 
-Two processes, each on a core of its own. A latency is half of what a message there and back takes, one at a time; a
-stream is eight messages on their way. All take turns, block by block; medians over the rounds, quartiles in brackets.
+Two processes, each on a core of its own unless said otherwise. A latency is half of what a message there and back
+takes, one at a time; a stream is eight messages on their way. All take turns, block by block; medians over the rounds,
+quartiles in brackets.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def pairs(cores: list[int]) -> Generator[dict[str, Pair]]:
 
 @contextmanager
 def beside(core: int) -> Generator[None]:
-    """Let this process, with all its threads, run on the core of the other ones."""
+    """Let this process, with all its threads, run on the core of the other ones meanwhile."""
     threads = [int(each) for each in os.listdir("/proc/self/task")]
     before = {each: os.sched_getaffinity(each) for each in threads}
     for each in threads:

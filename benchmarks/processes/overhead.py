@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
 from unittest.mock import patch
@@ -27,7 +27,7 @@ from stepahead.launch.config import read_config
 from stepahead.launch.plan import Plan, plan_run
 from stepahead.pipeline import Activation, Gradient
 from stepahead.workers import Loop, Wait
-from stepahead.workers.waiting import Waiter
+from stepahead.workers.waiting import Waitable, Waiter
 
 from .speed import rate
 
@@ -71,7 +71,10 @@ class MeteredLoop(Loop):
 
 
 class MeteredWaiter(Waiter):
-    """A waiter whose time does not count, but for the CPU's."""
+    """A waiter whose time does not count, but for the CPU's; so it does not look before it sleeps."""
+
+    def __init__(self, ends: Iterable[Waitable], spin: float = 0.0) -> None:
+        super().__init__(ends, spin, look=0.0)
 
     def wait(self, timeout: float) -> bool:
         begun, used = time.perf_counter(), time.thread_time()
