@@ -196,6 +196,16 @@ def test_where_all_rings_it_is_asked_once_before_and_once_when_it_has_rung(make:
     assert end.asked <= 2
 
 
+def test_to_look_is_to_ask_what_always_rings_too(make: Make) -> None:
+    """What rang once, while the worker was busy with that very end, may be in nobody's books yet."""
+    end = make(Rung)
+    with Waiter([end]) as waiter:
+        assert not waiter.look()
+        end.due = end.clock.now
+        assert waiter.look()
+        assert not waiter.look()
+
+
 def test_it_looks_where_one_of_several_does_not_always_ring(make: Make) -> None:
     end = make(End)
     with Waiter([make(Rung), end]) as waiter:

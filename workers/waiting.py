@@ -79,13 +79,14 @@ class Waiter:
         self.close()
 
     def look(self) -> bool:
-        """Let the ends take note of what has rung, and return whether anything had."""
-        return self._hear(0.0)
+        """Let the ends take note of what happened, and return whether anything had."""
+        rung = self._hear(0.0)
+        return self._catch_up(self._ends) or rung
 
     def wait(self, timeout: float) -> bool:
         """Wait for at most `timeout` seconds, let the ends take note, and return whether anything happened."""
         if self._catch_up(self._ends):
-            self.look()
+            self._hear(0.0)
             return True
         begun = time.monotonic()
         may_look = begun >= self._rests_until
