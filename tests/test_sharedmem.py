@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -301,12 +302,11 @@ def test_a_new_sender_that_dozes_is_woken_when_it_is_adopted() -> None:
     again = make_sockets()
     sender = SharedSender("0>1", "stage 1", 2, again[0], memory=duplicate)
     assert not sender.try_send(gradient(2))
-    with Waiter([sender]) as waiter:
-        sender.doze(True)
-        assert [receiver.receive(timeout=1).step for _ in range(2)] == [0, 1]
-        assert not waiter.look()
-        receiver.adopt(again[1])
-        assert waiter.look()
+    sender.doze(True)
+    assert [receiver.receive(timeout=1).step for _ in range(2)] == [0, 1]
+    assert select.select([sender], [], [], 0)[0] == []
+    receiver.adopt(again[1])
+    assert select.select([sender], [], [], 0)[0] == [sender]
     sender.send(gradient(2), timeout=1)
     assert receiver.receive(timeout=1).step == 2
     sender.close()
