@@ -76,6 +76,12 @@ class Rung(End):
     rings = True
 
 
+class Brought(Rung):
+    """An end to which a thread brings what comes."""
+
+    brought = True
+
+
 class Hasty(End):
     """Something comes just before the waiter dozes, so nobody rings."""
 
@@ -182,6 +188,12 @@ def test_it_rests_for_longer_with_each_look_in_vain_until_one_is_not(
 def test_it_does_not_look_where_all_rings(make: Make) -> None:
     end = make(Rung)
     with Waiter([end]) as waiter:
+        assert naps(waiter, end, SHORT, SHORT) == [1, 1]
+
+
+def test_it_does_not_look_where_a_thread_brings_what_comes_to_one_of_several(make: Make) -> None:
+    end = make(End)
+    with Waiter([make(Brought), end]) as waiter:
         assert naps(waiter, end, SHORT, SHORT) == [1, 1]
 
 

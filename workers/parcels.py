@@ -61,6 +61,8 @@ class Carrier(Waitable):
 class _ParcelEnd(LinkEnd):
     """What both ends do alike."""
 
+    brought = True
+
     def __init__(self, edge: str, peer: str, capacity: int, carrier: Carrier) -> None:
         super().__init__(edge, peer, capacity)
         self.carrier = carrier

@@ -5,8 +5,7 @@ example, until one says that one dozes: from then on it rings too. So nobody rin
 
 To ring and to be woken takes several times as long as all else that a small message needs. So whoever waits looks for a
 while before it dozes. After a look in vain it does not look again for some time, longer after each: the other side may
-need this core. Where everything rings anyway it never looks: a thread of ZeroMQ's or gloo's that brings the message
-needs the core.
+need this core. Where a thread of ZeroMQ's or gloo's brings messages it never looks, for that thread needs the core.
 """
 
 from __future__ import annotations
@@ -29,6 +28,8 @@ class Waitable(ABC):
 
     rings = True
     """Whether whatever comes while one sleeps rings, without `doze`."""
+    brought = False
+    """Whether a thread of this process brings what comes: it needs the core, and may need Python's lock."""
 
     @abstractmethod
     def fileno(self) -> int:
@@ -57,14 +58,14 @@ class Waiter:
     Args:
         ends: What to wait for.
         spin: Seconds for which it looks before it dozes, each time; that keeps a core busy.
-        look: Seconds for which it looks first, if some end does not always ring, unless it rests from looks in vain.
+        look: Seconds for which it looks first, if that is of use and hinders nobody; it rests from looks in vain.
     """
 
     def __init__(self, ends: Iterable[Waitable], spin: float = 0.0, look: float = LOOK) -> None:
         self._ends = list(ends)
         self._spin = spin
         self._silent = [end for end in self._ends if not end.rings]  # until one dozes
-        self._look = look if self._silent else 0.0
+        self._look = look if self._silent and not any(end.brought for end in self._ends) else 0.0
         self._rest = self._rests_until = 0.0
         self._by_descriptor = {end.fileno(): end for end in self._ends}
         self._known = {end: end.news() for end in self._ends}
