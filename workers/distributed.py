@@ -122,9 +122,10 @@ class DistributedCarrier(Carrier):
             self._outbox.put((_front(len(head), sizes, head), copies, point_in_queue(self._device)))
 
     def take(self) -> list[Parcel]:
+        error = self._error  # before what came is taken: then all of it is there
         parcels = [self._inbox.popleft() for _ in range(len(self._inbox))]
-        if self._error is not None and not parcels:
-            raise self._error
+        if error is not None and not parcels:
+            raise error
         return parcels
 
     def close(self) -> None:
