@@ -139,11 +139,11 @@ class Waiter:
         return True
 
     def _hear(self, timeout: float) -> bool:
-        rung = [self._by_descriptor[descriptor] for descriptor, _ in self._poll.poll(timeout)]
-        for end in rung:
+        rung = {descriptor: self._by_descriptor[descriptor] for descriptor, _ in self._poll.poll(timeout)}
+        for descriptor, end in rung.items():
             end.refresh()
             if end.gone:
-                self._poll.unregister(end.fileno())  # it would report that for ever
+                self._poll.unregister(descriptor)  # it would report that for ever
         if rung:
-            self._catch_up([*rung, *self._silent])  # no news any more: the caller looks at all the ends now
+            self._catch_up([*rung.values(), *self._silent])  # no news any more: the caller looks at all the ends now
         return bool(rung)
