@@ -55,6 +55,8 @@ class DelayedReceiver(Receiver):
         delay: The way.
     """
 
+    brought = True
+
     def __init__(self, inner: Receiver, delay: Delay) -> None:
         super().__init__(inner.edge, inner.peer, inner.capacity)
         self._inner, self._delay = inner, delay

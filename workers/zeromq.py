@@ -125,13 +125,15 @@ class ZeroCarrier(Carrier):
         parcels: list[Parcel] = []
         with suppress(zmq.Again):  # what made it stir may have been no message, the end of a connection for example
             while self._events() & IN:  # to ask is quicker than to be told by an exception
-                parts = [self.socket.recv(NOBLOCK, copy=False)]
-                while parts[-1].more:
-                    parts.append(self.socket.recv(NOBLOCK, copy=False))
-                head, *values = parts
+                part = head = self.socket.recv(NOBLOCK, copy=False)
+                values: list[memoryview] = []
+                while part.more:  # to its end, or the next parcel would begin in its middle
+                    part = self.socket.recv(NOBLOCK, copy=False)
+                    if len(values) <= MOST_PARTS:
+                        values.append(part.buffer)
                 if len(values) > MOST_PARTS:
-                    raise FrameError(f"a link frame lies: it has {len(values)} parts; {MOST_PARTS} are allowed")
-                parcels.append((head.bytes, [value.buffer for value in values]))
+                    raise FrameError(f"a link frame lies: it has more than the {MOST_PARTS} parts that are allowed")
+                parcels.append((head.bytes, values))
         return parcels
 
     def close(self) -> None:
