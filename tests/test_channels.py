@@ -211,6 +211,16 @@ def test_a_full_link_takes_nothing_more(link: Ends) -> None:
     until(sender, lambda: sender.credits == 3)
 
 
+def test_what_waits_is_counted_without_being_taken(link: Ends) -> None:
+    sender, receiver = link
+    for step in range(3):
+        sender.send(batch(step), timeout=1)
+    until(receiver, lambda: receiver.waiting == 3)
+    for _ in range(3):
+        receiver.receive(timeout=1)
+    until(sender, lambda: sender.waiting == 0)
+
+
 def test_two_full_links_that_face_each_other_move_on(make: Make) -> None:
     """Each side sends 500 messages before it expects that many, through links that hold one: it must drain to send."""
     down, up = make("0>1", 1), make("0>1", 1)
